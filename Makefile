@@ -1,0 +1,81 @@
+# Two commands matter: `make demo` and `make test`. Both install what they need, say so, and take seconds to do
+# nothing the second time. Everything goes into .venv, Apache Kafka's jars into the user's cache directory.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# Arguments for cpis-broker demo, such as --once, and for pytest, such as tests/unit or --soak.
+ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+COMPILE_LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+ALL := demo test engines lint format lock clean help
+
+.PHONY: $(ALL)
+
+# ---- Run
+
+demo: .venv/.runtime $(if $(findstring --kafka,$(ARGS)),engines) ## play a day (ARGS=--once: unpaced; ARGS=--kafka: on Kafka and PostgreSQL)
+	@$(BIN)/cpis-broker demo $(ARGS)
+
+# ---- Check
+
+test: engines lint ## run every test, after installing what tests need (PYTEST_ARGS="tests/unit -k word", --soak)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+engines: .venv/.tools ## install what only tests need: Java, Maven, Chromium, Apache Kafka, where missing
+	@tests/install_engines.sh
+	@$(BIN)/python -m tests.engines
+
+lint: .venv/.tools ## ruff and mypy --strict
+	@echo "ruff check"; $(BIN)/ruff check --quiet .
+	@echo "ruff format --check"; $(BIN)/ruff format --quiet --check .
+	@echo "mypy"; $(BIN)/mypy
+
+format: .venv/.tools ## put the code into ruff's form
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+# ---- Install
+
+# The two locks agree on every package they share, so the second adds to what the first installed.
+.venv/.runtime: requirements.lock pyproject.toml
+	@if ! $(BIN)/python -c '' 2>/dev/null; then \
+		for candidate in python3.11 python3.12 python3.13 python3.14 python3; do \
+			if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+				python=$$candidate; break; \
+			fi; \
+		done; \
+		if [ -z "$${python:-}" ]; then \
+			echo "error: no Python 3.11 or later with venv on PATH: install python3 and python3-venv" >&2; exit 1; \
+		fi; \
+		echo "Making .venv with $$python ($$($$python --version)) ..."; \
+		$$python -m venv --clear .venv; \
+	fi
+	@echo "Installing what cpis-broker needs (requirements.lock; about half a minute the first time) ..."
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --editable .
+	@touch $@
+
+.venv/.tools: requirements-dev.lock .venv/.runtime
+	@echo "Installing what tests need (requirements-dev.lock; about half a minute the first time) ..."
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# ---- Maintain
+
+lock: ## choose the newest allowed versions and write both lock files (needs uv)
+	@command -v uv >/dev/null || { echo "error: uv is not on PATH: pip install uv" >&2; exit 1; }
+	$(COMPILE_LOCK) --upgrade pyproject.toml -o requirements.lock
+	$(COMPILE_LOCK) --upgrade pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## remove .venv and caches; never var, which holds data
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist ./*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand --tabs=10

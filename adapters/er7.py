@@ -1,0 +1,379 @@
+"""ER7, the encoding rules of HL7 v2 (v2.4 chapter 2): separators, segments, escapes, character sets, times.
+
+Pure functions between bytes and text. The bytes themselves are never rewritten: what is read here is a view.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from adapters.errors import NotHl7, Unreadable
+
+LONDON: Final = ZoneInfo("Europe/London")
+_NULL: Final = '""'
+_FIELDS_MAX: Final = 64
+"""No segment this broker reads has more fields; what follows is not split."""
+_COMPONENTS_MAX: Final = 16
+_CENTURIES: Final = ("19", "20")
+
+
+class Hl7v2Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a message may hold.
+
+    Beyond it a message is Unreadable; names and texts are cut. Identifiers are not: two could become one.
+    """
+
+    message_bytes_max: int = 1_048_576
+    segments_max: int = 2_000
+    repetitions_max: int = 2_000
+    identifier_characters_max: int = 250
+    name_characters_max: int = 200
+    text_characters_max: int = 1_000
+
+
+DEFAULT_LIMITS: Final = Hl7v2Limits()
+
+
+class Separators(msgspec.Struct, frozen=True):
+    """The encoding characters a message declares in MSH-1 and MSH-2 (v2.4, 2.8)."""
+
+    field: str = "|"
+    component: str = "^"
+    repetition: str = "~"
+    escape: str = "\\"
+    subcomponent: str = "&"
+
+
+STANDARD: Final = Separators()
+
+
+def read_separators(header_line: str) -> Separators:
+    """The separators of a line that begins with ``MSH``. Raises NotHl7 when they cannot separate anything.
+
+    Characters MSH-2 leaves out have their usual value; one written twice (``^~\\\\&``) counts once.
+    """
+    if header_line.startswith("MSH|^~\\&|"):
+        return STANDARD
+    field = header_line[3:4]
+    declared = header_line[4:12].partition(field)[0] if field else ""
+    characters = list(dict.fromkeys(declared))[:4]
+    characters += "^~\\&"[len(characters) :]
+    usable = all(_can_separate(character) for character in (field, *characters))
+    if not declared or not usable or len({field, *characters}) != 5:
+        raise NotHl7("not_hl7", "MSH-1 and MSH-2 give no usable separators")
+    return Separators(field, *characters)
+
+
+def _can_separate(character: str) -> bool:
+    return character.isprintable() and not character.isalnum() and not character.isspace()
+
+
+# --- character sets -------------------------------------------------------------------------------------
+
+_ISO_8859: Final = re.compile(r"(?:ISO[ _-]?)?8859[/_-]([0-9]{1,2})", re.ASCII)
+_WINDOWS: Final = re.compile(r"(?:WINDOWS|CP)-?(125[0-8])", re.ASCII)
+
+
+def decode_text(message: bytes, declared_charset: str = "") -> str:
+    """The text of ``message``: UTF-8 if it is that, else as declared (MSH-18), else Windows-1252, else Latin-1.
+
+    UTF-8 comes first because senders declare ASCII or 8859/1 and send UTF-8, whose multi-byte sequences
+    hardly ever occur by chance in the others. Never fails.
+    """
+    for codec in ("utf-8", _codec_named(declared_charset), "cp1252"):
+        try:
+            return message.decode(codec)
+        except UnicodeDecodeError:
+            continue
+    return message.decode("latin-1")
+
+
+def _codec_named(charset: str) -> str:
+    """The Python codec of an HL7 table 0211 name; 8859/1 is read as its superset Windows-1252."""
+    name = charset.strip().upper()
+    if (part := _ISO_8859.fullmatch(name)) and int(part[1]) in (*range(2, 12), 13, 14, 15, 16):
+        return f"iso8859-{int(part[1])}"
+    if part := _WINDOWS.fullmatch(name):
+        return f"cp{part[1]}"
+    return "cp1252"
+
+
+# --- escapes --------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def _escape_sequence(escape: str) -> re.Pattern[str]:
+    mark = re.escape(escape)
+    formatting = r"\.(?:br|sp|ce|sk|ti|in|fi|nf)[+-]?[0-9]{0,3}"
+    return re.compile(f"{mark}([FSTREHNP]|[XCMZ][0-9A-Fa-f]{{2,64}}|{formatting}){mark}")
+
+
+def unescape(text: str, separators: Separators) -> str:
+    """Replace the escape sequences of v2.4, 2.10; what is none (a path with backslashes) stays as it is."""
+    meanings = {
+        "F": separators.field,
+        "S": separators.component,
+        "T": separators.subcomponent,
+        "R": separators.repetition,
+        "E": separators.escape,
+    }
+
+    def meaning(sequence: re.Match[str]) -> str:
+        body = sequence[1]
+        if body[0] == "." and body[1:3] in ("br", "sp", "ce", "sk"):
+            return "\n"
+        if body[0] == "X" and len(body) % 2 == 1:
+            return decode_text(bytes.fromhex(body[1:]))
+        return meanings.get(body, "")
+
+    return _escape_sequence(separators.escape).sub(meaning, text)
+
+
+_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)))
+_READ: Final = {**_CONTROLS, **dict.fromkeys(map(ord, "\t\n\x0b\x0c\r\x85\xa0\u2028\u2029"), " ")}
+_WRITTEN: Final = {
+    **_CONTROLS,
+    **dict.fromkeys(map(ord, "\t\n\x0b\x0c\r\x85\u2028\u2029"), " "),
+    ord("\\"): "\\E\\",
+    ord("|"): "\\F\\",
+    ord("^"): "\\S\\",
+    ord("&"): "\\T\\",
+    ord("~"): "\\R\\",
+}
+_WRITTEN_LINES: Final = {**_WRITTEN, ord("\n"): "\\.br\\"}
+
+
+def escape(text: str) -> str:
+    """``text`` as the content of a field with the standard separators; control characters are left out."""
+    return text.translate(_WRITTEN)
+
+
+def escape_lines(text: str) -> str:
+    """As ``escape``, for formatted text: line ends become ``\\.br\\``."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").translate(_WRITTEN_LINES)
+
+
+def reencode(raw: str, separators: Separators) -> str:
+    """A field as its sender encoded it, with the standard separators and no control characters."""
+    if separators == STANDARD:
+        return raw if raw.isprintable() else raw.translate(_CONTROLS)
+    return "~".join(
+        "^".join(
+            "&".join(escape(unescape(part, separators)) for part in component.split(separators.subcomponent))
+            for component in repetition.split(separators.component)
+        )
+        for repetition in raw.split(separators.repetition)
+    )
+
+
+# --- segments -------------------------------------------------------------------------------------------
+
+
+class Segment:
+    """One segment. Fields and components are counted as the standard prints them, from 1 (MSH-1 too).
+
+    Empty fields, white space and the HL7 null ``""`` (v2.4, 2.8.2) are None; control characters never appear.
+    """
+
+    __slots__ = ("_fields", "_limits", "_plain", "separators")
+
+    def __init__(self, line: str, message: Message) -> None:
+        self.separators = separators = message.separators
+        self._plain = message.plain
+        self._limits = message.limits
+        self._fields = line.split(separators.field, _FIELDS_MAX)
+
+    def raw(self, number: int) -> str:
+        """The field as it stands, in the sender's encoding; empty when it is missing."""
+        return self._fields[number] if number < len(self._fields) else ""
+
+    def text(self, number: int, component: int = 1) -> str | None:
+        """One component of the field's first repetition, to be read by people or compared; cut to the limit."""
+        fields = self._fields
+        if number >= len(fields) or not (field := fields[number]):
+            return None
+        separators = self.separators
+        if separators.repetition in field:
+            field = field.partition(separators.repetition)[0]
+        if separators.component in field:
+            components = field.split(separators.component, component)
+            if component > len(components):
+                return None
+            field = components[component - 1]
+        elif component > 1:
+            return None
+        if len(field) > self._limits.text_characters_max:
+            field = field[: self._limits.text_characters_max]
+        if self._plain and field.isprintable():
+            return field.strip() or None
+        return self.clean(field)
+
+    def namespace(self, number: int, component: int) -> str | None:
+        """As ``text``, but the first subcomponent only: the name in a HD."""
+        text = self.text(number, component)
+        return self.first(text) if text else None
+
+    def identifier(self, number: int, component: int = 1) -> str | None:
+        """As ``text``, but whole. Raises Unreadable ``component_too_long``."""
+        text = self.text(number, component)
+        if text is not None and len(text) > self._limits.identifier_characters_max:
+            raise Unreadable("component_too_long", f"{self._fields[0]}-{number} is too long")
+        return text
+
+    def components(self, number: int) -> list[str]:
+        """The first repetition of the field as its raw components."""
+        first = self.raw(number).partition(self.separators.repetition)[0]
+        return first.split(self.separators.component, _COMPONENTS_MAX)
+
+    def repetitions(self, number: int) -> list[list[str]]:
+        """Each repetition of the field as its raw components. Raises Unreadable ``too_many_repetitions``."""
+        field = self.raw(number)
+        if not field:
+            return []
+        separators = self.separators
+        if separators.repetition not in field:
+            return [field.split(separators.component, _COMPONENTS_MAX)]
+        if field.count(separators.repetition) >= self._limits.repetitions_max:
+            raise Unreadable("too_many_repetitions", f"{self._fields[0]}-{number} repeats too often")
+        return [
+            repetition.split(separators.component, _COMPONENTS_MAX) for repetition in field.split(separators.repetition)
+        ]
+
+    def first(self, raw_component: str) -> str | None:
+        """The first subcomponent of a raw component: the name in a HD, the surname in a FN."""
+        subcomponent = self.separators.subcomponent
+        if subcomponent in raw_component:
+            raw_component = raw_component.partition(subcomponent)[0]
+        return self.clean(raw_component)
+
+    def subcomponents(self, raw_component: str) -> list[str]:
+        """The raw subcomponents of a raw component."""
+        return raw_component.split(self.separators.subcomponent, _COMPONENTS_MAX)
+
+    def clean(self, raw: str) -> str | None:
+        """A raw component as text: escapes replaced, control characters and outer white space removed."""
+        if self._plain and raw.isprintable():
+            return raw.strip() or None
+        if not raw or raw == _NULL:
+            return None
+        if self.separators.escape in raw:
+            raw = unescape(raw, self.separators)
+        if not raw.isprintable():
+            raw = raw.translate(_READ)
+        raw = raw.strip()
+        return raw if raw and raw != _NULL else None
+
+
+class Message:
+    """One message, decoded: its header, and the segments named beforehand, by CR, LF or CRLF as senders mix them."""
+
+    __slots__ = ("_header", "_lines", "limits", "plain", "separators")
+
+    def __init__(self, text: str, names: Sequence[str], limits: Hl7v2Limits) -> None:
+        """Raises NotHl7 without usable separators, Unreadable ``too_many_segments``."""
+        if "\n" in text:
+            text = text.replace("\r\n", "\r").replace("\n", "\r")
+        if len(text) > limits.segments_max and text.count("\r") >= limits.segments_max:
+            raise Unreadable("too_many_segments", "the message has too many segments")
+        self.limits = limits
+        self.separators = read_separators(text)
+        self.plain = '"' not in text and text.find(self.separators.escape, 9) < 0
+        self._header = text[: text.find("\r")] if "\r" in text else text
+        self._lines = _segments_named(names, self.separators.field).findall(text)
+
+    @property
+    def header(self) -> Segment:
+        """MSH, counted so that MSH-1 is the field separator."""
+        return Segment("MSH" + self.separators.field + self._header[3:], self)
+
+    def segment(self, name: str) -> Segment:
+        """The first segment of that name behind the header; one without fields when there is none."""
+        for line in self._lines:
+            if line.startswith(name):
+                return Segment(line, self)
+        return Segment(name, self)
+
+    def count(self, name: str) -> int:
+        """How many segments of that name stand behind the header."""
+        return sum(line.startswith(name) for line in self._lines)
+
+
+@lru_cache(maxsize=32)
+def _segments_named(names: Sequence[str], field: str) -> re.Pattern[str]:
+    return re.compile(rf"\r((?:{'|'.join(names)}){re.escape(field)}[^\r]*)")
+
+
+# --- times ----------------------------------------------------------------------------------------------
+
+_ISO_TIME: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:?[0-9]{2}.*)", re.ASCII)
+_HL7_DAY: Final = re.compile(r"([0-9]{8})(?:[0-9]{2}){0,3}(?:\.[0-9]{1,6})?(?:[+-][0-9]{2}:?[0-9]{2}|Z)?", re.ASCII)
+_ISO_DAY: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ].*)?", re.ASCII)
+
+
+def parse_instant(text: str | None) -> datetime | None:
+    """The instant of an HL7 time stamp (TS; v2.4, 2.9.47) in UTC; None when it is vaguer than the minute or no time.
+
+    Without an offset it is Europe/London local time, as UK hospitals write it: of the hour that comes twice in
+    October the first, and in the hour left out in March the time the clock would have shown without the change.
+    ISO 8601 with hyphens is read too. Years outside 1900 to 2099 are refused.
+    """
+    if not text or text[:2] not in _CENTURIES:
+        return None
+    day, time = text[:8], text[8:]
+    if not time[:4].isdigit():
+        parts = _ISO_TIME.fullmatch(text)
+        if parts is None:
+            return None
+        day, time = parts[1], parts[2]
+    try:
+        if len(time) == 6 and (offset := _london_offset(day)) is not None:
+            return datetime.fromisoformat(f"{day}T{time}+00:00") - offset
+        moment = datetime.fromisoformat(f"{day}T{time}")
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=LONDON)
+    return moment.astimezone(UTC)
+
+
+@lru_cache(maxsize=512)
+def _london_offset(day: str) -> timedelta | None:
+    """What London clocks are ahead of UTC on ``day``; None on the two days a year on which that changes."""
+    midnight = datetime.combine(date.fromisoformat(day), datetime.min.time(), LONDON)
+    offset = midnight.utcoffset()
+    return offset if (midnight + timedelta(days=1)).utcoffset() == offset else None
+
+
+def parse_day(text: str | None) -> date | None:
+    """The calendar day of an HL7 date (DT or TS) as written; None when the day is not known or no day.
+
+    A time of day and an offset are allowed and ignored. Years outside 1900 to 2099 are refused.
+    """
+    if not text or text[:2] not in _CENTURIES:
+        return None
+    if len(text) != 8 or not (text.isascii() and text.isdigit()):
+        written = _HL7_DAY.fullmatch(text) or _ISO_DAY.fullmatch(text)
+        if written is None:
+            return None
+        text = written[1]
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def format_instant(moment: datetime) -> str:
+    """``moment`` as TS: the London wall time with its offset, so that readers who ignore the offset are right too."""
+    return moment.astimezone(LONDON).strftime("%Y%m%d%H%M%S%z")
+
+
+def format_day(day: date) -> str:
+    """``day`` as DT."""
+    return day.strftime("%Y%m%d")

@@ -1,0 +1,49 @@
+"""What can go wrong on the wires. No error text carries personal data.
+
+- AdapterError
+    - Unreadable          bytes that cannot be understood; ``reason`` is a closed word
+        - NotHl7          not an HL7 v2 message at all
+    - LogError
+        - NotDurable      an append was not confirmed; the caller must not acknowledge
+        - LogUnavailable  the log cannot be reached or does not answer in time
+        - LogGap          a wanted offset is not in the log, or the topic was made again
+"""
+
+from __future__ import annotations
+
+
+class AdapterError(Exception):
+    """Any failure on the wires."""
+
+
+class Unreadable(AdapterError):
+    """Bytes that cannot be understood.
+
+    ``reason`` is a closed word for code and counters (``no_pid``), ``detail`` a sentence for a person that
+    names segments and fields, never their contents.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail or reason.replace("_", " ")
+
+
+class NotHl7(Unreadable):
+    """The bytes do not begin with a message header segment (HL7 v2.4, 2.16.9)."""
+
+
+class LogError(AdapterError):
+    """Any failure of the log."""
+
+
+class NotDurable(LogError):
+    """The append was not confirmed, so it may or may not stand: do not acknowledge, the sender resends."""
+
+
+class LogUnavailable(LogError):
+    """The log cannot be reached, or did not answer in time."""
+
+
+class LogGap(LogError):
+    """A wanted offset is not in the log any more, or the topic was deleted and made again."""

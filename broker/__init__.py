@@ -1,0 +1,1 @@
+"""The shell: transactions, consume loop, dispatcher, pages, command line, wiring."""

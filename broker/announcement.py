@@ -1,0 +1,246 @@
+"""From a decision to what people are told: alerts, reviews, the reply, and the deliveries that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from adapters.hl7v2 import build_reply
+from broker.domain.alerts import DUTY_DESK, allocated_workers, compose_alert, describe_attendance
+from broker.domain.decision import Candidate, Decision, Doubt, differing_facts
+from broker.domain.replies import show_plans, summarise_lists, word_reply
+from broker.keyring import Keyring
+from broker.storage import alerts, outbox, replies, reviews, visits
+from broker.storage.alerts import NewAlert, derive_alert_id
+from broker.storage.audit import Act
+from broker.storage.directory import Directory
+from broker.storage.outbox import NewDelivery
+from broker.storage.replies import NewReply, derive_reply_id
+from broker.storage.reviews import NewReview, ReviewContent, derive_review_id
+from broker.storage.visits import Thread
+from schemas.alert import ClinicianReply, ListedChild, ReplyOutcome
+from schemas.attendance import Attendance
+from schemas.child_list import ChildListEntry
+from schemas.delivery import ChannelName
+from schemas.identifiers import authority_owner, organisation_owner
+
+ALERT_RAISED = "uk.cpis-broker.alert.raised.v1"
+REPLY_GIVEN = "uk.cpis-broker.reply.given.v1"
+JSON = "application/json"
+HL7V2 = "application/hl7-v2+er7"
+BROKER_APPLICATION = "CPIS-BROKER"
+BROKER_FACILITY = "CPIS"
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """How people are told; from the settings."""
+
+    escalation: timedelta
+    look_back: timedelta
+    list_stale: timedelta
+    topics_enabled: bool
+    """Whether the Kafka topics for recipients are served; the embedded log has no outside readers."""
+
+
+class Occasion(msgspec.Struct, frozen=True, kw_only=True):
+    """When and under which directory and rules a decision is announced; one per transaction."""
+
+    now: datetime
+    directory: Directory
+    rules: Rules
+    keyring: Keyring
+
+
+class Announcement(msgspec.Struct, kw_only=True):
+    """Everything that follows from one decision."""
+
+    alerts: list[NewAlert] = msgspec.field(default_factory=list)
+    reviews: list[NewReview] = msgspec.field(default_factory=list)
+    replies: list[NewReply] = msgspec.field(default_factory=list)
+    deliveries: list[NewDelivery] = msgspec.field(default_factory=list)
+    acts: list[Act] = msgspec.field(default_factory=list)
+    matched: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    replied: list[tuple[str, ReplyOutcome]] = msgspec.field(default_factory=list)
+
+
+def announce(occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision, *, late: bool) -> Announcement:
+    """Compose what follows from ``decision``. Pure but for sealing; the thread is told what it now has."""
+    told = Announcement()
+    for authority in decision.to_alert:
+        alert = _compose_alert(occasion, thread, facts, decision, authority=authority, late=late)
+        told.alerts.append(alert)
+        told.deliveries.extend(_alert_deliveries(occasion, alert))
+        told.acts.append(_act(authority_owner(authority), "alert.raised", alert.alert.alert_id))
+    for doubt in decision.doubts:
+        review = _compose_review(occasion, thread, facts, doubt)
+        told.reviews.append(review)
+        told.acts.append(_act(authority_owner(review.authority), "review.opened", review.id))
+    if decision.reply is not None:
+        reply = _compose_reply(occasion, thread, facts, decision, decision.reply)
+        told.replies.append(NewReply(reply=reply, visit_id=thread.visit_id))
+        told.replied.append((thread.visit_id, decision.reply))
+        told.deliveries.extend(_reply_deliveries(occasion, reply))
+        told.acts.append(_act(organisation_owner(facts.sender), "reply.given", reply.reply_id))
+    told.matched = [(thread.visit_id, candidate.entry_id) for candidate, _ in decision.matched]
+    thread.alerted.update(decision.to_alert)
+    thread.reviewed.update(doubt.candidate.entry_id for doubt in decision.doubts)
+    thread.replied = decision.reply or thread.replied
+    return told
+
+
+async def save_announcements(
+    connection: AsyncConnection, keyring: Keyring, told: Sequence[Announcement], now: datetime
+) -> None:
+    """Write alerts, reviews, replies and deliveries; the acts are the caller's to audit, last."""
+    await alerts.save_alerts(connection, keyring, [alert for each in told for alert in each.alerts])
+    await reviews.save_reviews(connection, keyring, [review for each in told for review in each.reviews])
+    await reviews.close_matched_reviews(
+        connection, [pair for each in told if each.alerts for pair in each.matched], now
+    )
+    await replies.save_replies(connection, keyring, [reply for each in told for reply in each.replies])
+    await visits.note_replies(connection, [pair for each in told for pair in each.replied])
+    await outbox.add_deliveries(connection, keyring, [sent for each in told for sent in each.deliveries], now)
+
+
+def _compose_alert(
+    occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision, *, authority: str, late: bool
+) -> NewAlert:
+    matched = [(candidate, match) for candidate, match in decision.matched if candidate.authority == authority]
+    entries = [candidate.entry for candidate, _ in matched]
+    return NewAlert(
+        alert=compose_alert(
+            alert_id=derive_alert_id(occasion.keyring, thread.visit_id, authority),
+            authority=authority,
+            facts=facts,
+            site=occasion.directory.sites.get(facts.sender),
+            matched=[(candidate.entry, match) for candidate, match in matched],
+            now=occasion.now,
+            late=late,
+        ),
+        visit_id=thread.visit_id,
+        held_by=_first_holder(authority, entries, occasion.directory),
+        due_by=occasion.now + occasion.rules.escalation,
+        entries=tuple((candidate.entry_id, candidate.entry.allocated_worker) for candidate, _ in matched),
+    )
+
+
+def _compose_review(occasion: Occasion, thread: Thread, facts: Attendance, doubt: Doubt) -> NewReview:
+    candidate, entry = doubt.candidate, doubt.candidate.entry
+    return NewReview(
+        id=derive_review_id(occasion.keyring, thread.visit_id, candidate.entry_id),
+        authority=candidate.authority,
+        visit_id=thread.visit_id,
+        entry_id=candidate.entry_id,
+        held_by=_first_holder(candidate.authority, [entry], occasion.directory),
+        content=ReviewContent(
+            reason=doubt.judgement.reason,
+            agrees=doubt.judgement.agrees,
+            differs=doubt.judgement.differs,
+            listed=_listed(candidate),
+            attendance=describe_attendance(facts, occasion.directory.sites.get(facts.sender)),
+            shown_names=tuple(f"{name.given} {name.family}".strip() for name in facts.names),
+            shown_birth_date=facts.birth_date.isoformat() if facts.birth_date else None,
+        ),
+        opened_at=occasion.now,
+        due_by=occasion.now + occasion.rules.escalation,
+    )
+
+
+def _compose_reply(
+    occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision, outcome: ReplyOutcome
+) -> ClinicianReply:
+    lists = summarise_lists(
+        occasion.directory.freshness,
+        occasion.directory.sites.get(facts.sender),
+        occasion.now,
+        occasion.rules.list_stale,
+    )
+    shown = [(candidate.authority, candidate.entry) for candidate, _ in decision.matched]
+    differs = differing_facts(decision.matched)
+    return ClinicianReply(
+        reply_id=derive_reply_id(occasion.keyring, thread.visit_id, outcome),
+        organisation=facts.sender,
+        in_answer_to=facts.control_id,
+        visit_number=facts.visit_number,
+        local_patient_id=facts.local_patient_id,
+        replied_at=occasion.now,
+        outcome=outcome,
+        wording=word_reply(outcome, lists, occasion.now, differs),
+        plans=show_plans(shown, occasion.directory.authorities),
+        differs=differs,
+        authorities_told=tuple(
+            dict.fromkeys(occasion.directory.authorities[candidate.authority].name for candidate, _ in decision.matched)
+        ),
+        lists=lists,
+    )
+
+
+def _alert_deliveries(occasion: Occasion, alert: NewAlert) -> list[NewDelivery]:
+    content = msgspec.json.encode(alert.alert)
+    authority = alert.alert.authority
+    channels = [ChannelName.TOPIC] if occasion.rules.topics_enabled else []
+    if occasion.directory.authorities[authority].webhook_url:
+        channels.append(ChannelName.WEBHOOK)
+    return [
+        NewDelivery(
+            id=occasion.keyring.derive_id("delivery", channel, alert.alert.alert_id),
+            channel=channel,
+            owner=authority_owner(authority),
+            event_type=ALERT_RAISED,
+            content_type=JSON,
+            content=content,
+            alert_id=alert.alert.alert_id,
+        )
+        for channel in channels
+    ]
+
+
+def _reply_deliveries(occasion: Occasion, reply: ClinicianReply) -> list[NewDelivery]:
+    contents = [(ChannelName.TOPIC, JSON, msgspec.json.encode(reply))] if occasion.rules.topics_enabled else []
+    site = occasion.directory.sites.get(reply.organisation)
+    if site is not None and site.reply_host:
+        control_id = occasion.keyring.derive_id("reply-control-id", reply.reply_id)[:20].upper()
+        message = build_reply(
+            reply,
+            sending_application=BROKER_APPLICATION,
+            sending_facility=BROKER_FACILITY,
+            control_id=control_id,
+            at=occasion.now,
+        )
+        contents.append((ChannelName.HL7V2_REPLY, HL7V2, message))
+    return [
+        NewDelivery(
+            id=occasion.keyring.derive_id("delivery", channel, reply.reply_id),
+            channel=channel,
+            owner=organisation_owner(reply.organisation),
+            event_type=REPLY_GIVEN,
+            content_type=content_type,
+            content=content,
+            reply_id=reply.reply_id,
+        )
+        for channel, content_type, content in contents
+    ]
+
+
+def _first_holder(authority: str, entries: Sequence[ChildListEntry], directory: Directory) -> str:
+    reachable = directory.reachable_workers
+    workers = (worker for worker in allocated_workers(entries) if (authority, worker) in reachable)
+    return next(workers, DUTY_DESK)
+
+
+def _listed(candidate: Candidate) -> ListedChild:
+    entry = candidate.entry
+    return ListedChild(
+        local_id=entry.local_id,
+        nhs_number=entry.nhs_number,
+        family=entry.name.family,
+        given=entry.name.given,
+        birth_date=entry.birth_date,
+    )
+
+
+def _act(owner: str, action: str, subject: str) -> Act:
+    return Act(owner=owner, actor="broker", action=action, subject=subject)

@@ -1,0 +1,487 @@
+"""The only place that chooses adapters and wires the parts together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, Protocol
+
+import uvicorn
+
+from adapters.errors import LogError
+from adapters.hl7v2_reply import Hl7v2ReplyChannel
+from adapters.kafka import KafkaLog, KafkaLogReader, KafkaOptions, ensure_topics
+from adapters.mllp import MllpClientOptions, MllpOptions, MllpServer
+from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
+from adapters.topic import TopicChannel
+from adapters.webhook import WebhookChannel, WebhookOptions
+from broker import telemetry
+from broker.announcement import Rules
+from broker.clock import SystemClock
+from broker.consumers import attendance
+from broker.consumers.attendance import AttendanceConsumer
+from broker.consumers.loop import ConsumeLoop, LoopOptions
+from broker.dispatcher import Dispatcher, DispatchOptions
+from broker.intake import Intake
+from broker.jobs.runner import JobOptions, JobRunner
+from broker.keyring import Keyring, KeyringError, generate_key, parse_keys
+from broker.liveness import Liveness, is_ready, read_statuses
+from broker.ports import Channel, Log, LogReader
+from broker.senders import SNAPSHOT_NAME, Senders
+from broker.settings import Settings
+from broker.storage.database import Database
+from broker.storage.wakeups import listen_for_deliveries
+from broker.telemetry import LogEvent, log
+from broker.web.app import create_app
+from broker.web.operations import PartShown, Status, compose_status
+from schemas.delivery import ChannelName
+
+
+class PartName(StrEnum):
+    """The parts of the broker, each a process of its own."""
+
+    INTAKE = "intake"
+    ATTENDANCES = "attendances"
+    DISPATCH = "dispatch"
+    JOBS = "jobs"
+    WEB = "web"
+
+
+class ConfigurationError(Exception):
+    """A setting is missing or unsafe; the text says which and what to do."""
+
+
+class Part(Protocol):
+    """One running part."""
+
+    @property
+    def alive_at(self) -> float:
+        """When it last showed life (monotonic seconds)."""
+        ...
+
+    async def run(self) -> None:
+        """Work until stopped."""
+        ...
+
+    def stop(self) -> None:
+        """Finish what is in hand and end."""
+        ...
+
+
+TOPICS: Final = (attendance.TOPIC, "social-care-alerts", "clinician-replies")
+DEVELOPMENT_KEYS_NAME: Final = "development-keys"
+
+
+def load_keyring(settings: Settings) -> Keyring:
+    """The keyring of the settings; in development, keys are made once and kept in the data directory."""
+    field_keys, index_key = settings.field_keys.get_secret_value(), settings.index_key.get_secret_value()
+    if not field_keys and not index_key and settings.is_development:
+        field_keys, index_key = _development_keys(settings.data_dir / DEVELOPMENT_KEYS_NAME)
+    if not field_keys or not index_key:
+        raise ConfigurationError("set CPIS_FIELD_KEYS and CPIS_INDEX_KEY (cpis-broker keys generate makes both)")
+    try:
+        return Keyring(parse_keys(field_keys), parse_keys(f"index:{index_key}")["index"])
+    except KeyringError as error:
+        raise ConfigurationError(f"CPIS_FIELD_KEYS or CPIS_INDEX_KEY: {error}") from error
+
+
+def check_safety(settings: Settings) -> list[str]:
+    """What must not stay as it is outside development."""
+    if settings.is_development:
+        return []
+    problems = []
+    if settings.mllp_tls_certificate_file is None or settings.mllp_tls_key_file is None:
+        problems.append("CPIS_MLLP_TLS_CERTIFICATE_FILE and CPIS_MLLP_TLS_KEY_FILE: MLLP must be encrypted")
+    if not settings.public_url.startswith("https://"):
+        problems.append("CPIS_PUBLIC_URL: people must reach the pages by https")
+    if settings.webhook_allow_private:
+        problems.append("CPIS_WEBHOOK_ALLOW_PRIVATE: only in development")
+    if settings.kafka_bootstrap_servers and settings.kafka_security_protocol == "PLAINTEXT":
+        problems.append("CPIS_KAFKA_SECURITY_PROTOCOL: PLAINTEXT only in development")
+    return problems
+
+
+def open_database(settings: Settings) -> Database:
+    """The database of the settings."""
+    return Database(settings.resolved_database_url, connections_max=settings.database_connections_max)
+
+
+def open_log(settings: Settings) -> Log:
+    """The append side of the log of the settings."""
+    if settings.kafka_bootstrap_servers:
+        return KafkaLog(_kafka_options(settings))
+    return SqliteLog(_sqlite_options(settings))
+
+
+def open_reader(settings: Settings, *, topic: str, group: str) -> LogReader:
+    """A member of a consumer group."""
+    member = f"{socket.gethostname()}-{os.getpid()}"
+    if settings.kafka_bootstrap_servers:
+        return KafkaLogReader(_kafka_options(settings), topic=topic, group=group, member=member)
+    return SqliteLogReader(_sqlite_options(settings), topic=topic, group=group, member=member)
+
+
+async def prepare_topics(settings: Settings) -> None:
+    """Make the topics that are missing; an outage is tried again later."""
+    if settings.kafka_bootstrap_servers:
+        replicas = 1 if settings.is_development else settings.kafka_replication_factor
+        partitions = dict.fromkeys(TOPICS, settings.log_partitions)
+        await ensure_topics(_kafka_options(settings), partitions, replication_factor=replicas)
+        return
+    embedded = SqliteLog(_sqlite_options(settings))
+    try:
+        await embedded.create_topic(attendance.TOPIC, settings.log_partitions)
+    finally:
+        await embedded.close()
+
+
+def rules_of(settings: Settings) -> Rules:
+    """How people are told, by the settings."""
+    return Rules(
+        escalation=timedelta(minutes=settings.escalation_minutes),
+        look_back=timedelta(hours=settings.look_back_hours),
+        list_stale=timedelta(hours=settings.list_stale_hours),
+        topics_enabled=bool(settings.kafka_bootstrap_servers),
+    )
+
+
+def run_part(name: PartName, settings: Settings, *, supervised: bool) -> int:
+    """Run one part in this process until SIGTERM, or until its supervisor is gone; returns the exit code."""
+    telemetry.configure(name.value)
+    log(LogEvent.PART_STARTED, part=name.value, pid=os.getpid())
+    return asyncio.run(_run(name, settings, supervised))
+
+
+async def _run(name: PartName, settings: Settings, supervised: bool) -> int:
+    problems = check_safety(settings)
+    if problems:
+        raise ConfigurationError("; ".join(problems))
+    async with _PARTS[name](settings) as part:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, part.stop)
+        liveness = Liveness(
+            name.value,
+            settings.data_dir,
+            lambda: part.alive_at,
+            exit_s=settings.silent_exit_s,
+            supervised=supervised,
+        )
+        liveness.start()
+        log(LogEvent.PART_READY, part=name.value)
+        try:
+            await part.run()
+        finally:
+            liveness.stop()
+    log(LogEvent.PART_STOPPED, part=name.value)
+    return 0
+
+
+class IntakePart:
+    """The MLLP door, and a look at the log now and then: a door that cannot keep anything is not ready."""
+
+    def __init__(self, server: MllpServer, log_: Log, settings: Settings) -> None:
+        self._server = server
+        self._log = log_
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self.alive_at = time.monotonic()
+
+    def stop(self) -> None:
+        """Take nothing more, answer what was taken."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Listen until stopped."""
+        await self._server.start(self._settings.mllp_host, self._settings.mllp_port, ssl=_server_tls(self._settings))
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._log.extents(attendance.TOPIC)
+                    self.alive_at = time.monotonic()
+                except LogError as error:
+                    log(LogEvent.LOG_UNAVAILABLE, group="intake", error=type(error).__name__)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), self._settings.contact_interval_s)
+        finally:
+            await self._server.close(drain_timeout_s=self._settings.log_append_timeout_s)
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn would take the signals for itself; here every part is stopped alike."""
+        yield
+
+
+class WebPart:
+    """The pages."""
+
+    def __init__(self, server: uvicorn.Server) -> None:
+        self._server = server
+        self.alive_at = time.monotonic()
+
+    def stop(self) -> None:
+        """Finish the requests in hand and end."""
+        self._server.should_exit = True
+
+    async def run(self) -> None:
+        """Serve until stopped."""
+        beating = asyncio.create_task(self._keep_beating())
+        try:
+            await self._server.serve()
+        finally:
+            beating.cancel()
+
+    async def _keep_beating(self) -> None:
+        while True:
+            # The pages are served from this very event loop: that it turns is that they live.
+            self.alive_at = time.monotonic()
+            await asyncio.sleep(1)
+
+
+class DispatchPart:
+    """The dispatcher and its ear for new deliveries."""
+
+    def __init__(self, dispatcher: Dispatcher, database: Database) -> None:
+        self._dispatcher = dispatcher
+        self._database = database
+
+    @property
+    def alive_at(self) -> float:
+        """When the dispatcher last looked for work."""
+        return self._dispatcher.alive_at
+
+    def stop(self) -> None:
+        """Finish the attempts in hand and end."""
+        self._dispatcher.stop()
+
+    async def run(self) -> None:
+        """Dispatch until stopped."""
+        listening = asyncio.create_task(listen_for_deliveries(self._database, self._dispatcher.wake))
+        try:
+            await self._dispatcher.run()
+        finally:
+            listening.cancel()
+            with suppress(asyncio.CancelledError):
+                await listening
+
+
+@asynccontextmanager
+async def _intake(settings: Settings) -> AsyncIterator[Part]:
+    keyring = load_keyring(settings)
+    await _until_prepared(settings)
+    log_ = open_log(settings)
+    senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
+    intake = Intake(log_, keyring, senders, SystemClock())
+    options = MllpOptions(
+        frame_bytes_max=settings.mllp_frame_bytes_max,
+        connections_max=settings.mllp_connections_max,
+        pipelined_max=settings.mllp_pipelined_max,
+        idle_timeout_s=settings.mllp_idle_timeout_s,
+        frame_timeout_s=settings.mllp_frame_timeout_s,
+    )
+    server = MllpServer(intake.accept_hl7v2, options, on_event=_report_wire)
+    try:
+        yield IntakePart(server, log_, settings)
+    finally:
+        await log_.close()
+
+
+@asynccontextmanager
+async def _attendances(settings: Settings) -> AsyncIterator[Part]:
+    await _until_prepared(settings)
+    database = open_database(settings)
+    consumer = AttendanceConsumer(database, load_keyring(settings), SystemClock(), rules_of(settings))
+    options = LoopOptions(
+        group=attendance.GROUP,
+        records_max=settings.batch_records_max,
+        poll_wait_s=settings.poll_wait_s,
+        contact_interval_s=settings.contact_interval_s,
+        poison_attempts_max=settings.poison_attempts_max,
+    )
+    reader = open_reader(settings, topic=attendance.TOPIC, group=attendance.GROUP)
+    try:
+        yield ConsumeLoop(reader, consumer, database, SystemClock(), options)
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _dispatch(settings: Settings) -> AsyncIterator[Part]:
+    database = open_database(settings)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        channels = open_channels(settings)
+        for channel in channels.values():
+            stack.push_async_callback(channel.close)
+        options = DispatchOptions(
+            name=f"{socket.gethostname()}-{os.getpid()}",
+            lease=timedelta(seconds=settings.delivery_lease_s),
+            lanes_max=settings.delivery_lanes_max,
+            deliveries_max=settings.delivery_batch_max,
+            attempt_timeout_s=settings.delivery_timeout_s,
+            give_up=timedelta(hours=settings.delivery_give_up_hours),
+            poll_s=settings.dispatch_poll_s,
+        )
+        dispatcher = Dispatcher(database, load_keyring(settings), SystemClock(), channels, options)
+        yield DispatchPart(dispatcher, database)
+
+
+@asynccontextmanager
+async def _jobs(settings: Settings) -> AsyncIterator[Part]:
+    database = open_database(settings)
+    try:
+        yield JobRunner(database, load_keyring(settings), SystemClock(), rules_of(settings), JobOptions())
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _web(settings: Settings) -> AsyncIterator[Part]:
+    database = open_database(settings)
+    app = create_app(
+        database=database,
+        keyring=load_keyring(settings),
+        clock=SystemClock(),
+        settings=settings,
+        status=lambda: read_status(settings, database),
+    )
+    server = _Server(
+        uvicorn.Config(
+            app,
+            host=settings.http_host,
+            port=settings.http_port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+        )
+    )
+    try:
+        yield WebPart(server)
+    finally:
+        await database.close()
+
+
+_PARTS: Final[Mapping[PartName, Callable[[Settings], AbstractAsyncContextManager[Part]]]] = {
+    PartName.INTAKE: _intake,
+    PartName.ATTENDANCES: _attendances,
+    PartName.DISPATCH: _dispatch,
+    PartName.JOBS: _jobs,
+    PartName.WEB: _web,
+}
+
+
+def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
+    """The ways out that the settings allow."""
+    hosts = frozenset(host.strip() for host in settings.webhook_allowed_hosts.split(",") if host.strip())
+    channels: dict[ChannelName, Channel] = {
+        ChannelName.WEBHOOK: WebhookChannel(
+            WebhookOptions(
+                timeout_s=settings.delivery_timeout_s,
+                allowed_hosts=hosts,
+                allow_plain_http=settings.webhook_allow_private,
+                allow_private_addresses=settings.webhook_allow_private,
+            )
+        ),
+        ChannelName.HL7V2_REPLY: Hl7v2ReplyChannel(MllpClientOptions(answer_timeout_s=settings.delivery_timeout_s)),
+    }
+    if settings.kafka_bootstrap_servers:
+        channels[ChannelName.TOPIC] = TopicChannel(open_log(settings))
+    return channels
+
+
+async def read_status(settings: Settings, database: Database) -> Status:
+    """How the broker is, for operators; counts and ages only."""
+    now = time.time()
+    parts = tuple(
+        PartShown(
+            name=status.part,
+            state=status.state if is_ready(status, now=now, silent_s=settings.silent_not_ready_s) else "not ready",
+            silent_s=max(status.silent_s, now - status.written_at),
+            ready=is_ready(status, now=now, silent_s=settings.silent_not_ready_s),
+        )
+        for status in read_statuses(settings.data_dir)
+        if status.state != "stopped"
+    )
+    return await compose_status(database, parts)
+
+
+def _kafka_options(settings: Settings) -> KafkaOptions:
+    return KafkaOptions(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        security_protocol=settings.kafka_security_protocol,
+        ca_file=settings.kafka_ca_file,
+        certificate_file=settings.kafka_certificate_file,
+        key_file=settings.kafka_key_file,
+        sasl_mechanism=settings.kafka_sasl_mechanism,
+        sasl_username=settings.kafka_sasl_username,
+        sasl_password=settings.kafka_sasl_password.get_secret_value(),
+        append_timeout_s=settings.log_append_timeout_s,
+        session_timeout_s=settings.kafka_session_timeout_s,
+    )
+
+
+def _sqlite_options(settings: Settings) -> SqliteLogOptions:
+    return SqliteLogOptions(
+        path=settings.data_dir / "log.sqlite",
+        partitions=settings.log_partitions,
+        append_timeout_s=settings.log_append_timeout_s,
+    )
+
+
+def _server_tls(settings: Settings) -> ssl.SSLContext | None:
+    if settings.mllp_tls_certificate_file is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.mllp_tls_certificate_file, settings.mllp_tls_key_file)
+    if settings.mllp_tls_client_ca_file is not None:
+        context.load_verify_locations(settings.mllp_tls_client_ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+async def _until_prepared(settings: Settings) -> None:
+    """Wait for the log: a part that starts before its servers must not die of it."""
+    for wait_s in (0.5, 1, 2, 4, 8):
+        try:
+            await prepare_topics(settings)
+        except LogError as error:
+            log(LogEvent.LOG_UNAVAILABLE, group="start", error=type(error).__name__)
+            await asyncio.sleep(wait_s)
+        else:
+            return
+    await prepare_topics(settings)
+
+
+def _report_wire(happening: str, facts: Mapping[str, int | str]) -> None:
+    log(LogEvent.MLLP, happening=happening, **facts)
+
+
+def _development_keys(path: Path) -> tuple[str, str]:
+    """Keys made once for this data directory; two parts that start together agree on whoever was first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.touch(mode=0o600)
+    temporary.write_text(f"dev:{generate_key()}\n{generate_key()}\n")
+    with suppress(FileExistsError):
+        path.hardlink_to(temporary)
+    temporary.unlink()
+    field_keys, index_key = path.read_text().split()
+    return field_keys, index_key

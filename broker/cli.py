@@ -1,0 +1,393 @@
+"""The command line. People by default, ``--json`` for programs; errors say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapters.child_list_csv import MalformedFile, RowProblem
+from adapters.errors import LogError
+from broker import bootstrap
+from broker.bootstrap import ConfigurationError, PartName
+from broker.clock import SystemClock
+from broker.consumers import attendance
+from broker.directory_upload import DirectoryUpload, ImportReport, make_operator
+from broker.keyring import generate_key
+from broker.list_upload import UnknownAuthority, upload_children
+from broker.liveness import is_ready, read_statuses
+from broker.senders import SNAPSHOT_NAME
+from broker.settings import Settings
+from broker.storage import audit, ledger, quarantine
+from broker.storage.database import Database
+from broker.storage.migrations import is_current, migrate, newest
+from broker.supervisor import EXIT_CONFIGURATION, Supervisor, child_environment
+
+Result = TypeVar("Result")
+EXIT_NOT_WELL = 1
+"""Something was checked and is not as it should be."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="CPIS broker: from an attendance to the people.")
+children_app = typer.Typer(no_args_is_help=True, help="Authorities' child lists.")
+quarantine_app = typer.Typer(no_args_is_help=True, help="Messages that could not be handled.")
+audit_app = typer.Typer(no_args_is_help=True, help="The audit chains.")
+keys_app = typer.Typer(no_args_is_help=True, help="Keys of this installation.")
+app.add_typer(children_app, name="children")
+app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(audit_app, name="audit")
+app.add_typer(keys_app, name="keys")
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check the file, change nothing.")]
+FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)]
+
+
+class DirectoryFile(StrEnum):
+    """What ``import`` can load."""
+
+    AUTHORITIES = "authorities"
+    WORKERS = "workers"
+    SITES = "sites"
+    CLINICIANS = "clinicians"
+
+
+def main() -> None:
+    """Run the command line; expected problems end with a sentence, not a traceback."""
+    try:
+        app()
+    except ConfigurationError as error:
+        _fail(f"configuration: {error}", EXIT_CONFIGURATION)
+    except ValidationError as error:
+        names = ", ".join(f"CPIS_{'_'.join(map(str, problem['loc'])).upper()}" for problem in error.errors())
+        _fail(f"configuration: these settings are not valid: {names}", EXIT_CONFIGURATION)
+
+
+@app.command()
+def serve(
+    only: Annotated[str, typer.Option(help="Parts to run, comma-separated; empty: all.")] = "",
+    supervised: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Run the broker: every part as a process of its own, or only the named parts. SIGTERM drains and exits 0."""
+    names = [part.strip() for part in only.split(",") if part.strip()] or [part.value for part in PartName]
+    unknown = [name for name in names if name not in set(PartName)]
+    if unknown:
+        _fail(f"no such part: {', '.join(unknown)}; parts are {', '.join(PartName)}", EXIT_CONFIGURATION)
+    settings = Settings()
+    if len(names) == 1:
+        raise typer.Exit(bootstrap.run_part(PartName(names[0]), settings, supervised=supervised))
+    problems = bootstrap.check_safety(settings)
+    if problems:
+        raise ConfigurationError("; ".join(problems))
+    bootstrap.load_keyring(settings)
+    supervisor = Supervisor(names, child_environment(), settings.data_dir / "metrics")
+    raise typer.Exit(asyncio.run(supervisor.run()))
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Play unpaced, print the ledger, end.")] = False,
+    seed: Annotated[int, typer.Option(help="Another day with other people.")] = 1,
+) -> None:
+    """Play a day with synthetic people on the embedded engines; the pages stay open until Ctrl-C."""
+    from broker.demo import play  # the demonstration is loaded only when it is asked for
+
+    raise typer.Exit(play(once=once, seed=seed, console=console))
+
+
+@app.command(name="migrate")
+def migrate_command() -> None:
+    """Bring the database to the newest schema."""
+    console.print(f"database schema is {_run(_MIGRATE)}")
+
+
+@app.command()
+def check_config() -> None:
+    """Check every setting and say where each came from; exit 1 when something must not stay as it is."""
+    settings = Settings()
+    shown = Table("setting", "value", "from")
+    for name, field in sorted(Settings.model_fields.items()):
+        value = getattr(settings, name)
+        origin = _origin(f"CPIS_{name.upper()}", name in settings.model_fields_set)
+        secret = "SecretStr" in str(field.annotation)
+        shown.add_row(
+            f"CPIS_{name.upper()}", ("set" if value.get_secret_value() else "") if secret else str(value), origin
+        )
+    console.print(shown)
+    problems = bootstrap.check_safety(settings)
+    try:
+        bootstrap.load_keyring(settings)
+    except ConfigurationError as error:
+        problems.append(str(error))
+    problems += asyncio.run(bootstrap.check_engines(settings))
+    for problem in problems:
+        errors.print(f"[bold]not safe:[/bold] {problem}")
+    if problems:
+        raise typer.Exit(EXIT_NOT_WELL)
+    console.print("configuration is good")
+
+
+@app.command(name="import")
+def import_directory(
+    what: DirectoryFile, file: FileArgument, dry_run: DryRunOption = False, as_json: JsonOption = False
+) -> None:
+    """Load authorities, workers, sites or clinicians from CSV. A bad row never loses the good ones."""
+
+    async def load(settings: Settings, database: Database) -> ImportReport:
+        upload = DirectoryUpload(
+            database,
+            bootstrap.load_keyring(settings),
+            SystemClock(),
+            demo_passwords=settings.is_development,
+            actor=_operator(),
+            dry_run=dry_run,
+        )
+        content = file.read_bytes()
+        if what is DirectoryFile.AUTHORITIES:
+            return await upload.load_authorities(content)
+        if what is DirectoryFile.WORKERS:
+            return await upload.load_workers(content)
+        if what is DirectoryFile.CLINICIANS:
+            return await upload.load_clinicians(content)
+        return await upload.load_sites(content, settings.data_dir / SNAPSHOT_NAME)
+
+    report = _run(load)
+    if as_json:
+        _print_json(report)
+        return
+    console.print(f"{report.loaded} {what.value} loaded, {len(report.refused)} refused" + _dry(dry_run))
+    _print_refused(report.refused)
+    if report.issued:
+        console.print("Made now and shown only this once:")
+        for issued in report.issued:
+            console.print(f"  {issued.to}  {issued.what}  {issued.secret}")
+
+
+@children_app.command(name="import")
+def import_children(
+    file: FileArgument,
+    authority: Annotated[str, typer.Option(help="ODS code of the authority whose list this is.")],
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Load an authority's list from CSV: adds and changes; a child that is not in the file stays listed."""
+    report = _run(
+        lambda settings, database: upload_children(
+            database,
+            bootstrap.load_keyring(settings),
+            SystemClock(),
+            authority=authority,
+            file=file.read_bytes(),
+            uploaded_by=_operator(),
+            dry_run=dry_run,
+        )
+    )
+    if as_json:
+        _print_json(report)
+        return
+    again = " (this very file was loaded before)" if report.was_known else ""
+    console.print(
+        f"{report.loaded} entries read, {report.changed} new or changed, {len(report.refused)} refused"
+        + _dry(dry_run)
+        + again
+    )
+    _print_refused(report.refused)
+
+
+@app.command(name="ledger")
+def show_ledger(as_json: JsonOption = False) -> None:
+    """Count both conservation laws; exit 1 if either does not balance."""
+
+    async def count(settings: Settings, database: Database) -> tuple[ledger.TopicLedger, ledger.AlertLedger]:
+        log_ = bootstrap.open_log(settings)
+        try:
+            extents = await log_.extents(attendance.TOPIC)
+        finally:
+            await log_.close()
+        async with database.reading() as connection:
+            topic = await ledger.count_topic(connection, attendance.GROUP, attendance.TOPIC, extents)
+            return topic, await ledger.count_alerts(connection)
+
+    topic, alerts = _run(count)
+    balances = topic.balances and alerts.balances
+    if as_json:
+        _print_json({"topics": [topic], "alerts": alerts, "balances": balances})
+    else:
+        _print_ledger(topic, alerts)
+    if not balances:
+        errors.print("[bold]The ledger does not balance: something is lost or counted twice.[/bold]")
+        raise typer.Exit(EXIT_NOT_WELL)
+
+
+@quarantine_app.command(name="list")
+def list_quarantine(as_json: JsonOption = False) -> None:
+    """Messages that could not be handled and wait for a person, oldest first."""
+
+    async def load(_: Settings, database: Database) -> list[quarantine.StoredQuarantined]:
+        async with database.reading() as connection:
+            return await quarantine.list_open(connection, rows_max=1000)
+
+    items = _run(load)
+    if as_json:
+        _print_json(items)
+        return
+    shown = Table("kept at (UTC)", "topic", "position", "reason", "detail")
+    for item in items:
+        position = f"{item.partition}/{item.offset}"
+        shown.add_row(f"{item.kept_at:%Y-%m-%d %H:%M:%S}", item.topic, position, item.reason, item.detail)
+    console.print(shown if items else "nothing is in quarantine")
+
+
+@audit_app.command(name="verify")
+def verify_audit(as_json: JsonOption = False) -> None:
+    """Check every owner's chain; exit 1 if one is broken."""
+
+    async def verify(_: Settings, database: Database) -> dict[str, str | None]:
+        async with database.reading() as connection:
+            owners = await audit.list_chains(connection)
+            return {owner: await audit.verify_chain(connection, owner) for owner in owners}
+
+    found = _run(verify)
+    if as_json:
+        _print_json(found)
+    else:
+        for owner, problem in found.items():
+            console.print(f"{owner}: {problem or 'whole'}")
+    if any(found.values()):
+        raise typer.Exit(EXIT_NOT_WELL)
+
+
+@keys_app.command(name="generate")
+def generate_keys() -> None:
+    """Print new keys for CPIS_FIELD_KEYS and CPIS_INDEX_KEY; keep them where your secrets are kept."""
+    console.print(f"CPIS_FIELD_KEYS=k1:{generate_key()}\nCPIS_INDEX_KEY={generate_key()}", soft_wrap=True)
+
+
+@app.command(name="operator")
+def add_operator(login: str, name: Annotated[str, typer.Option(help="The person's name.")]) -> None:
+    """Give a person an operator's login; its password is shown once."""
+    password = _run(
+        lambda settings, database: make_operator(
+            database, bootstrap.load_keyring(settings), SystemClock(), login=login, name=name, actor=_operator()
+        )
+    )
+    console.print(f"{login}  password  {password}  (shown only this once)")
+
+
+@app.command()
+def health(
+    part: Annotated[str, typer.Option(help="Only this part; empty: every part seen here.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """What the parts on this machine last said of themselves; exit 1 unless all are ready."""
+    settings = Settings()
+    now = time.time()
+    found = {
+        status.part: is_ready(status, now=now, silent_s=settings.silent_not_ready_s)
+        for status in read_statuses(settings.data_dir)
+        if status.part == part or (not part and status.state != "stopped")
+    }
+    if as_json:
+        _print_json(found)
+    else:
+        for name, ready in found.items():
+            console.print(f"{name}: {'ready' if ready else 'not ready'}")
+    if not found or not all(found.values()):
+        raise typer.Exit(EXIT_NOT_WELL)
+
+
+def _run(job: Callable[[Settings, Database], Awaitable[Result]]) -> Result:
+    """Do something with the database; what can go wrong is told as a sentence."""
+
+    async def work() -> Result:
+        settings = Settings()
+        database = bootstrap.open_database(settings)
+        try:
+            if job is not _MIGRATE and not await is_current(database):
+                _fail(f"the database is not at schema {newest()}: run cpis-broker migrate", EXIT_CONFIGURATION)
+            return await job(settings, database)
+        finally:
+            await database.close()
+
+    try:
+        return asyncio.run(work())
+    except MalformedFile as error:
+        _fail(f"{error}; nothing was loaded", EXIT_NOT_WELL)
+    except UnknownAuthority as error:
+        _fail(f"authority {error} is not in the directory: import it first; nothing was loaded", EXIT_NOT_WELL)
+    except LogError as error:
+        _fail(
+            f"the log does not answer ({type(error).__name__}): is it running, are the settings right?", EXIT_NOT_WELL
+        )
+    except (SQLAlchemyError, OSError) as error:
+        _fail(f"the database does not answer ({type(error).__name__}): is CPIS_DATABASE_URL right?", EXIT_NOT_WELL)
+
+
+async def _migrate(_: Settings, database: Database) -> str:
+    return await migrate(database)
+
+
+_MIGRATE = _migrate
+
+
+def _operator() -> str:
+    """Who sits at the command line, for the audit."""
+    return f"cli:{getpass.getuser()}"
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    errors.print(text, soft_wrap=True)
+    sys.exit(code)
+
+
+def _dry(dry_run: bool) -> str:
+    return " (dry run: nothing was changed)" if dry_run else ""
+
+
+def _origin(variable: str, is_set: bool) -> str:
+    if variable in os.environ:
+        return "environment"
+    return ".env" if is_set else "default"
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(msgspec.to_builtins(content), indent=2) + "\n")
+
+
+def _print_refused(problems: Iterable[RowProblem]) -> None:
+    for problem in problems:
+        console.print(f"  row {problem.row}, {problem.field}: {problem.advice}")
+
+
+def _print_ledger(topic: ledger.TopicLedger, alerts: ledger.AlertLedger) -> None:
+    shown = Table("messages", "count", title="Every message the log offered")
+    shown.add_row("offered", str(topic.offered))
+    shown.add_row("= waiting", str(topic.waiting))
+    for outcome, count in topic.outcomes.items():
+        shown.add_row(f"+ {outcome.replace('_', ' ')}", str(count))
+    for reason, count in topic.reasons.items():
+        shown.add_row(f"    ignored: {reason.replace('_', ' ')}", str(count))
+    if topic.skipped:
+        shown.add_row("+ offsets without a message", str(topic.skipped))
+    console.print(shown)
+    told = Table("alerts", "count", title="Every alert that was raised")
+    told.add_row("raised", str(alerts.raised))
+    told.add_row("= acknowledged by a person", str(alerts.acknowledged))
+    told.add_row("+ open, with an owner", str(alerts.open_with_owner))
+    told.add_row("+ closed by a named rule", str(alerts.closed_by_rule))
+    console.print(told)

@@ -1,0 +1,214 @@
+"""The one way in for the directory: authorities, workers, clinicians and the sites that send.
+
+Secrets that a file does not give are made here and shown once, in the report. Afterwards nobody can read them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import secrets as random_secrets
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from argon2 import PasswordHasher
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from adapters.child_list_csv import (
+    AuthorityLine,
+    ClinicianLine,
+    RowProblem,
+    SiteLine,
+    WorkerLine,
+    read_authorities,
+    read_clinicians,
+    read_sites,
+    read_workers,
+)
+from broker.keyring import KEY_BYTES, Keyring
+from broker.ports import Clock
+from broker.senders import digest_credential, write_snapshot
+from broker.storage import audit, directory, logins
+from broker.storage.audit import Act
+from broker.storage.database import Database
+from broker.storage.directory import RecipientSecrets
+from schemas.directory import Person, Role
+from schemas.identifiers import BROKER_OWNER, authority_owner, organisation_owner
+
+Line = TypeVar("Line")
+PASSWORD_BYTES = 15
+
+
+class Issued(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret that was made: shown once."""
+
+    to: str
+    what: str
+    secret: str
+
+
+class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a file."""
+
+    loaded: int
+    refused: tuple[RowProblem, ...]
+    issued: tuple[Issued, ...]
+
+
+class _Refused(Exception):
+    def __init__(self, field: str, advice: str) -> None:
+        super().__init__(field)
+        self.field = field
+        self.advice = advice
+
+
+class DirectoryUpload:
+    """Loads directory files; each file is one transaction, each bad row costs itself alone."""
+
+    def __init__(
+        self, database: Database, keyring: Keyring, clock: Clock, *, demo_passwords: bool, actor: str, dry_run: bool
+    ) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._clock = clock
+        self._demo_passwords = demo_passwords
+        self._actor = actor
+        self._dry_run = dry_run
+        # Argon2's cost is for real passwords; those of a demonstration stand in its own files.
+        self._hasher = PasswordHasher(time_cost=1, memory_cost=8192) if demo_passwords else PasswordHasher()
+
+    async def load_authorities(self, file: bytes) -> ImportReport:
+        """Authorities; missing secrets are made and shown once."""
+        return await self._load(read_authorities(file), self._save_authority, "authorities.imported")
+
+    async def load_workers(self, file: bytes) -> ImportReport:
+        """Social workers and duty workers, with logins where the file names one."""
+        return await self._load(read_workers(file), self._save_worker, "workers.imported")
+
+    async def load_clinicians(self, file: bytes) -> ImportReport:
+        """Clinicians' logins."""
+        return await self._load(read_clinicians(file), self._save_clinician, "clinicians.imported")
+
+    async def load_sites(self, file: bytes, snapshot: Path) -> ImportReport:
+        """Sites that send; afterwards the senders' snapshot is written anew for intake."""
+        report = await self._load(read_sites(file), self._save_site, "sites.imported")
+        if not self._dry_run:
+            async with self._database.reading() as connection:
+                write_snapshot(snapshot, await directory.load_senders(connection))
+        return report
+
+    async def _load(
+        self,
+        rows: Iterable[Line | RowProblem],
+        save: Callable[[AsyncConnection, Line], Awaitable[list[Issued]]],
+        action: str,
+    ) -> ImportReport:
+        loaded, refused, issued = 0, [], []
+        async with self._database.writing() as connection:
+            await directory.ensure_owners(connection, [(BROKER_OWNER, "Operators of the broker")])
+            for number, row in enumerate(rows, start=2):
+                if isinstance(row, RowProblem):
+                    refused.append(row)
+                    continue
+                try:
+                    issued += await save(connection, row)
+                    loaded += 1
+                except _Refused as problem:
+                    refused.append(RowProblem(row=number, field=problem.field, advice=problem.advice))
+            act = Act(owner=BROKER_OWNER, actor=self._actor, action=action, subject=str(loaded))
+            await audit.record_acts(connection, [act], self._clock.now())
+            if self._dry_run:
+                await connection.rollback()
+        return ImportReport(loaded=loaded, refused=tuple(refused), issued=() if self._dry_run else tuple(issued))
+
+    async def _save_authority(self, connection: AsyncConnection, line: AuthorityLine) -> list[Issued]:
+        owner = authority_owner(line.authority.code)
+        issued: list[Issued] = []
+        stored = await directory.load_secrets(connection, self._keyring, owner)
+        secrets = RecipientSecrets(
+            webhook=_secret(line.webhook_secret, stored.webhook, issued, owner, "webhook_secret"),
+            topic=_secret(line.topic_secret, stored.topic, issued, owner, "topic_secret"),
+        )
+        await directory.save_authority(connection, self._keyring, line.authority, secrets)
+        return issued
+
+    async def _save_site(self, connection: AsyncConnection, line: SiteLine) -> list[Issued]:
+        owner = organisation_owner(line.site.code)
+        issued: list[Issued] = []
+        stored = await directory.load_secrets(connection, self._keyring, owner)
+        topic = _secret(line.topic_secret, stored.topic, issued, owner, "topic_secret")
+        digest = await directory.find_credential_digest(connection, line.site.code)
+        if line.credential or digest is None:
+            credential = line.credential or random_secrets.token_hex(20)
+            if not line.credential:
+                issued.append(Issued(to=owner, what="credential (MSH-8)", secret=credential))
+            digest = digest_credential(self._keyring, line.site.code, credential.encode())
+        await directory.save_site(connection, self._keyring, line.site, digest, RecipientSecrets(topic=topic))
+        return issued
+
+    async def _save_worker(self, connection: AsyncConnection, line: WorkerLine) -> list[Issued]:
+        if await directory.find_authority(connection, line.worker.authority) is None:
+            raise _Refused("authority", "is not in the directory; import authorities first")
+        await directory.save_worker(connection, self._keyring, line.worker)
+        if not line.login:
+            return []
+        person = Person(
+            login=line.login,
+            name=line.worker.name,
+            role=line.role,
+            owner=authority_owner(line.worker.authority),
+            worker=line.worker.code if line.role is Role.SOCIAL_WORKER else None,
+        )
+        return await self._save_login(connection, person, line.password)
+
+    async def _save_clinician(self, connection: AsyncConnection, line: ClinicianLine) -> list[Issued]:
+        if await directory.find_site(connection, line.organisation) is None:
+            raise _Refused("organisation", "is not in the directory; import sites first")
+        person = Person(
+            login=line.login, name=line.name, role=Role.CLINICIAN, owner=organisation_owner(line.organisation)
+        )
+        return await self._save_login(connection, person, line.password)
+
+    async def _save_login(self, connection: AsyncConnection, person: Person, password: str | None) -> list[Issued]:
+        if password and not self._demo_passwords:
+            raise _Refused("password", "is for demonstrations only; leave it empty and one is made and shown once")
+        if not password and await logins.has_login(connection, person.login):
+            await logins.change_person(connection, self._keyring, person)
+            return []
+        chosen = password or random_secrets.token_urlsafe(PASSWORD_BYTES)
+        await logins.save_login(connection, self._keyring, person, self._hasher.hash(chosen))
+        return [] if password else [Issued(to=person.login, what="password", secret=chosen)]
+
+
+async def make_operator(
+    database: Database, keyring: Keyring, clock: Clock, *, login: str, name: str, actor: str
+) -> str:
+    """Give a person an operator's login; returns its password, which is kept nowhere."""
+    password = random_secrets.token_urlsafe(PASSWORD_BYTES)
+    person = Person(login=login, name=name, role=Role.OPERATOR, owner=BROKER_OWNER)
+    async with database.writing() as connection:
+        await directory.ensure_owners(connection, [(BROKER_OWNER, "Operators of the broker")])
+        await logins.save_login(connection, keyring, person, PasswordHasher().hash(password))
+        act = Act(owner=BROKER_OWNER, actor=actor, action="operator.added", subject=login)
+        await audit.record_acts(connection, [act], clock.now())
+    return password
+
+
+def _secret(given: str | None, stored: bytes, issued: list[Issued], owner: str, field: str) -> bytes:
+    """The recipient's secret: as given, as stored, or made now and shown once."""
+    if given:
+        try:
+            secret = base64.b64decode(given, validate=True)
+        except binascii.Error as error:
+            raise _Refused(field, "must be 32 bytes in base64, or empty") from error
+        if len(secret) != KEY_BYTES:
+            raise _Refused(field, "must be 32 bytes in base64, or empty")
+        return secret
+    if stored:
+        return stored
+    made = os.urandom(KEY_BYTES)
+    issued.append(Issued(to=owner, what=field, secret=base64.b64encode(made).decode()))
+    return made

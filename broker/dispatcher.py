@@ -1,0 +1,202 @@
+"""Lease lanes, end the transaction, send, settle. Nothing is sent inside a transaction.
+
+A lane is one recipient on one channel: a slow recipient holds up only itself. Whoever holds a lane's lease sends its
+deliveries in order; if the lease runs out, another takes over and sends again with the same idempotency keys, and what
+the first one settles afterwards does not count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping
+from datetime import datetime, timedelta
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.domain.retry import NextStep, next_step
+from broker.keyring import Keyring
+from broker.ports import Channel, Clock
+from broker.storage import directory, outbox
+from broker.storage.database import Database
+from broker.storage.outbox import DueDelivery, LeasedLane, LeaseLost
+from broker.telemetry import DELIVERIES, LogEvent, log
+from schemas.delivery import ChannelName, DeliveryState, Outcome, OutcomeClass, Parcel
+
+TOPIC_OF_OWNER = {"authority": "social-care-alerts", "organisation": "clinician-replies"}
+
+
+class DispatchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of the dispatcher."""
+
+    name: str
+    lease: timedelta = timedelta(seconds=60)
+    lanes_max: int = 32
+    deliveries_max: int = 50
+    attempt_timeout_s: float = 10.0
+    give_up: timedelta = timedelta(days=42)
+    poll_s: float = 0.5
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a lane leads now, and the secret shared with its recipient."""
+
+    address: str
+    secret: bytes = b""
+
+
+class Dispatcher:
+    """Sends what is due until stopped."""
+
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        clock: Clock,
+        channels: Mapping[ChannelName, Channel],
+        options: DispatchOptions,
+    ) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._clock = clock
+        self._channels = channels
+        self._options = options
+        self._stopping = asyncio.Event()
+        self._woken = asyncio.Event()
+        self.alive_at = time.monotonic()
+        """When the dispatcher last looked for work (monotonic seconds); the watchdog reads it."""
+
+    def stop(self) -> None:
+        """Finish the attempts in hand and end ``run``."""
+        self._stopping.set()
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Something new may be due."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Dispatch until stopped; an outage of the database pauses."""
+        working: set[asyncio.Task[None]] = set()
+        while not self._stopping.is_set():
+            self._woken.clear()
+            lanes = await self._lease(self._options.lanes_max - len(working))
+            self.alive_at = time.monotonic()
+            for lane in lanes:
+                task = asyncio.create_task(self._guard(self._work(lane)))
+                working.add(task)
+                task.add_done_callback(working.discard)
+                task.add_done_callback(lambda _: self._woken.set())
+            if not lanes:
+                await self._wait()
+        await asyncio.gather(*working)
+
+    async def _lease(self, lanes_max: int) -> list[LeasedLane]:
+        if lanes_max <= 0:
+            return []
+        try:
+            async with self._database.writing() as connection:
+                return await outbox.lease_lanes(
+                    connection,
+                    by=self._options.name,
+                    lanes_max=lanes_max,
+                    lease=self._options.lease,
+                    now=self._clock.now(),
+                )
+        except Exception as error:
+            log(LogEvent.LANE_FAILED, lane="", code=type(error).__name__)
+            return []
+
+    async def _guard(self, work: Awaitable[None]) -> None:
+        """Whatever goes wrong on one lane, its lease runs out and it is taken up again."""
+        try:
+            await work
+        except LeaseLost:
+            log(LogEvent.LEASE_LOST, lane="")
+        except Exception as error:
+            log(LogEvent.LANE_FAILED, lane="", code=type(error).__name__)
+
+    async def _work(self, lane: LeasedLane) -> None:
+        async with self._database.writing() as connection:
+            due = await outbox.claim_due(
+                connection,
+                self._keyring,
+                lane,
+                deliveries_max=self._options.deliveries_max,
+                now=self._clock.now(),
+            )
+            address = await self._find_address(connection, lane)
+        back_at: datetime | None = None
+        for delivery in due:
+            # A lane whose lease could run out during the attempt is left to whoever takes it next.
+            room = timedelta(seconds=self._options.attempt_timeout_s * 2)
+            if self._stopping.is_set() or self._clock.now() + room > lane.leased_until:
+                break
+            outcome = await self._send(lane, address, delivery)
+            step = await self._settle(lane, delivery, outcome)
+            if step.retry_at is not None:
+                # The recipient is away: the whole lane waits, not each delivery for itself.
+                back_at = step.retry_at
+                break
+        async with self._database.writing() as connection:
+            await outbox.release_lane(connection, lane, not_before=back_at)
+
+    async def _send(self, lane: LeasedLane, address: Address | None, delivery: DueDelivery) -> Outcome:
+        channel = self._channels.get(lane.channel)
+        if channel is None or address is None:
+            return Outcome(outcome=OutcomeClass.TRANSIENT, code="no_route")
+        parcel = Parcel(
+            idempotency_key=delivery.id,
+            event_type=delivery.event_type,
+            created_at=delivery.created_at,
+            address=address.address,
+            secret=address.secret,
+            recipient=lane.owner,
+            content=delivery.content,
+            content_type=delivery.content_type,
+        )
+        try:
+            async with asyncio.timeout(self._options.attempt_timeout_s):
+                return await channel.send(parcel)
+        except TimeoutError:
+            return Outcome(outcome=OutcomeClass.AMBIGUOUS, code="timeout")
+
+    async def _settle(self, lane: LeasedLane, delivery: DueDelivery, outcome: Outcome) -> NextStep:
+        now = self._clock.now()
+        step = next_step(
+            outcome,
+            attempts=delivery.attempts + 1,
+            created_at=delivery.created_at,
+            now=now,
+            give_up=self._options.give_up,
+        )
+        async with self._database.writing() as connection:
+            await outbox.settle_delivery(connection, lane, delivery, step, code=outcome.code, now=now)
+        DELIVERIES.labels(channel=lane.channel.value, outcome=outcome.outcome.value).inc()
+        if outcome.outcome is not OutcomeClass.SENT:
+            log(LogEvent.LANE_FAILED, lane=lane.id, code=outcome.code)
+        if step.state in (DeliveryState.FAILED, DeliveryState.GIVEN_UP):
+            log(LogEvent.DELIVERY_GIVEN_UP, lane=lane.id, code=outcome.code)
+        return step
+
+    async def _find_address(self, connection: AsyncConnection, lane: LeasedLane) -> Address | None:
+        """Where the lane leads by today's directory: never by what was known when the delivery was written."""
+        kind, _, code = lane.owner.partition(":")
+        secrets = await directory.load_secrets(connection, self._keyring, lane.owner)
+        if lane.channel is ChannelName.TOPIC:
+            return Address(address=TOPIC_OF_OWNER[kind], secret=secrets.topic)
+        if lane.channel is ChannelName.WEBHOOK:
+            authority = await directory.find_authority(connection, code)
+            url = authority.webhook_url if authority is not None else None
+            return Address(address=url, secret=secrets.webhook) if url else None
+        site = await directory.find_site(connection, code)
+        if site is None or not site.reply_host:
+            return None
+        return Address(address=f"{site.reply_host}:{site.reply_port}")
+
+    async def _wait(self) -> None:
+        try:
+            await asyncio.wait_for(self._woken.wait(), self._options.poll_s)
+        except TimeoutError:
+            return

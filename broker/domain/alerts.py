@@ -1,0 +1,91 @@
+"""What social care is told, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from broker.domain.matching import Match
+from schemas.alert import AttendanceFacts, IdentityFact, ListedChild, Plan, SocialCareAlert
+from schemas.attendance import Attendance
+from schemas.child_list import ChildListEntry
+from schemas.directory import Site
+
+DUTY_DESK = "duty"
+"""Holder of an alert that no allocated worker can be asked to take."""
+
+
+def compose_alert(
+    *,
+    alert_id: str,
+    authority: str,
+    facts: Attendance,
+    site: Site | None,
+    matched: Sequence[tuple[ChildListEntry, Match]],
+    now: datetime,
+    late: bool,
+) -> SocialCareAlert:
+    """One alert of one visit for one authority; it lists every plan that authority has for the person."""
+    entry = matched[0][0]
+    agrees = _unique(fact for _, match in matched for fact in match.agrees)
+    differs = _unique(fact for _, match in matched for fact in match.differs if fact not in agrees)
+    return SocialCareAlert(
+        alert_id=alert_id,
+        authority=authority,
+        raised_at=now,
+        late=late,
+        child=ListedChild(
+            local_id=entry.local_id,
+            nhs_number=entry.nhs_number,
+            family=entry.name.family,
+            given=entry.name.given,
+            birth_date=entry.birth_date,
+        ),
+        plans=tuple(
+            Plan(plan_type=entry.plan_type, start_on=entry.start_on, end_on=entry.end_on) for entry, _ in matched
+        ),
+        allocated_workers=allocated_workers([entry for entry, _ in matched]),
+        attendance=describe_attendance(facts, site),
+        agrees=agrees,
+        differs=differs,
+        nhs_number_status=facts.nhs_number_status,
+        reason=explain_alert(agrees, differs, late),
+    )
+
+
+def describe_attendance(facts: Attendance, site: Site | None) -> AttendanceFacts:
+    """The visit as social care is told of it."""
+    return AttendanceFacts(
+        organisation_code=facts.sender,
+        organisation_name=site.name if site is not None else facts.sender,
+        organisation_telephone=site.telephone if site is not None else None,
+        department=facts.department,
+        arrived_at=facts.arrived_at or facts.event_at or facts.message_at,
+        arrival_mode=facts.arrival_mode,
+        complaint=facts.complaint,
+        left_at=facts.left_at,
+    )
+
+
+def allocated_workers(entries: Sequence[ChildListEntry]) -> tuple[str, ...]:
+    """The workers of all plans, each once, in the order of the plans."""
+    return tuple(dict.fromkeys(entry.allocated_worker for entry in entries if entry.allocated_worker))
+
+
+def explain_alert(agrees: Sequence[IdentityFact], differs: Sequence[IdentityFact], late: bool) -> str:
+    """Why this alert came, in a sentence or two."""
+    sentence = f"The person who attends and the person on your list have the same {_join(agrees)}."
+    if differs:
+        sentence += f" The {_join(differs)} differs: please check."
+    if late:
+        sentence += " This alert is late: the list or the identity was completed after the person arrived."
+    return sentence
+
+
+def _unique(facts: object) -> tuple[IdentityFact, ...]:
+    return tuple(dict.fromkeys(facts))  # type: ignore[call-overload]
+
+
+def _join(facts: Sequence[IdentityFact]) -> str:
+    words = [fact.value for fact in facts]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,98 @@
+"""What the clinician is told. The wording never says that a child is safe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, timedelta
+from typing import Final
+
+from broker.domain.visits import is_adult
+from schemas.alert import IdentityFact, ListsSearched, PlanShown, ReplyOutcome
+from schemas.attendance import Attendance
+from schemas.child_list import ChildListEntry, ListFreshness
+from schemas.directory import Authority, Site
+
+_STRENGTH: Final = {ReplyOutcome.NO_RECORD: 0, ReplyOutcome.IDENTITY_TO_BE_CHECKED: 0, ReplyOutcome.MATCH: 1}
+
+
+def reply_is_due(outcome: ReplyOutcome, facts: Attendance, site: Site | None, on: date) -> bool:
+    """Whether this visit is answered: under-18s, unknown ages and matches always, adults by the sender's setting."""
+    if outcome is ReplyOutcome.MATCH or not is_adult(facts, on):
+        return True
+    return site is not None and site.replies_for_adults
+
+
+def reply_is_new(outcome: ReplyOutcome, already: ReplyOutcome | None) -> bool:
+    """Whether a visit that was answered ``already`` is answered again: only when a match is found after all."""
+    return already is None or _STRENGTH[outcome] > _STRENGTH[already]
+
+
+def summarise_lists(
+    freshness: Sequence[ListFreshness], site: Site | None, now: datetime, stale: timedelta
+) -> ListsSearched:
+    """What an answer rests on; authorities that never uploaded are missing, not searched."""
+    confirmed = {list_.authority: list_.confirmed_at for list_ in freshness if list_.confirmed_at is not None}
+    own = site.authorities if site is not None else ()
+    return ListsSearched(
+        authorities_searched=len(confirmed),
+        oldest_confirmed_at=min(confirmed.values(), default=None),
+        own_authorities_missing=tuple(code for code in own if code not in confirmed),
+        own_authorities_stale=tuple(code for code in own if code in confirmed and now - confirmed[code] > stale),
+    )
+
+
+def word_reply(outcome: ReplyOutcome, lists: ListsSearched, now: datetime, differs: Sequence[IdentityFact] = ()) -> str:
+    """The reply in plain words."""
+    if outcome is ReplyOutcome.IDENTITY_TO_BE_CHECKED:
+        return (
+            "Identity to be checked: the details sent do not settle who this is. Please trace the NHS number, check "
+            "the name and the date of birth, and send an update. This does not mean the child is safe."
+        )
+    if outcome is ReplyOutcome.MATCH:
+        caution = f" Please check the identity: the {_join(differs)} differs from the list." if differs else ""
+        return (
+            "This person is on a local authority's child protection or looked-after list. Social care is told."
+            + caution
+        )
+    return (
+        f"No record found; this does not mean the child is safe. {_searched(lists, now)} "
+        "The national Child Protection - Information Sharing service was not asked."
+    )
+
+
+def show_plans(
+    entries: Sequence[tuple[str, ChildListEntry]], authorities: Mapping[str, Authority]
+) -> tuple[PlanShown, ...]:
+    """The plans as a clinician sees them, with whom to ring. ``entries`` are (authority code, entry)."""
+    shown = []
+    for code, entry in entries:
+        authority = authorities[code]
+        shown.append(
+            PlanShown(
+                plan_type=entry.plan_type,
+                start_on=entry.start_on,
+                end_on=entry.end_on,
+                authority_name=authority.name,
+                office_telephone=authority.office_telephone,
+                emergency_telephone=authority.emergency_telephone,
+            )
+        )
+    return tuple(shown)
+
+
+def _searched(lists: ListsSearched, now: datetime) -> str:
+    if lists.oldest_confirmed_at is None:
+        sentence = "No authority's list could be searched."
+    else:
+        hours = max(0, int((now - lists.oldest_confirmed_at).total_seconds() // 3600))
+        plural = "authority's list was" if lists.authorities_searched == 1 else "authorities' lists were"
+        sentence = f"{lists.authorities_searched} {plural} searched, the oldest {hours} hours old."
+    if lists.own_authorities_missing:
+        sentence += f" No list from this site's own authority {_join(lists.own_authorities_missing)}."
+    if lists.own_authorities_stale:
+        sentence += f" The list of this site's own authority {_join(lists.own_authorities_stale)} is out of date."
+    return sentence
+
+
+def _join(words: Sequence[str]) -> str:
+    return " and ".join(str(word) for word in words)

@@ -1,0 +1,39 @@
+"""What follows an attempt to deliver. Looks at the outcome's class, never at a text."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+
+from schemas.delivery import DeliveryState, Outcome, OutcomeClass
+
+FIRST_WAIT_S: Final = 1.0
+LONGEST_WAIT_S: Final = 300.0
+"""A recipient that comes back is served within five minutes, however long it was away."""
+
+
+class NextStep(msgspec.Struct, frozen=True, kw_only=True):
+    """The state a delivery takes, and when it is tried again (aware UTC) if it is."""
+
+    state: DeliveryState
+    retry_at: datetime | None = None
+
+
+def next_step(outcome: Outcome, *, attempts: int, created_at: datetime, now: datetime, give_up: timedelta) -> NextStep:
+    """Decide after attempt number ``attempts`` (1 is the first).
+
+    Transient and ambiguous attempts are repeated with the same idempotency key, waiting twice as long each time,
+    until ``give_up`` after creation; a refusal is final. Both ends leave the delivery with a person, never silent.
+    """
+    if outcome.outcome is OutcomeClass.SENT:
+        return NextStep(state=DeliveryState.SENT)
+    if outcome.outcome is OutcomeClass.PERMANENT:
+        return NextStep(state=DeliveryState.FAILED)
+    if now - created_at >= give_up:
+        return NextStep(state=DeliveryState.GIVEN_UP)
+    wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempts - 1, 16))
+    if outcome.retry_after_s is not None:
+        wait_s = max(wait_s, min(outcome.retry_after_s, LONGEST_WAIT_S))
+    return NextStep(state=DeliveryState.WAITING, retry_at=now + timedelta(seconds=wait_s))

@@ -1,0 +1,1 @@
+"""Work that no message triggers, claimed from the database."""

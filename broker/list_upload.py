@@ -1,0 +1,94 @@
+"""The one way in for authorities' child lists; called by page, command line and jobs.
+
+An upload adds and replaces entries; a child that is not in the file stays on the list. Every new or changed entry
+leaves a look-back job in the same transaction: a visit in flight and a list change cannot miss each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+import msgspec
+
+from adapters.child_list_csv import RowProblem, read_children
+from broker.keyring import Keyring
+from broker.ports import Clock
+from broker.storage import audit, child_lists, directory, jobs
+from broker.storage.audit import Act
+from broker.storage.child_lists import Upload, derive_entry_id
+from broker.storage.database import Database
+from schemas.child_list import ChildListEntry
+from schemas.identifiers import authority_owner
+
+LOOK_BACK = "look_back"
+
+
+class UnknownAuthority(Exception):
+    """The authority is not in the directory: import it first."""
+
+
+class UploadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a file."""
+
+    loaded: int
+    changed: int
+    refused: tuple[RowProblem, ...]
+    was_known: bool
+    """This very file was loaded before; nothing was changed, the list counts as confirmed then."""
+
+
+async def upload_children(
+    database: Database,
+    keyring: Keyring,
+    clock: Clock,
+    *,
+    authority: str,
+    file: bytes,
+    uploaded_by: str,
+    dry_run: bool = False,
+) -> UploadReport:
+    """Load a CSV list. Raises MalformedFile or UnknownAuthority, and then nothing was stored."""
+    rows = list(read_children(file))
+    problems = [row for row in rows if isinstance(row, RowProblem)]
+    entries, repeated = _without_repeats(keyring, authority, rows)
+    refused = tuple(sorted((*problems, *repeated), key=lambda problem: problem.row))
+    async with database.writing() as connection:
+        if await directory.find_authority(connection, authority) is None:
+            raise UnknownAuthority(authority)
+        now = clock.now()
+        upload = Upload(
+            id=keyring.derive_id("upload", authority, sha256(file).hexdigest()),
+            authority=authority,
+            file_hash=sha256(file).hexdigest(),
+            uploaded_by=uploaded_by,
+            rows_refused=len(refused),
+        )
+        was_known = await child_lists.upload_is_known(connection, upload.id)
+        changed: list[str] = []
+        if not dry_run:
+            changed = await child_lists.save_entries(connection, keyring, upload, entries, now)
+            owner = authority_owner(authority)
+            work = [(keyring.derive_id("job", LOOK_BACK, entry_id), owner, entry_id) for entry_id in changed]
+            await jobs.add_jobs(connection, LOOK_BACK, work, now)
+            act = Act(owner=owner, actor=uploaded_by, action="list.uploaded", subject=upload.id)
+            await audit.record_acts(connection, [act], now)
+    return UploadReport(loaded=len(entries), changed=len(changed), refused=refused, was_known=was_known)
+
+
+def _without_repeats(
+    keyring: Keyring, authority: str, rows: Sequence[ChildListEntry | RowProblem]
+) -> tuple[list[ChildListEntry], list[RowProblem]]:
+    """One person may have one plan of each type: a second row for the same one is refused, the first stands."""
+    kept: dict[str, ChildListEntry] = {}
+    repeated = []
+    for number, row in enumerate(rows, start=2):
+        if isinstance(row, RowProblem):
+            continue
+        entry_id = derive_entry_id(keyring, authority, row)
+        if entry_id in kept:
+            repeated.append(
+                RowProblem(row=number, field="local_id", advice="the same person and plan type stands in a row above")
+            )
+        kept.setdefault(entry_id, row)
+    return list(kept.values()), repeated

@@ -1,0 +1,85 @@
+"""Who may send: the snapshot file from which intake knows its senders while the database is down.
+
+Each sender shows a credential in MSH-8 (Security; HL7 v2.4, 2.16.9.8); only its keyed digest is kept. A sender may be
+held to networks as well.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from broker.keyring import Keyring
+from broker.telemetry import LogEvent, log
+from schemas.directory import Sender, SendersSnapshot
+
+SNAPSHOT_NAME = "senders.json"
+
+
+def digest_credential(keyring: Keyring, sender: str, credential: bytes) -> bytes:
+    """The keyed digest of a sender's credential; worthless for another sender."""
+    return keyring.index("credential", sender, credential.hex())
+
+
+def write_snapshot(path: Path, senders: Sequence[Sender]) -> None:
+    """Replace the snapshot in one step, so that intake never reads half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(SendersSnapshot(senders=tuple(senders))))
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).replace(path)
+
+
+class Senders:
+    """The permitted senders, read from the snapshot and read again when it changes.
+
+    A snapshot that cannot be read leaves the last good one in force, and says so.
+    """
+
+    def __init__(self, path: Path, keyring: Keyring) -> None:
+        self._path = path
+        self._keyring = keyring
+        self._seen: tuple[int, int] | None = None
+        self._senders: Mapping[str, Sender] = {}
+
+    def permits(self, code: str, credential: bytes, host: str) -> bool:
+        """Whether ``code`` may send from ``host`` with this credential. Takes equal time for unknown senders."""
+        self._refresh()
+        sender = self._senders.get(code)
+        expected = sender.credential_digest if sender is not None else bytes(16)
+        is_genuine = hmac.compare_digest(digest_credential(self._keyring, code, credential), expected)
+        return is_genuine and sender is not None and _host_in(host, sender.peers)
+
+    def _refresh(self) -> None:
+        try:
+            status = self._path.stat()
+            seen = (status.st_mtime_ns, status.st_ino)
+            if seen == self._seen:
+                return
+            snapshot = msgspec.json.decode(self._path.read_bytes(), type=SendersSnapshot)
+        except (OSError, msgspec.DecodeError) as error:
+            if self._seen != (0, 0):
+                log(LogEvent.SENDERS_UNREADABLE, error=type(error).__name__)
+            self._seen = (0, 0)
+            return
+        self._seen = seen
+        self._senders = {sender.code: sender for sender in snapshot.senders}
+        log(LogEvent.SENDERS_LOADED, count=len(self._senders))
+
+
+def _host_in(host: str, networks: Sequence[str]) -> bool:
+    if not networks:
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+        return any(address in ipaddress.ip_network(network, strict=False) for network in networks)
+    except ValueError:
+        return False

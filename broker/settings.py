@@ -1,0 +1,107 @@
+"""Every setting, read once. Nothing else reads the environment."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Environment(StrEnum):
+    """Where this runs: unsafe defaults start only in development."""
+
+    PRODUCTION = "production"
+    DEVELOPMENT = "development"
+
+
+class Settings(BaseSettings):
+    """Environment variables with the prefix ``CPIS_``, or a ``.env`` file. Units stand last in the name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CPIS_", env_file=".env", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    environment: Environment = Field(default=Environment.PRODUCTION, description="production, or development")
+    data_dir: Path = Field(default=Path("var"), description="Where the embedded engines and snapshots keep their files")
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data directory")
+    database_connections_max: int = Field(default=10, ge=1, le=200, description="Connections one process may hold")
+
+    kafka_bootstrap_servers: str = Field(default="", description="host:port,...; empty: the embedded log")
+    kafka_security_protocol: str = Field(default="PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+    kafka_ca_file: Path | None = Field(default=None, description="Certificate authority of the Kafka servers")
+    kafka_certificate_file: Path | None = Field(default=None, description="Our certificate for Kafka")
+    kafka_key_file: Path | None = Field(default=None, description="Its key")
+    kafka_sasl_mechanism: str = Field(default="", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    kafka_sasl_username: str = Field(default="", description="SASL user name")
+    kafka_sasl_password: SecretStr = Field(default=SecretStr(""), description="SASL password")
+    kafka_replication_factor: int = Field(default=3, ge=1, le=9, description="Replicas of the topics we create")
+    kafka_session_timeout_s: float = Field(
+        default=10.0, ge=1, le=300, description="A silent member loses its partitions"
+    )
+    log_partitions: int = Field(default=4, ge=1, le=1000, description="Partitions of the topics we create")
+    log_append_timeout_s: float = Field(default=10.0, gt=0, le=60, description="An append not confirmed by then failed")
+
+    field_keys: SecretStr = Field(default=SecretStr(""), description="ID:BASE64,... 32 bytes each; the first seals")
+    index_key: SecretStr = Field(default=SecretStr(""), description="BASE64, 32 bytes; blind indexes; never changes")
+
+    http_host: str = Field(default="127.0.0.1", description="Where the pages listen")
+    http_port: int = Field(default=8000, ge=0, le=65535, description="Port of the pages")
+    http_body_bytes_max: int = Field(default=1_048_576, ge=1024, description="A larger request is refused")
+    public_url: str = Field(default="http://127.0.0.1:8000", description="How people reach the pages; stands in alerts")
+    session_hours_max: float = Field(default=10.0, gt=0, le=24, description="A signed-in person signs in again after")
+    session_idle_minutes_max: float = Field(
+        default=30.0, gt=0, le=600, description="... or after so long without a click"
+    )
+    login_failures_max: int = Field(default=5, ge=1, le=100, description="Failures before a login rests")
+    login_rest_s: float = Field(default=300.0, ge=0, le=86400, description="How long it rests")
+
+    mllp_host: str = Field(default="127.0.0.1", description="Where MLLP listens")
+    mllp_port: int = Field(default=2575, ge=0, le=65535, description="MLLP port")
+    mllp_tls_certificate_file: Path | None = Field(
+        default=None, description="Server certificate; required in production"
+    )
+    mllp_tls_key_file: Path | None = Field(default=None, description="Its key")
+    mllp_tls_client_ca_file: Path | None = Field(default=None, description="When set, peers must show a certificate")
+    mllp_frame_bytes_max: int = Field(default=4_194_304, ge=1024, description="A larger message is refused")
+    mllp_connections_max: int = Field(default=512, ge=1, description="Connections at one time")
+    mllp_pipelined_max: int = Field(default=64, ge=1, le=10_000, description="Unanswered messages per connection")
+    mllp_idle_timeout_s: float = Field(default=600.0, gt=0, description="A silent connection is closed")
+    mllp_frame_timeout_s: float = Field(default=30.0, gt=0, description="A message that arrives slower is refused")
+
+    batch_records_max: int = Field(default=500, ge=1, le=10_000, description="Messages in one transaction at most")
+    poll_wait_s: float = Field(default=0.2, gt=0, le=5, description="How long a poll waits when nothing is there")
+    contact_interval_s: float = Field(
+        default=3.0, gt=0, le=60, description="How often the log is asked whether it lives"
+    )
+    silent_not_ready_s: float = Field(default=15.0, gt=0, description="A consumer silent so long is not ready")
+    silent_exit_s: float = Field(default=25.0, gt=0, description="... and so long ends itself, to be started anew")
+    poison_attempts_max: int = Field(default=3, ge=1, le=20, description="Unclean ends one message may cause")
+
+    delivery_lease_s: float = Field(default=60.0, gt=0, description="How long one dispatcher holds a lane")
+    delivery_batch_max: int = Field(
+        default=50, ge=1, le=1000, description="Deliveries of one lane sent under one lease"
+    )
+    delivery_lanes_max: int = Field(default=32, ge=1, le=1000, description="Lanes one dispatcher works on at one time")
+    delivery_timeout_s: float = Field(default=10.0, gt=0, description="One attempt")
+    delivery_give_up_hours: float = Field(default=24.0 * 42, gt=0, description="Transient failures are retried so long")
+    dispatch_poll_s: float = Field(default=0.5, gt=0, le=60, description="Fallback when no notification comes")
+    webhook_allowed_hosts: str = Field(default="", description="Comma-separated; empty: any public host")
+    webhook_allow_private: bool = Field(default=False, description="Private addresses and plain http (development)")
+
+    escalation_minutes: float = Field(
+        default=15.0, gt=0, description="Unacknowledged alerts and reviews go to the duty desk"
+    )
+    look_back_hours: float = Field(default=72.0, gt=0, description="Visits a changed list entry is matched against")
+    list_stale_hours: float = Field(default=72.0, gt=0, description="An older list is named stale in replies")
+
+    @property
+    def is_development(self) -> bool:
+        """Whether unsafe defaults may start."""
+        return self.environment is Environment.DEVELOPMENT
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database URL, the default filled in."""
+        return self.database_url or f"sqlite+aiosqlite:///{(self.data_dir / 'broker.sqlite').absolute()}"

@@ -1,0 +1,165 @@
+"""Alerts to social care: raised, opened, acknowledged, escalated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.keyring import Keyring
+from broker.storage.database import upsert
+from broker.storage.tables import Alert, AlertEntry, AlertState, table
+from schemas.alert import SocialCareAlert
+from schemas.identifiers import authority_owner
+
+_alerts, _entries = table(Alert), table(AlertEntry)
+SOCIAL_CARE_ROLE = "social_care"
+
+
+class NewAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert to be raised, with the entries it rests on: (entry id, allocated worker)."""
+
+    alert: SocialCareAlert
+    visit_id: str
+    held_by: str
+    due_by: datetime
+    entries: tuple[tuple[str, str | None], ...]
+
+
+class StoredAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert as its authority's people see it."""
+
+    alert: SocialCareAlert
+    visit_id: str
+    held_by: str
+    level: int
+    state: AlertState
+    raised_at: datetime
+    due_by: datetime
+    opened_at: datetime | None
+    acknowledged_at: datetime | None
+    acknowledged_by: str | None
+    closed_rule: str | None
+
+
+def derive_alert_id(keyring: Keyring, visit_id: str, authority: str) -> str:
+    """One alert per visit, authority and role; a replay derives the same id."""
+    return keyring.derive_id("alert", visit_id, authority, SOCIAL_CARE_ROLE)
+
+
+async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Sequence[NewAlert]) -> None:
+    """Raise alerts; one that exists stays as it is."""
+    if not alerts:
+        return
+    await connection.execute(
+        upsert(connection, _alerts).on_conflict_do_nothing(),
+        [
+            {
+                "id": new.alert.alert_id,
+                "owner": authority_owner(new.alert.authority),
+                "authority": new.alert.authority,
+                "visit_id": new.visit_id,
+                "role": SOCIAL_CARE_ROLE,
+                "sealed": keyring.seal(msgspec.json.encode(new.alert), about=f"alert/{new.alert.alert_id}"),
+                "held_by": new.held_by,
+                "level": 0,
+                "state": AlertState.OPEN.value,
+                "raised_at": new.alert.raised_at,
+                "due_by": new.due_by,
+            }
+            for new in alerts
+        ],
+    )
+    await connection.execute(
+        upsert(connection, _entries).on_conflict_do_nothing(),
+        [
+            {
+                "alert_id": new.alert.alert_id,
+                "entry_id": entry_id,
+                "owner": authority_owner(new.alert.authority),
+                "worker": worker,
+            }
+            for new in alerts
+            for entry_id, worker in new.entries
+        ],
+    )
+
+
+async def list_alerts(
+    connection: AsyncConnection, keyring: Keyring, owner: str, *, worker: str | None, rows_max: int
+) -> list[StoredAlert]:
+    """An authority's alerts, open ones first, then the newest.
+
+    With ``worker``, only those that rest on a plan allocated to that worker or that the worker holds.
+    """
+    statement = select(_alerts).where(_alerts.c.owner == owner)
+    if worker is not None:
+        allocated = select(_entries.c.alert_id).where(_entries.c.owner == owner, _entries.c.worker == worker)
+        statement = statement.where(_alerts.c.id.in_(allocated) | (_alerts.c.held_by == worker))
+    statement = statement.order_by(_alerts.c.state != AlertState.OPEN.value, _alerts.c.raised_at.desc()).limit(rows_max)
+    return [_open(keyring, row) for row in await connection.execute(statement)]
+
+
+async def load_alert(
+    connection: AsyncConnection, keyring: Keyring, owner: str, alert_id: str, *, worker: str | None
+) -> StoredAlert | None:
+    """One alert of the authority, or None when there is none that this worker (None: the duty desk) may see."""
+    row = (
+        await connection.execute(select(_alerts).where(_alerts.c.owner == owner, _alerts.c.id == alert_id))
+    ).one_or_none()
+    if row is None:
+        return None
+    if worker is not None and row.held_by != worker:
+        allocated = select(_entries.c.worker).where(_entries.c.alert_id == alert_id, _entries.c.worker == worker)
+        if (await connection.execute(allocated)).first() is None:
+            return None
+    return _open(keyring, row)
+
+
+async def note_opened(connection: AsyncConnection, alert_id: str, now: datetime) -> None:
+    """A person looked at the alert; the first look is kept."""
+    await connection.execute(
+        update(_alerts).where(_alerts.c.id == alert_id, _alerts.c.opened_at.is_(None)).values(opened_at=now)
+    )
+
+
+async def acknowledge_alert(connection: AsyncConnection, owner: str, alert_id: str, *, by: str, now: datetime) -> bool:
+    """A person takes the alert; False when it was not open any more. It closes this alert and no other."""
+    acknowledged = await connection.execute(
+        update(_alerts)
+        .where(_alerts.c.id == alert_id, _alerts.c.owner == owner, _alerts.c.state == AlertState.OPEN.value)
+        .values(
+            state=AlertState.ACKNOWLEDGED.value,
+            acknowledged_at=now,
+            acknowledged_by=by,
+            opened_at=func.coalesce(_alerts.c.opened_at, now),
+        )
+    )
+    return acknowledged.rowcount == 1
+
+
+async def count_alerts(connection: AsyncConnection) -> dict[str, int]:
+    """Alerts by state."""
+    rows = await connection.execute(select(_alerts.c.state, func.count()).group_by(_alerts.c.state))
+    return dict(rows.tuples().all())
+
+
+def _open(keyring: Keyring, row: Any) -> StoredAlert:
+    plain = keyring.open(bytes(row.sealed), about=f"alert/{row.id}")
+    return StoredAlert(
+        alert=msgspec.json.decode(plain, type=SocialCareAlert),
+        visit_id=row.visit_id,
+        held_by=row.held_by,
+        level=row.level,
+        state=AlertState(row.state),
+        raised_at=row.raised_at,
+        due_by=row.due_by,
+        opened_at=row.opened_at,
+        acknowledged_at=row.acknowledged_at,
+        acknowledged_by=row.acknowledged_by,
+        closed_rule=row.closed_rule,
+    )

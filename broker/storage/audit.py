@@ -1,0 +1,96 @@
+"""The audit: append-only, chained per owner, the transaction's last write."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.domain.audit_chain import GENESIS, AuditRecord, chain_hash
+from broker.storage.database import upsert
+from broker.storage.tables import AuditHead, AuditRow, table
+
+_heads, _audit = table(AuditHead), table(AuditRow)
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """One act to be audited. ``subject`` is an id or a blind index in hexadecimal."""
+
+    owner: str
+    actor: str
+    action: str
+    subject: str
+    reason: str = ""
+
+
+async def record_acts(connection: AsyncConnection, acts: Sequence[Act], now: datetime) -> None:
+    """Append the acts to their owners' chains. Call it last: the heads are locked until the transaction ends."""
+    by_owner: dict[str, list[Act]] = defaultdict(list)
+    for act in acts:
+        by_owner[act.owner].append(act)
+    if not by_owner:
+        return
+    owners = sorted(by_owner)
+    heads = await _lock_heads(connection, owners)
+    rows, moved = [], []
+    for owner in owners:
+        sequence, previous = heads[owner]
+        for act in by_owner[owner]:
+            sequence += 1
+            record = AuditRecord(
+                owner=owner,
+                sequence=sequence,
+                at=now,
+                actor=act.actor,
+                action=act.action,
+                subject=act.subject,
+                reason=act.reason,
+            )
+            previous = chain_hash(previous, record)
+            rows.append({**msgspec.structs.asdict(record), "hash": previous})
+        moved.append({"of": owner, "sequence": sequence, "hash": previous})
+    await connection.execute(insert(_audit), rows)
+    await connection.execute(update(_heads).where(_heads.c.owner == bindparam("of")), moved)
+
+
+async def verify_chain(connection: AsyncConnection, owner: str) -> str | None:
+    """None when the owner's chain is whole, else what is wrong with it."""
+    previous, expected = GENESIS, 1
+    rows = await connection.execute(select(_audit).where(_audit.c.owner == owner).order_by(_audit.c.sequence))
+    for row in rows:
+        record = AuditRecord(
+            owner=row.owner,
+            sequence=row.sequence,
+            at=row.at,
+            actor=row.actor,
+            action=row.action,
+            subject=row.subject,
+            reason=row.reason,
+        )
+        if row.sequence != expected:
+            return f"record {expected} is missing"
+        previous = chain_hash(previous, record)
+        if previous != bytes(row.hash):
+            return f"record {row.sequence} was changed"
+        expected += 1
+    head = (await connection.execute(select(_heads).where(_heads.c.owner == owner))).one_or_none()
+    if (head.sequence if head else 0) != expected - 1 or (bytes(head.hash) if head else GENESIS) != previous:
+        return "the end of the chain is missing"
+    return None
+
+
+async def list_chains(connection: AsyncConnection) -> list[str]:
+    """The owners that have a chain."""
+    return [row.owner for row in await connection.execute(select(_heads.c.owner).order_by(_heads.c.owner))]
+
+
+async def _lock_heads(connection: AsyncConnection, owners: Sequence[str]) -> dict[str, tuple[int, bytes]]:
+    # Sorted, so that two transactions with the same owners wait for each other and never in a circle.
+    statement = upsert(connection, _heads).on_conflict_do_nothing()
+    await connection.execute(statement, [{"owner": owner, "sequence": 0, "hash": GENESIS} for owner in owners])
+    locked = select(_heads).where(_heads.c.owner.in_(owners)).order_by(_heads.c.owner).with_for_update()
+    return {row.owner: (row.sequence, bytes(row.hash)) for row in await connection.execute(locked)}

@@ -1,0 +1,130 @@
+"""The database engines and their transactions: SQLite for one machine, PostgreSQL for several."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Table, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+SQLITE_BUSY_TIMEOUT_MS = 10_000
+
+
+class Database:
+    """Two ways in: ``reading`` and ``writing``, each one transaction. Errors never carry bound values.
+
+    PostgreSQL transactions are READ COMMITTED: each statement sees what was committed before it, on which
+    "marker before lists" (ADR 0005) rests. SQLite takes a blocking file lock before BEGIN IMMEDIATE: several
+    processes on one file starve each other otherwise.
+    """
+
+    def __init__(self, url: str, *, connections_max: int = 10, statement_timeout_s: float = 30.0) -> None:
+        self.url = url
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self._reader = _sqlite_engine(url, write=False, connections_max=connections_max)
+            self._writer = _sqlite_engine(url, write=True, connections_max=1)
+        else:
+            self._reader = self._writer = create_async_engine(
+                url,
+                pool_size=connections_max,
+                max_overflow=0,
+                pool_timeout=statement_timeout_s,
+                pool_pre_ping=True,
+                hide_parameters=True,
+                connect_args={"timeout": 5, "command_timeout": statement_timeout_s},
+            )
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads."""
+        async with self._reader.begin() as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that writes; committed at the end of the block, rolled back on any error."""
+        async with self._writer.begin() as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def connecting(self) -> AsyncIterator[AsyncConnection]:
+        """A connection without a transaction, to listen on."""
+        async with self._reader.connect() as connection:
+            yield connection
+
+    async def answers(self) -> bool:
+        """Whether the database answers a trivial question."""
+        try:
+            async with self._reader.connect() as connection:
+                await connection.execute(text("select 1"))
+        except Exception:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._reader.dispose()
+        if self._writer is not self._reader:
+            await self._writer.dispose()
+
+
+def upsert(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that can say ON CONFLICT; both dialects spell it alike."""
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table)
+    return postgresql.insert(table)
+
+
+def _sqlite_engine(url: str, *, write: bool, connections_max: int) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=connections_max,
+        max_overflow=0,
+        hide_parameters=True,
+        connect_args={"timeout": SQLITE_BUSY_TIMEOUT_MS / 1000, "isolation_level": None},
+    )
+    path = Path(make_url(url).database or "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600) if write else None
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+        if lock is not None:
+            # Run as a function of SQL so that the wait happens in the database thread, not in the event loop.
+            connection.create_function("take_write_lock", 0, partial(fcntl.flock, lock, fcntl.LOCK_EX))
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        if lock is not None:
+            connection.exec_driver_sql("SELECT take_write_lock()")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql("BEGIN")
+
+    if lock is not None:
+
+        @event.listens_for(engine.sync_engine, "checkin")
+        def release(_: Any, __: ConnectionPoolEntry) -> None:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        @event.listens_for(engine.sync_engine, "engine_disposed")
+        def close(_: Any) -> None:
+            with contextlib.suppress(OSError):
+                os.close(lock)
+
+    return engine

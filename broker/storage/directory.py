@@ -1,0 +1,192 @@
+"""Authorities, workers, sites and their secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.keyring import Keyring
+from broker.storage.database import upsert
+from broker.storage.tables import AuthorityRow, ListUpload, LoginRow, Owner, SiteRow, WorkerRow, table
+from schemas.child_list import ListFreshness
+from schemas.directory import Authority, Sender, Site, Worker
+from schemas.identifiers import OwnerId, authority_owner, organisation_owner
+
+_owners, _authorities, _sites, _workers = table(Owner), table(AuthorityRow), table(SiteRow), table(WorkerRow)
+_uploads, _logins = table(ListUpload), table(LoginRow)
+
+
+class RecipientSecrets(msgspec.Struct, frozen=True, kw_only=True):
+    """What only the broker and one recipient know."""
+
+    webhook: bytes = b""
+    """Signs the webhook (Standard Webhooks)."""
+    topic: bytes = b""
+    """Encrypts the recipient's values on Kafka topics; 32 bytes."""
+
+
+class Directory(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a batch needs to route: read together, kept for a moment."""
+
+    authorities: Mapping[str, Authority]
+    sites: Mapping[str, Site]
+    freshness: Sequence[ListFreshness]
+    reachable_workers: frozenset[tuple[str, str]]
+    """(authority, worker code) of the workers who can sign in."""
+
+
+async def ensure_owners(connection: AsyncConnection, owners: Iterable[tuple[OwnerId, str]]) -> None:
+    """Make sure the owners exist; an owner that exists keeps its name."""
+    rows = [{"id": owner, "name": name} for owner, name in sorted(set(owners))]
+    if rows:
+        await connection.execute(upsert(connection, _owners).on_conflict_do_nothing(), rows)
+
+
+async def load_directory(connection: AsyncConnection) -> Directory:
+    """Read the whole directory; secrets stay sealed."""
+    authorities = {row.code: _authority(row) for row in await connection.execute(select(_authorities))}
+    sites = {row.code: _site(row) for row in await connection.execute(select(_sites))}
+    confirmed = dict(
+        (
+            await connection.execute(
+                select(_uploads.c.authority, func.max(_uploads.c.uploaded_at)).group_by(_uploads.c.authority)
+            )
+        )
+        .tuples()
+        .all()
+    )
+    reachable = await connection.execute(
+        select(_logins.c.owner, _logins.c.worker).where(_logins.c.worker.is_not(None), _logins.c.disabled_at.is_(None))
+    )
+    return Directory(
+        authorities=authorities,
+        sites=sites,
+        freshness=[ListFreshness(authority=code, confirmed_at=confirmed.get(code)) for code in authorities],
+        reachable_workers=frozenset((row.owner.removeprefix("authority:"), row.worker) for row in reachable),
+    )
+
+
+async def save_authority(
+    connection: AsyncConnection, keyring: Keyring, authority: Authority, secrets: RecipientSecrets
+) -> None:
+    """Add or replace an authority."""
+    owner = authority_owner(authority.code)
+    await ensure_owners(connection, [(owner, authority.name)])
+    values = {
+        **msgspec.structs.asdict(authority),
+        "owner": owner,
+        "sealed": keyring.seal(msgspec.json.encode(secrets), about=f"secrets/{owner}"),
+    }
+    statement = upsert(connection, _authorities).values(values)
+    await connection.execute(statement.on_conflict_do_update(index_elements=["code"], set_=values))
+
+
+async def save_worker(connection: AsyncConnection, keyring: Keyring, worker: Worker) -> None:
+    """Add or replace a worker."""
+    owner = authority_owner(worker.authority)
+    sealed = keyring.seal(worker.name.encode(), about=f"worker/{owner}/{worker.code}")
+    values = {
+        "authority": worker.authority,
+        "code": worker.code,
+        "owner": owner,
+        "team": worker.team,
+        "sealed": sealed,
+    }
+    statement = upsert(connection, _workers).values(values)
+    await connection.execute(statement.on_conflict_do_update(index_elements=["authority", "code"], set_=values))
+
+
+async def save_site(
+    connection: AsyncConnection, keyring: Keyring, site: Site, credential_digest: bytes, secrets: RecipientSecrets
+) -> None:
+    """Add or replace a site that sends."""
+    owner = organisation_owner(site.code)
+    await ensure_owners(connection, [(owner, site.name)])
+    values = {
+        **msgspec.structs.asdict(site),
+        "authorities": " ".join(site.authorities),
+        "peers": " ".join(site.peers),
+        "owner": owner,
+        "credential_digest": credential_digest,
+        "sealed": keyring.seal(msgspec.json.encode(secrets), about=f"secrets/{owner}"),
+    }
+    statement = upsert(connection, _sites).values(values)
+    await connection.execute(statement.on_conflict_do_update(index_elements=["code"], set_=values))
+
+
+async def load_senders(connection: AsyncConnection) -> tuple[Sender, ...]:
+    """Every permitted sender, for the snapshot."""
+    rows = await connection.execute(select(_sites).order_by(_sites.c.code))
+    return tuple(
+        Sender(code=row.code, credential_digest=bytes(row.credential_digest), peers=tuple(row.peers.split()))
+        for row in rows
+    )
+
+
+async def load_secrets(connection: AsyncConnection, keyring: Keyring, owner: str) -> RecipientSecrets:
+    """What the broker shares with one recipient; empty when the recipient is unknown."""
+    source = _authorities if owner.startswith("authority:") else _sites
+    sealed = (await connection.execute(select(source.c.sealed).where(source.c.owner == owner))).scalar_one_or_none()
+    if sealed is None:
+        return RecipientSecrets()
+    return msgspec.json.decode(keyring.open(bytes(sealed), about=f"secrets/{owner}"), type=RecipientSecrets)
+
+
+async def load_worker_names(connection: AsyncConnection, keyring: Keyring, owner: str) -> dict[str, str]:
+    """Worker code to name, for one authority's own pages."""
+    rows = await connection.execute(select(_workers).where(_workers.c.owner == owner))
+    return {row.code: keyring.open(bytes(row.sealed), about=f"worker/{owner}/{row.code}").decode() for row in rows}
+
+
+async def oldest_list_at(connection: AsyncConnection) -> datetime | None:
+    """When the list confirmed longest ago was confirmed; None when there is none."""
+    newest = select(func.max(_uploads.c.uploaded_at).label("at")).group_by(_uploads.c.authority).subquery()
+    oldest: datetime | None = (await connection.execute(select(func.min(newest.c.at)))).scalar_one_or_none()
+    return oldest
+
+
+async def find_authority(connection: AsyncConnection, code: str) -> Authority | None:
+    """One authority, or None."""
+    row = (await connection.execute(select(_authorities).where(_authorities.c.code == code))).one_or_none()
+    return None if row is None else _authority(row)
+
+
+async def find_site(connection: AsyncConnection, code: str) -> Site | None:
+    """One sending site, or None."""
+    row = (await connection.execute(select(_sites).where(_sites.c.code == code))).one_or_none()
+    return None if row is None else _site(row)
+
+
+async def find_credential_digest(connection: AsyncConnection, code: str) -> bytes | None:
+    """The keyed digest of a site's credential, or None when the site is unknown."""
+    found = await connection.execute(select(_sites.c.credential_digest).where(_sites.c.code == code))
+    digest = found.scalar_one_or_none()
+    return None if digest is None else bytes(digest)
+
+
+def _authority(row: Any) -> Authority:
+    return Authority(
+        code=row.code,
+        name=row.name,
+        office_telephone=row.office_telephone,
+        emergency_telephone=row.emergency_telephone,
+        webhook_url=row.webhook_url,
+    )
+
+
+def _site(row: Any) -> Site:
+    return Site(
+        code=row.code,
+        name=row.name,
+        telephone=row.telephone,
+        authorities=tuple(row.authorities.split()),
+        reply_host=row.reply_host,
+        reply_port=row.reply_port,
+        replies_for_adults=row.replies_for_adults,
+        peers=tuple(row.peers.split()),
+    )

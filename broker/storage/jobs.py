@@ -1,0 +1,96 @@
+"""Work for later, claimed like lanes.
+
+A look-back job must not run while a visit that could not see the changed list is still uncommitted. On PostgreSQL it
+waits behind a barrier: the end of the snapshot taken once the job itself is visible. Every visit whose transaction
+began to write before that has a lower transaction id; the job runs when none of those is left. SQLite has one writer
+at a time: there the job runs at once. See ADR 0005.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from sqlalchemy import or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.storage.database import upsert
+from broker.storage.tables import ItemState, Job, table
+
+_jobs = table(Job)
+_SET_BARRIER = text(
+    "UPDATE jobs SET barrier = CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint) "
+    "WHERE state = 'open' AND barrier IS NULL AND due_at <= :now"
+)
+_BARRIER_PASSED = text("barrier <= CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)")
+
+
+class ClaimedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job this worker holds for a while."""
+
+    id: str
+    owner: str
+    kind: str
+    subject: str
+    epoch: int
+
+
+async def add_jobs(connection: AsyncConnection, kind: str, jobs: Sequence[tuple[str, str, str]], now: datetime) -> None:
+    """Add jobs as (id, owner, subject); one that waits already stays as it is, a done one is opened again."""
+    if not jobs:
+        return
+    statement = upsert(connection, _jobs)
+    again = {"state": ItemState.OPEN.value, "barrier": None, "due_at": now, "leased_until": None, "done_at": None}
+    await connection.execute(
+        statement.on_conflict_do_update(index_elements=["id"], set_=again | {"epoch": _jobs.c.epoch + 1}),
+        [
+            {
+                "id": job_id,
+                "owner": owner,
+                "kind": kind,
+                "subject": subject,
+                "state": ItemState.OPEN.value,
+                "created_at": now,
+                "due_at": now,
+                "epoch": 0,
+            }
+            for job_id, owner, subject in jobs
+        ],
+    )
+
+
+async def set_barriers(connection: AsyncConnection, now: datetime) -> None:
+    """Give every waiting job that has none its barrier, in a transaction that began after the job was committed."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(_SET_BARRIER, {"now": now})
+
+
+async def claim_jobs(
+    connection: AsyncConnection, *, jobs_max: int, lease: timedelta, now: datetime
+) -> list[ClaimedJob]:
+    """Claim jobs that are due and whose barrier has passed."""
+    free = or_(_jobs.c.leased_until.is_(None), _jobs.c.leased_until <= now)
+    due = select(_jobs.c.id).where(_jobs.c.state == ItemState.OPEN.value, _jobs.c.due_at <= now, free)
+    if connection.dialect.name == "postgresql":
+        due = due.where(_BARRIER_PASSED)
+    due = due.order_by(_jobs.c.due_at, _jobs.c.id).limit(jobs_max).with_for_update(skip_locked=True)
+    statement = (
+        update(_jobs)
+        .where(_jobs.c.id.in_(due.scalar_subquery()))
+        .values(leased_until=now + lease, epoch=_jobs.c.epoch + 1)
+        .returning(_jobs)
+    )
+    return [
+        ClaimedJob(id=row.id, owner=row.owner, kind=row.kind, subject=row.subject, epoch=row.epoch)
+        for row in await connection.execute(statement)
+    ]
+
+
+async def finish_job(connection: AsyncConnection, job: ClaimedJob, now: datetime) -> None:
+    """Mark the job done, unless it was opened again or claimed by another meanwhile."""
+    await connection.execute(
+        update(_jobs)
+        .where(_jobs.c.id == job.id, _jobs.c.epoch == job.epoch)
+        .values(state=ItemState.DONE.value, done_at=now, leased_until=None)
+    )

@@ -1,0 +1,96 @@
+"""Both conservation laws, counted from the database: nothing disappears between the log and a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.storage import handled
+from broker.storage.tables import Alert, AlertState, HandledPosition, table
+from schemas.record import Partition, PartitionExtent
+
+_positions, _alerts = table(HandledPosition), table(Alert)
+
+
+class TopicLedger(msgspec.Struct, frozen=True, kw_only=True):
+    """First law, for one topic: every position the log offered is waiting or settled, exactly once."""
+
+    topic: str
+    offered: int
+    waiting: int
+    skipped: int
+    """Offsets that hold no record."""
+    outcomes: Mapping[str, int]
+    reasons: Mapping[str, int]
+    """Ignored positions by reason."""
+
+    @property
+    def balances(self) -> bool:
+        """Whether the law holds."""
+        return self.offered == self.waiting + self.skipped + sum(self.outcomes.values())
+
+
+class AlertLedger(msgspec.Struct, frozen=True, kw_only=True):
+    """Second law: every alert is acknowledged, open with an owner, or closed by a named rule."""
+
+    raised: int
+    acknowledged: int
+    open_with_owner: int
+    closed_by_rule: int
+
+    @property
+    def balances(self) -> bool:
+        """Whether the law holds."""
+        return self.raised == self.acknowledged + self.open_with_owner + self.closed_by_rule
+
+
+async def count_topic(
+    connection: AsyncConnection, group: str, topic: str, extents: Mapping[Partition, PartitionExtent]
+) -> TopicLedger:
+    """Count one topic: what its log holds now and held before against what was settled."""
+    places = await handled.load_places(connection, group, extents)
+    waiting = skipped = offered = 0
+    for partition, extent in extents.items():
+        place = places.get(partition)
+        first, reached = (extent.first, extent.first) if place is None else (place.first_offset, place.next_offset)
+        waiting += max(0, extent.end - reached)
+        offered += max(0, extent.end - first)
+        skipped += 0 if place is None else place.skipped
+    outcomes: dict[str, int] = {}
+    reasons: dict[str, int] = {}
+    for (outcome, reason), count in sorted((await handled.count_outcomes(connection, topic)).items()):
+        outcomes[outcome] = outcomes.get(outcome, 0) + count
+        if outcome == "ignored":
+            reasons[reason] = reasons.get(reason, 0) + count
+    offered += await _settled_before(connection, topic, {place.log_id for place in places.values()})
+    return TopicLedger(
+        topic=topic, offered=offered, waiting=waiting, skipped=skipped, outcomes=outcomes, reasons=reasons
+    )
+
+
+async def count_alerts(connection: AsyncConnection) -> AlertLedger:
+    """Count all alerts by what became of them."""
+    rows = await connection.execute(
+        select(
+            _alerts.c.state,
+            (_alerts.c.held_by != "").label("held"),
+            _alerts.c.closed_rule.is_not(None).label("ruled"),
+            func.count(),
+        ).group_by("state", "held", "ruled")
+    )
+    counted = {(state, bool(held), bool(ruled)): count for state, held, ruled, count in rows}
+    return AlertLedger(
+        raised=sum(counted.values()),
+        acknowledged=sum(n for (state, _, _), n in counted.items() if state == AlertState.ACKNOWLEDGED),
+        open_with_owner=sum(n for (state, held, _), n in counted.items() if state == AlertState.OPEN and held),
+        closed_by_rule=sum(n for (state, _, ruled), n in counted.items() if state == AlertState.CLOSED and ruled),
+    )
+
+
+async def _settled_before(connection: AsyncConnection, topic: str, current: set[str]) -> int:
+    """Positions settled in logs that are gone: they were offered once."""
+    statement = select(func.count()).where(_positions.c.topic == topic, _positions.c.log_id.not_in(current))
+    return int((await connection.execute(statement)).scalar_one())

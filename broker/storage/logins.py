@@ -1,0 +1,149 @@
+"""Named logins and signed-in sessions. Passwords are kept as Argon2 hashes, session tokens as digests."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.keyring import Keyring
+from broker.storage.database import upsert
+from broker.storage.tables import LoginRow, SessionRow, table
+from schemas.directory import Person, Role
+from schemas.identifiers import OwnerId
+
+_logins, _sessions = table(LoginRow), table(SessionRow)
+
+
+class StoredLogin(msgspec.Struct, frozen=True, kw_only=True):
+    """A login with what signing in must know."""
+
+    person: Person
+    password_hash: str
+    failures: int
+    rests_until: datetime | None
+
+
+async def save_login(connection: AsyncConnection, keyring: Keyring, person: Person, password_hash: str) -> None:
+    """Add or replace a login; a replaced one starts without failures and is signed out everywhere."""
+    values = {
+        "login": person.login,
+        "owner": person.owner,
+        "role": person.role.value,
+        "worker": person.worker,
+        "sealed": keyring.seal(person.name.encode(), about=f"login/{person.login}"),
+        "password_hash": password_hash,
+        "failures": 0,
+        "rests_until": None,
+        "disabled_at": None,
+    }
+    statement = upsert(connection, _logins).values(values)
+    await connection.execute(statement.on_conflict_do_update(index_elements=["login"], set_=values))
+    await connection.execute(delete(_sessions).where(_sessions.c.login == person.login))
+
+
+async def change_person(connection: AsyncConnection, keyring: Keyring, person: Person) -> None:
+    """Change who a login is, not its password; signed out everywhere, so that an old role ends at once."""
+    await connection.execute(
+        update(_logins)
+        .where(_logins.c.login == person.login)
+        .values(
+            owner=person.owner,
+            role=person.role.value,
+            worker=person.worker,
+            sealed=keyring.seal(person.name.encode(), about=f"login/{person.login}"),
+        )
+    )
+    await connection.execute(delete(_sessions).where(_sessions.c.login == person.login))
+
+
+async def find_login(connection: AsyncConnection, keyring: Keyring, login: str) -> StoredLogin | None:
+    """The enabled login of this name, or None."""
+    statement = select(_logins).where(_logins.c.login == login, _logins.c.disabled_at.is_(None))
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        return None
+    return StoredLogin(
+        person=_person(keyring, row),
+        password_hash=row.password_hash,
+        failures=row.failures,
+        rests_until=row.rests_until,
+    )
+
+
+async def has_login(connection: AsyncConnection, login: str) -> bool:
+    """Whether a login of this name exists, enabled or not."""
+    found = await connection.execute(select(_logins.c.login).where(_logins.c.login == login))
+    return found.one_or_none() is not None
+
+
+async def note_failure(connection: AsyncConnection, login: str, rests_until: datetime | None) -> None:
+    """Count a failed attempt."""
+    await connection.execute(
+        update(_logins).where(_logins.c.login == login).values(failures=_logins.c.failures + 1, rests_until=rests_until)
+    )
+
+
+async def open_session(connection: AsyncConnection, person: Person, token: str, now: datetime) -> None:
+    """Remember a signed-in person by a digest of the token."""
+    await connection.execute(
+        update(_logins).where(_logins.c.login == person.login).values(failures=0, rests_until=None)
+    )
+    await connection.execute(
+        _sessions.insert().values(
+            token_digest=digest_token(token),
+            owner=person.owner,
+            login=person.login,
+            created_at=now,
+            used_at=now,
+        )
+    )
+
+
+async def find_session(
+    connection: AsyncConnection, keyring: Keyring, token: str, *, now: datetime, longest: timedelta, idle: timedelta
+) -> Person | None:
+    """The person signed in with this token, if the session is neither too old nor too long unused."""
+    statement = (
+        select(_logins)
+        .join(_sessions, _sessions.c.login == _logins.c.login)
+        .where(
+            _sessions.c.token_digest == digest_token(token),
+            _sessions.c.created_at > now - longest,
+            _sessions.c.used_at > now - idle,
+            _logins.c.disabled_at.is_(None),
+        )
+    )
+    row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else _person(keyring, row)
+
+
+async def note_use(connection: AsyncConnection, token: str, now: datetime) -> None:
+    """Keep a session from going idle."""
+    await connection.execute(
+        update(_sessions).where(_sessions.c.token_digest == digest_token(token)).values(used_at=now)
+    )
+
+
+async def close_session(connection: AsyncConnection, token: str) -> None:
+    """Sign out."""
+    await connection.execute(delete(_sessions).where(_sessions.c.token_digest == digest_token(token)))
+
+
+def digest_token(token: str) -> bytes:
+    """What is kept of a session token: 256 random bits need no salt."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _person(keyring: Keyring, row: Any) -> Person:
+    return Person(
+        login=row.login,
+        name=keyring.open(bytes(row.sealed), about=f"login/{row.login}").decode(),
+        role=Role(row.role),
+        owner=OwnerId(row.owner),
+        worker=row.worker,
+    )

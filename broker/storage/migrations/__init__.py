@@ -1,0 +1,59 @@
+"""The database's schema, step by step. ``cpis-broker migrate`` brings it to the newest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, MetaData
+from sqlmodel import SQLModel
+
+from broker.storage.database import Database
+
+_HERE: Final = Path(__file__).parent
+
+
+def schema() -> MetaData:
+    """The schema the code expects."""
+    return SQLModel.metadata
+
+
+async def migrate(database: Database) -> str:
+    """Bring the database to the newest schema; returns its revision."""
+    async with database.writing() as connection:
+        await connection.run_sync(_upgrade)
+        return await connection.run_sync(_current)
+
+
+async def is_current(database: Database) -> bool:
+    """Whether the database has the newest schema."""
+    async with database.reading() as connection:
+        return await connection.run_sync(_current) == (newest() or "")
+
+
+def newest() -> str | None:
+    """The newest revision there is."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_HERE).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        # Two parts that start together must not both create the tables.
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7215041)")
+    command.upgrade(_config(connection), "head")
+
+
+def _current(connection: Connection) -> str:
+    return MigrationContext.configure(connection).get_current_revision() or ""

@@ -1,0 +1,221 @@
+"""Lanes and deliveries: nothing leaves but through here. Lanes are leased, not rows; settling checks the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import case, func, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.domain.retry import NextStep
+from broker.keyring import Keyring
+from broker.storage.database import upsert
+from broker.storage.tables import Delivery, Lane, table
+from schemas.delivery import ChannelName, DeliveryState
+
+_lanes, _deliveries = table(Lane), table(Delivery)
+NOTIFY_CHANNEL = "cpis_outbox"
+_WAITING = (DeliveryState.WAITING.value, DeliveryState.CLAIMED.value)
+
+
+class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to send: ``content`` is complete and in the recipient's own schema."""
+
+    id: str
+    channel: ChannelName
+    owner: str
+    event_type: str
+    content_type: str
+    content: bytes
+    alert_id: str | None = None
+    reply_id: str | None = None
+
+    @property
+    def lane(self) -> str:
+        """One recipient on one channel."""
+        return f"{self.channel.value}:{self.owner}"
+
+
+class LeasedLane(msgspec.Struct, frozen=True, kw_only=True):
+    """A lane this dispatcher holds until ``leased_until``."""
+
+    id: str
+    channel: ChannelName
+    owner: str
+    epoch: int
+    leased_until: datetime
+
+
+class DueDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery that is due, opened."""
+
+    id: str
+    event_type: str
+    content_type: str
+    content: bytes
+    attempts: int
+    created_at: datetime
+
+
+class _Content(msgspec.Struct, frozen=True, array_like=True):
+    content_type: str
+    content: bytes
+
+
+class LeaseLost(Exception):
+    """Another dispatcher holds the lane now: what was settled here does not count."""
+
+
+async def add_deliveries(
+    connection: AsyncConnection, keyring: Keyring, deliveries: Sequence[NewDelivery], now: datetime
+) -> None:
+    """Put deliveries in their lanes and wake the dispatcher when the transaction commits."""
+    if not deliveries:
+        return
+    lanes = {delivery.lane: delivery for delivery in deliveries}
+    statement = upsert(connection, _lanes)
+    await connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["id"],
+            set_={"next_due_at": _earlier(_lanes.c.next_due_at, statement.excluded.next_due_at)},
+        ),
+        [
+            {"id": lane, "channel": first.channel.value, "owner": first.owner, "next_due_at": now, "epoch": 0}
+            for lane, first in sorted(lanes.items())
+        ],
+    )
+    await connection.execute(
+        upsert(connection, _deliveries).on_conflict_do_nothing(),
+        [_row(keyring, delivery, now) for delivery in deliveries],
+    )
+    if connection.dialect.name == "postgresql":
+        await connection.execute(text(f"NOTIFY {NOTIFY_CHANNEL}"))
+
+
+async def lease_lanes(
+    connection: AsyncConnection, *, by: str, lanes_max: int, lease: timedelta, now: datetime
+) -> list[LeasedLane]:
+    """Lease lanes that have something due and that nobody holds, longest due first."""
+    free = or_(_lanes.c.leased_until.is_(None), _lanes.c.leased_until <= now)
+    due = (
+        select(_lanes.c.id)
+        .where(_lanes.c.next_due_at <= now, free)
+        .order_by(_lanes.c.next_due_at, _lanes.c.id)
+        .limit(lanes_max)
+        .with_for_update(skip_locked=True)
+    )
+    statement = (
+        update(_lanes)
+        .where(_lanes.c.id.in_(due.scalar_subquery()))
+        .values(leased_by=by, leased_until=now + lease, epoch=_lanes.c.epoch + 1)
+        .returning(_lanes)
+    )
+    return [
+        LeasedLane(
+            id=row.id,
+            channel=ChannelName(row.channel),
+            owner=row.owner,
+            epoch=row.epoch,
+            leased_until=row.leased_until,
+        )
+        for row in await connection.execute(statement)
+    ]
+
+
+async def claim_due(
+    connection: AsyncConnection, keyring: Keyring, lane: LeasedLane, *, deliveries_max: int, now: datetime
+) -> list[DueDelivery]:
+    """Claim the lane's due deliveries, oldest first."""
+    due = (
+        select(_deliveries)
+        .where(_deliveries.c.lane == lane.id, _deliveries.c.state.in_(_WAITING), _deliveries.c.next_attempt_at <= now)
+        .order_by(_deliveries.c.created_at, _deliveries.c.id)
+        .limit(deliveries_max)
+    )
+    found = [_open(keyring, row) for row in await connection.execute(due)]
+    if found:
+        await connection.execute(
+            update(_deliveries)
+            .where(_deliveries.c.id.in_([delivery.id for delivery in found]))
+            .values(state=DeliveryState.CLAIMED.value)
+        )
+    return found
+
+
+async def settle_delivery(
+    connection: AsyncConnection, lane: LeasedLane, delivery: DueDelivery, step: NextStep, *, code: str, now: datetime
+) -> None:
+    """Write what became of one attempt. Raises LeaseLost when the lane was leased anew meanwhile."""
+    held = select(_lanes.c.id).where(_lanes.c.id == lane.id, _lanes.c.epoch == lane.epoch).with_for_update()
+    if (await connection.execute(held)).one_or_none() is None:
+        raise LeaseLost
+    await connection.execute(
+        update(_deliveries)
+        .where(_deliveries.c.id == delivery.id)
+        .values(
+            state=step.state.value,
+            attempts=delivery.attempts + 1,
+            last_code=code,
+            next_attempt_at=step.retry_at,
+            settled_at=None if step.state is DeliveryState.WAITING else now,
+        )
+    )
+
+
+async def release_lane(connection: AsyncConnection, lane: LeasedLane, *, not_before: datetime | None) -> None:
+    """Let the lane go; it is due again with its earliest waiting delivery, but ``not_before`` when it failed."""
+    # Locked first: a delivery added meanwhile is then either seen by the next statement or sets the due time itself.
+    held = select(_lanes.c.id).where(_lanes.c.id == lane.id, _lanes.c.epoch == lane.epoch).with_for_update()
+    if (await connection.execute(held)).one_or_none() is None:
+        return
+    waiting = select(func.min(_deliveries.c.next_attempt_at)).where(
+        _deliveries.c.lane == lane.id, _deliveries.c.state.in_(_WAITING)
+    )
+    earliest: datetime | None = (await connection.execute(waiting)).scalar_one()
+    due_at = max(earliest, not_before) if earliest is not None and not_before is not None else earliest
+    await connection.execute(
+        update(_lanes).where(_lanes.c.id == lane.id).values(leased_by=None, leased_until=None, next_due_at=due_at)
+    )
+
+
+async def count_states(connection: AsyncConnection) -> dict[str, int]:
+    """Deliveries by state."""
+    rows = await connection.execute(select(_deliveries.c.state, func.count()).group_by(_deliveries.c.state))
+    return dict(rows.tuples().all())
+
+
+def _earlier(stored: Any, new: Any) -> Any:
+    return case((stored.is_(None), new), (stored < new, stored), else_=new)
+
+
+def _row(keyring: Keyring, delivery: NewDelivery, now: datetime) -> dict[str, object]:
+    content = msgspec.msgpack.encode(_Content(delivery.content_type, delivery.content))
+    return {
+        "id": delivery.id,
+        "owner": delivery.owner,
+        "lane": delivery.lane,
+        "event_type": delivery.event_type,
+        "alert_id": delivery.alert_id,
+        "reply_id": delivery.reply_id,
+        "sealed": keyring.seal(content, about=f"delivery/{delivery.id}"),
+        "state": DeliveryState.WAITING.value,
+        "attempts": 0,
+        "created_at": now,
+        "next_attempt_at": now,
+    }
+
+
+def _open(keyring: Keyring, row: Any) -> DueDelivery:
+    plain = keyring.open(bytes(row.sealed), about=f"delivery/{row.id}")
+    opened = msgspec.msgpack.decode(plain, type=_Content)
+    return DueDelivery(
+        id=row.id,
+        event_type=row.event_type,
+        content_type=opened.content_type,
+        content=opened.content,
+        attempts=row.attempts,
+        created_at=row.created_at,
+    )

@@ -1,0 +1,69 @@
+"""Replies to departments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.keyring import Keyring
+from broker.storage.database import upsert
+from broker.storage.tables import Reply, table
+from schemas.alert import ClinicianReply, ReplyOutcome
+from schemas.identifiers import organisation_owner
+
+_replies = table(Reply)
+
+
+class NewReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A reply to be given."""
+
+    reply: ClinicianReply
+    visit_id: str
+
+
+def derive_reply_id(keyring: Keyring, visit_id: str, outcome: ReplyOutcome) -> str:
+    """One reply per visit and outcome; a replay derives the same id."""
+    return keyring.derive_id("reply", visit_id, outcome)
+
+
+async def save_replies(connection: AsyncConnection, keyring: Keyring, replies: Sequence[NewReply]) -> None:
+    """Keep replies; one that exists stays as it is."""
+    if not replies:
+        return
+    await connection.execute(
+        upsert(connection, _replies).on_conflict_do_nothing(),
+        [
+            {
+                "id": new.reply.reply_id,
+                "owner": organisation_owner(new.reply.organisation),
+                "visit_id": new.visit_id,
+                "outcome": new.reply.outcome.value,
+                "sealed": keyring.seal(msgspec.json.encode(new.reply), about=f"reply/{new.reply.reply_id}"),
+                "replied_at": new.reply.replied_at,
+            }
+            for new in replies
+        ],
+    )
+
+
+async def list_replies(
+    connection: AsyncConnection, keyring: Keyring, owner: str, *, since: datetime, rows_max: int
+) -> list[tuple[str, ClinicianReply]]:
+    """A department's replies since an instant, newest first: (visit id, reply)."""
+    statement = (
+        select(_replies)
+        .where(_replies.c.owner == owner, _replies.c.replied_at >= since)
+        .order_by(_replies.c.replied_at.desc(), _replies.c.id)
+        .limit(rows_max)
+    )
+    return [
+        (
+            row.visit_id,
+            msgspec.json.decode(keyring.open(bytes(row.sealed), about=f"reply/{row.id}"), type=ClinicianReply),
+        )
+        for row in await connection.execute(statement)
+    ]

@@ -1,0 +1,475 @@
+"""Every table. Personal fields stand only in ``sealed`` columns (AES-GCM envelopes) and in blind indexes.
+
+Every row carries its owner: the authority, organisation or, for what belongs to nobody else, the broker's operators.
+SQLModel's table models do not validate; closed vocabularies are held by CHECK constraints here.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Table,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+from schemas.delivery import ChannelName, DeliveryState
+from schemas.record import PositionOutcome
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC in, aware UTC out; SQLite would give back naive values."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive instants: they would silently be somebody's local time."""
+        if value is None:
+            return None
+        assert value.tzinfo is not None, "naive instant"
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give SQLite's naive values their zone back."""
+        if value is None or value.tzinfo is not None:
+            return value
+        return value.replace(tzinfo=UTC)
+
+
+class AlertState(StrEnum):
+    """What the human did, as far as the ledger counts it."""
+
+    OPEN = "open"
+    ACKNOWLEDGED = "acknowledged"
+    CLOSED = "closed"
+
+
+class ItemState(StrEnum):
+    """States of reviews, quarantined messages and jobs."""
+
+    OPEN = "open"
+    DONE = "done"
+
+
+def table(model: type[SQLModel]) -> Table:
+    """The model's table, for statements over many rows."""
+    return SQLModel.metadata.tables[str(model.__tablename__)]
+
+
+def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{word.value}'" for word in words)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+def _at(**options: Any) -> Any:
+    return Column(UtcDateTime, **options)
+
+
+def _bytes(**options: Any) -> Any:
+    return Column(LargeBinary, **options)
+
+
+def _owner() -> Any:
+    return Column(String, ForeignKey("owners.id"), nullable=False, index=True)
+
+
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Owner(SQLModel, table=True):
+    """Who rows belong to."""
+
+    __tablename__: ClassVar[Any] = "owners"
+    id: str = Field(primary_key=True)
+    name: str
+
+
+class AuthorityRow(SQLModel, table=True):
+    """A local authority. ``sealed`` holds its secrets."""
+
+    __tablename__: ClassVar[Any] = "authorities"
+    code: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    name: str
+    office_telephone: str
+    emergency_telephone: str
+    webhook_url: str | None = None
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+
+
+class SiteRow(SQLModel, table=True):
+    """An organisation that sends attendances. ``sealed`` holds its secrets."""
+
+    __tablename__: ClassVar[Any] = "sites"
+    code: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    name: str
+    telephone: str | None = None
+    authorities: str = ""
+    reply_host: str | None = None
+    reply_port: int | None = None
+    replies_for_adults: bool = False
+    peers: str = ""
+    credential_digest: bytes = Field(sa_column=_bytes(nullable=False))
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+
+
+class WorkerRow(SQLModel, table=True):
+    """A social worker in an authority's directory; the name is sealed."""
+
+    __tablename__: ClassVar[Any] = "workers"
+    authority: str = Field(primary_key=True)
+    code: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    team: str | None = None
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+
+
+class LoginRow(SQLModel, table=True):
+    """A named login with one role at one owner; the person's name is sealed."""
+
+    __tablename__: ClassVar[Any] = "logins"
+    login: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    role: str
+    worker: str | None = None
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    password_hash: str
+    failures: int = 0
+    rests_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    disabled_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+
+
+class SessionRow(SQLModel, table=True):
+    """A signed-in person; only a digest of the token is kept."""
+
+    __tablename__: ClassVar[Any] = "sessions"
+    token_digest: bytes = Field(sa_column=_bytes(primary_key=True))
+    owner: str = Field(sa_column=_owner())
+    login: str = Field(foreign_key="logins.login")
+    created_at: datetime = Field(sa_column=_at(nullable=False))
+    used_at: datetime = Field(sa_column=_at(nullable=False))
+
+
+class ListUpload(SQLModel, table=True):
+    """One accepted upload of an authority's list."""
+
+    __tablename__: ClassVar[Any] = "list_uploads"
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    authority: str = Field(index=True)
+    file_hash: str
+    uploaded_by: str
+    uploaded_at: datetime = Field(sa_column=_at(nullable=False))
+    rows_loaded: int
+    rows_refused: int
+
+
+class ListEntry(SQLModel, table=True):
+    """One plan of one person on one authority's list; everything personal is sealed."""
+
+    __tablename__: ClassVar[Any] = "list_entries"
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    authority: str
+    upload_id: str = Field(foreign_key="list_uploads.id")
+    nhs_index: bytes = Field(sa_column=_bytes(nullable=False, index=True))
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    changed_at: datetime = Field(sa_column=_at(nullable=False))
+
+
+class EntryBlock(SQLModel, table=True):
+    """A keyed block under which an entry is found without an NHS number."""
+
+    __tablename__: ClassVar[Any] = "entry_blocks"
+    block: bytes = Field(sa_column=_bytes(primary_key=True))
+    entry_id: str = Field(sa_column=Column(String, ForeignKey("list_entries.id"), primary_key=True, index=True))
+    owner: str = Field(sa_column=_owner())
+
+
+class HandledMarker(SQLModel, table=True):
+    """The mark of a message that was handled: the same message never counts twice."""
+
+    __tablename__: ClassVar[Any] = "handled_markers"
+    marker: bytes = Field(sa_column=_bytes(primary_key=True))
+    handled_at: datetime = Field(sa_column=_at(nullable=False))
+
+
+class HandledPosition(SQLModel, table=True):
+    """What became of one log position."""
+
+    __tablename__: ClassVar[Any] = "handled_positions"
+    __table_args__ = (_one_of("outcome", PositionOutcome),)
+    topic: str = Field(primary_key=True)
+    log_id: str = Field(primary_key=True)
+    partition: int = Field(primary_key=True)
+    position: int = Field(sa_column=Column(BigInteger, primary_key=True))
+    owner: str = Field(sa_column=_owner())
+    marker: bytes = Field(sa_column=_bytes(nullable=False))
+    visit_id: str | None = Field(default=None, index=True)
+    outcome: str
+    reason: str = ""
+    handled_at: datetime = Field(sa_column=_at(nullable=False))
+
+
+class StoredOffset(SQLModel, table=True):
+    """Where a group reads on; moves in the transaction of the batch, and fences whoever lost the partition."""
+
+    __tablename__: ClassVar[Any] = "stored_offsets"
+    group_name: str = Field(primary_key=True)
+    topic: str = Field(primary_key=True)
+    partition: int = Field(primary_key=True)
+    log_id: str
+    first_offset: int = Field(sa_column=Column(BigInteger, nullable=False))
+    next_offset: int = Field(sa_column=Column(BigInteger, nullable=False))
+    skipped: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
+    stopped_cleanly: bool = False
+    updated_at: datetime = Field(sa_column=_at(nullable=False))
+
+
+class LogGapRow(SQLModel, table=True):
+    """A time the log did not hold what was expected of it."""
+
+    __tablename__: ClassVar[Any] = "log_gaps"
+    id: int | None = Field(default=None, primary_key=True)
+    group_name: str
+    topic: str
+    partition: int
+    stored_log_id: str
+    stored_offset: int = Field(sa_column=Column(BigInteger, nullable=False))
+    found_log_id: str
+    found_first: int = Field(sa_column=Column(BigInteger, nullable=False))
+    found_end: int = Field(sa_column=Column(BigInteger, nullable=False))
+    noticed_at: datetime = Field(sa_column=_at(nullable=False))
+
+
+class PoisonAttempt(SQLModel, table=True):
+    """A message that is being handled alone after an unclean stop, noted beforehand."""
+
+    __tablename__: ClassVar[Any] = "poison_attempts"
+    topic: str = Field(primary_key=True)
+    log_id: str = Field(primary_key=True)
+    partition: int = Field(primary_key=True)
+    position: int = Field(sa_column=Column(BigInteger, primary_key=True))
+    attempts: int
+
+
+class Visit(SQLModel, table=True):
+    """One visit of one person to one sender."""
+
+    __tablename__: ClassVar[Any] = "visits"
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    sender: str
+    patient_index: bytes | None = Field(default=None, sa_column=_bytes(index=True))
+    nhs_index: bytes | None = Field(default=None, sa_column=_bytes(index=True))
+    birth_index: bytes | None = Field(default=None, sa_column=_bytes(index=True))
+    reply_outcome: str | None = None
+    opened_at: datetime = Field(sa_column=_at(nullable=False))
+    heard_at: datetime = Field(sa_column=_at(nullable=False, index=True))
+
+
+class VisitMessage(SQLModel, table=True):
+    """What one message said of a visit; the visit's thread."""
+
+    __tablename__: ClassVar[Any] = "visit_messages"
+    visit_id: str = Field(primary_key=True, foreign_key="visits.id")
+    marker: bytes = Field(sa_column=_bytes(primary_key=True))
+    owner: str = Field(sa_column=_owner())
+    event: str
+    said_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    received_at: datetime = Field(sa_column=_at(nullable=False))
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+
+
+class Alert(SQLModel, table=True):
+    """An alert to an authority: one per visit, authority and role."""
+
+    __tablename__: ClassVar[Any] = "alerts"
+    __table_args__ = (
+        UniqueConstraint("visit_id", "authority", "role"),
+        _one_of("state", AlertState),
+        Index("ix_alerts_owner_state_raised", "owner", "state", "raised_at"),
+        Index("ix_alerts_state_due_by", "state", "due_by"),
+    )
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=Column(String, ForeignKey("owners.id"), nullable=False))
+    authority: str
+    visit_id: str = Field(foreign_key="visits.id")
+    role: str
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    held_by: str
+    level: int = 0
+    state: str
+    raised_at: datetime = Field(sa_column=_at(nullable=False))
+    due_by: datetime = Field(sa_column=_at(nullable=False))
+    opened_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    acknowledged_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    acknowledged_by: str | None = None
+    closed_rule: str | None = None
+
+
+class AlertEntry(SQLModel, table=True):
+    """Which list entries an alert rests on, and which workers hold it."""
+
+    __tablename__: ClassVar[Any] = "alert_entries"
+    alert_id: str = Field(primary_key=True, foreign_key="alerts.id")
+    entry_id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    worker: str | None = Field(default=None, index=True)
+
+
+class Reply(SQLModel, table=True):
+    """A reply to a department."""
+
+    __tablename__: ClassVar[Any] = "replies"
+    __table_args__ = (Index("ix_replies_owner_replied", "owner", "replied_at"),)
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=Column(String, ForeignKey("owners.id"), nullable=False))
+    visit_id: str = Field(foreign_key="visits.id", index=True)
+    outcome: str
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    replied_at: datetime = Field(sa_column=_at(nullable=False))
+
+
+class Lane(SQLModel, table=True):
+    """One recipient on one channel: leased as a whole, so that its order holds and one slow recipient is one lane."""
+
+    __tablename__: ClassVar[Any] = "lanes"
+    __table_args__ = (_one_of("channel", ChannelName),)
+    id: str = Field(primary_key=True)
+    channel: str
+    owner: str = Field(sa_column=_owner())
+    next_due_at: datetime | None = Field(default=None, sa_column=_at(nullable=True, index=True))
+    leased_by: str | None = None
+    leased_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    epoch: int = 0
+
+
+class Delivery(SQLModel, table=True):
+    """One thing on its way out; its id is the idempotency key."""
+
+    __tablename__: ClassVar[Any] = "deliveries"
+    __table_args__ = (
+        _one_of("state", DeliveryState),
+        Index("ix_deliveries_lane_due", "lane", "state", "next_attempt_at"),
+    )
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    lane: str = Field(sa_column=Column(String, ForeignKey("lanes.id"), nullable=False))
+    event_type: str
+    alert_id: str | None = Field(default=None, foreign_key="alerts.id", index=True)
+    reply_id: str | None = Field(default=None, foreign_key="replies.id", index=True)
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    state: str
+    attempts: int = 0
+    last_code: str | None = None
+    created_at: datetime = Field(sa_column=_at(nullable=False))
+    next_attempt_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    settled_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+
+
+class Review(SQLModel, table=True):
+    """A doubt about identity that a person decides."""
+
+    __tablename__: ClassVar[Any] = "reviews"
+    __table_args__ = (
+        UniqueConstraint("visit_id", "entry_id"),
+        _one_of("state", ItemState),
+        Index("ix_reviews_state_due_by", "state", "due_by"),
+    )
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    visit_id: str = Field(foreign_key="visits.id")
+    entry_id: str
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    held_by: str
+    level: int = 0
+    state: str
+    opened_at: datetime = Field(sa_column=_at(nullable=False))
+    due_by: datetime = Field(sa_column=_at(nullable=False))
+    decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    decided_by: str | None = None
+    decision: str | None = None
+
+
+class Quarantined(SQLModel, table=True):
+    """A message that could not be handled, with its bytes and the reason."""
+
+    __tablename__: ClassVar[Any] = "quarantine"
+    __table_args__ = (_one_of("state", ItemState),)
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    topic: str
+    log_id: str
+    partition: int
+    position: int = Field(sa_column=Column(BigInteger, nullable=False))
+    reason: str
+    detail: str = ""
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    held_by: str
+    level: int = 0
+    state: str
+    kept_at: datetime = Field(sa_column=_at(nullable=False))
+    due_by: datetime = Field(sa_column=_at(nullable=False))
+
+
+class Job(SQLModel, table=True):
+    """Work for later, claimed like a lane."""
+
+    __tablename__: ClassVar[Any] = "jobs"
+    __table_args__ = (_one_of("state", ItemState),)
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    kind: str
+    subject: str
+    state: str
+    barrier: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
+    created_at: datetime = Field(sa_column=_at(nullable=False))
+    due_at: datetime = Field(sa_column=_at(nullable=False, index=True))
+    leased_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    epoch: int = 0
+    done_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+
+
+class AuditHead(SQLModel, table=True):
+    """The end of one owner's audit chain."""
+
+    __tablename__: ClassVar[Any] = "audit_heads"
+    owner: str = Field(sa_column=Column(String, ForeignKey("owners.id"), primary_key=True))
+    sequence: int = Field(sa_column=Column(BigInteger, nullable=False))
+    hash: bytes = Field(sa_column=_bytes(nullable=False))
+
+
+class AuditRow(SQLModel, table=True):
+    """One audited act."""
+
+    __tablename__: ClassVar[Any] = "audit"
+    owner: str = Field(sa_column=Column(String, ForeignKey("owners.id"), primary_key=True))
+    sequence: int = Field(sa_column=Column(BigInteger, primary_key=True))
+    at: datetime = Field(sa_column=_at(nullable=False))
+    actor: str
+    action: str
+    subject: str = Field(index=True)
+    reason: str = ""
+    hash: bytes = Field(sa_column=_bytes(nullable=False))

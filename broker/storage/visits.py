@@ -1,0 +1,222 @@
+"""Visits and the messages they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.domain.decision import Known
+from broker.domain.matching import candidate_blocks
+from broker.domain.visits import fold_visit, london_day
+from broker.keyring import Keyring
+from broker.storage.child_lists import index_block, index_nhs_number
+from broker.storage.database import upsert
+from broker.storage.tables import Alert, Review, Visit, VisitMessage, table
+from schemas.alert import ReplyOutcome
+from schemas.attendance import Attendance
+from schemas.identifiers import organisation_owner
+
+_visits, _messages, _alerts, _reviews = table(Visit), table(VisitMessage), table(Alert), table(Review)
+
+
+class Thread(msgspec.Struct, kw_only=True):
+    """One visit while a transaction works on it: its messages and what was decided."""
+
+    visit_id: str
+    sender: str
+    opened_at: datetime
+    messages: list[tuple[bytes, Attendance]]
+    added: list[tuple[bytes, Attendance]] = msgspec.field(default_factory=list)
+    alerted: set[str] = msgspec.field(default_factory=set)
+    reviewed: set[str] = msgspec.field(default_factory=set)
+    replied: ReplyOutcome | None = None
+
+    def add(self, marker: bytes, said: Attendance) -> Attendance:
+        """Add a message; returns the visit as it is now known."""
+        self.messages.append((marker, said))
+        self.added.append((marker, said))
+        return self.facts()
+
+    def drop(self, marker: bytes) -> None:
+        """Take a message out again that could not be decided."""
+        self.messages = [pair for pair in self.messages if pair[0] != marker]
+        self.added = [pair for pair in self.added if pair[0] != marker]
+
+    def facts(self) -> Attendance:
+        """The visit as it is known."""
+        return fold_visit(self.messages)
+
+    def known(self, *, is_new: bool) -> Known:
+        """What was decided so far."""
+        return Known(
+            is_new=is_new,
+            alerted=frozenset(self.alerted),
+            reviewed=frozenset(self.reviewed),
+            replied=self.replied,
+        )
+
+
+def index_patient(keyring: Keyring, sender: str, local_patient_id: str) -> bytes:
+    """The blind index of a sender's own patient id."""
+    return keyring.index("patient", sender, local_patient_id)
+
+
+def derive_visit_id(keyring: Keyring, said: Attendance, marker: bytes) -> str:
+    """A visit is keyed by sender and visit number; without one by the patient and the day; else it stands alone."""
+    if said.visit_number:
+        return keyring.derive_id("visit", said.sender, said.visit_number)
+    day = said.arrived_at or said.event_at or said.message_at
+    if said.local_patient_id and day is not None:
+        return keyring.derive_id("visit-day", said.sender, said.local_patient_id, london_day(day).isoformat())
+    return keyring.derive_id("visit-alone", marker.hex())
+
+
+async def open_visits(
+    connection: AsyncConnection, keyring: Keyring, first_said: Mapping[str, tuple[bytes, Attendance]], now: datetime
+) -> None:
+    """Make sure that every visit has a row before it is locked.
+
+    Two workers that hear of one new visit at the same time meet here: the second waits until the first has
+    committed, and then sees what the first decided.
+    """
+    rows = [
+        _visit_row(keyring, visit_id, fold_visit([said]), now) | {"opened_at": now}
+        for visit_id, said in sorted(first_said.items())
+    ]
+    if rows:
+        await connection.execute(upsert(connection, _visits).on_conflict_do_nothing(), rows)
+
+
+async def load_threads(connection: AsyncConnection, keyring: Keyring, visit_ids: Iterable[str]) -> dict[str, Thread]:
+    """The visits, locked in sorted order, with their messages and decisions."""
+    wanted = sorted(set(visit_ids))
+    threads: dict[str, Thread] = {}
+    if not wanted:
+        return threads
+    locked = select(_visits).where(_visits.c.id.in_(wanted)).order_by(_visits.c.id).with_for_update()
+    for row in await connection.execute(locked):
+        replied = ReplyOutcome(row.reply_outcome) if row.reply_outcome else None
+        threads[row.id] = Thread(
+            visit_id=row.id, sender=row.sender, opened_at=row.opened_at, messages=[], replied=replied
+        )
+    for row in await connection.execute(select(_messages).where(_messages.c.visit_id.in_(wanted))):
+        threads[row.visit_id].messages.append((bytes(row.marker), open_message(keyring, row)))
+    alerts = select(_alerts.c.visit_id, _alerts.c.authority).where(_alerts.c.visit_id.in_(wanted))
+    for row in await connection.execute(alerts):
+        threads[row.visit_id].alerted.add(row.authority)
+    reviews = select(_reviews.c.visit_id, _reviews.c.entry_id).where(_reviews.c.visit_id.in_(wanted))
+    for row in await connection.execute(reviews):
+        threads[row.visit_id].reviewed.add(row.entry_id)
+    return threads
+
+
+async def find_latest_by_patient(
+    connection: AsyncConnection, patient_indexes: Iterable[bytes], since: datetime
+) -> dict[bytes, str]:
+    """The latest visit, not older than ``since``, of each patient."""
+    wanted = sorted(set(patient_indexes))
+    if not wanted:
+        return {}
+    statement = (
+        select(_visits.c.patient_index, _visits.c.id)
+        .where(_visits.c.patient_index.in_(wanted), _visits.c.opened_at >= since)
+        .order_by(_visits.c.opened_at, _visits.c.id)
+    )
+    return {bytes(row.patient_index): row.id for row in await connection.execute(statement)}
+
+
+async def find_by_person(
+    connection: AsyncConnection, *, nhs_index: bytes, blocks: Sequence[bytes], since: datetime
+) -> list[str]:
+    """Visits not older than ``since`` of an NHS number, or of a block when the visit has no number."""
+    statement = select(_visits.c.id).where(
+        _visits.c.heard_at >= since,
+        (_visits.c.nhs_index == nhs_index) | (_visits.c.nhs_index.is_(None) & _visits.c.birth_index.in_(list(blocks))),
+    )
+    return sorted(row.id for row in await connection.execute(statement))
+
+
+async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread], now: datetime) -> None:
+    """Write what was added to the visits."""
+    changed = sorted((thread for thread in threads if thread.added), key=lambda thread: thread.visit_id)
+    if not changed:
+        return
+    # A visit of one message stands already as open_visits wrote it.
+    grown = [thread for thread in changed if len(thread.messages) > 1]
+    if grown:
+        kept = ("patient_index", "nhs_index", "birth_index", "heard_at")
+        statement = (
+            update(_visits)
+            .where(_visits.c.id == bindparam("visit"))
+            .values({name: bindparam(f"new_{name}") for name in kept})
+        )
+        rows = [(thread.visit_id, _visit_row(keyring, thread.visit_id, thread.facts(), now)) for thread in grown]
+        await connection.execute(
+            statement,
+            [{"visit": visit_id} | {f"new_{name}": row[name] for name in kept} for visit_id, row in rows],
+        )
+    await connection.execute(
+        insert(_messages),
+        [
+            {
+                "visit_id": thread.visit_id,
+                "marker": marker,
+                "owner": organisation_owner(thread.sender),
+                "event": said.event.value,
+                "said_at": said.event_at or said.message_at,
+                "received_at": now,
+                "sealed": keyring.seal(msgspec.json.encode(said), about=_about(thread.visit_id, marker)),
+            }
+            for thread in changed
+            for marker, said in thread.added
+        ],
+    )
+
+
+async def note_replies(connection: AsyncConnection, replied: Sequence[tuple[str, ReplyOutcome]]) -> None:
+    """Note how visits were last answered."""
+    if replied:
+        await connection.execute(
+            update(_visits).where(_visits.c.id == bindparam("visit")).values(reply_outcome=bindparam("outcome")),
+            [{"visit": visit_id, "outcome": outcome.value} for visit_id, outcome in sorted(replied)],
+        )
+
+
+async def load_messages(
+    connection: AsyncConnection, keyring: Keyring, visit_id: str
+) -> list[tuple[datetime, Attendance]]:
+    """The visit's thread, oldest first: (received at, what was said)."""
+    statement = (
+        select(_messages)
+        .where(_messages.c.visit_id == visit_id)
+        .order_by(_messages.c.received_at, _messages.c.said_at, _messages.c.marker)
+    )
+    return [(row.received_at, open_message(keyring, row)) for row in await connection.execute(statement)]
+
+
+def open_message(keyring: Keyring, row: Any) -> Attendance:
+    """Unseal one message of a visit."""
+    plain = keyring.open(bytes(row.sealed), about=_about(row.visit_id, bytes(row.marker)))
+    return msgspec.json.decode(plain, type=Attendance)
+
+
+def _about(visit_id: str, marker: bytes) -> str:
+    return f"visit/{visit_id}/{marker.hex()}"
+
+
+def _visit_row(keyring: Keyring, visit_id: str, facts: Attendance, now: datetime) -> dict[str, Any]:
+    patient = facts.local_patient_id
+    return {
+        "id": visit_id,
+        "owner": organisation_owner(facts.sender),
+        "sender": facts.sender,
+        "patient_index": index_patient(keyring, facts.sender, patient) if patient else None,
+        "nhs_index": index_nhs_number(keyring, facts.nhs_number) if facts.nhs_number else None,
+        "birth_index": next((index_block(keyring, block) for block in candidate_blocks(facts.birth_date)), None),
+        "heard_at": now,
+    }

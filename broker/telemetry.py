@@ -1,0 +1,117 @@
+"""The closed catalogue of log events and metrics. Whatever is not listed here cannot be logged.
+
+Log fields are counts and closed words: a value that is not a number or a plain word of at most 80 characters is
+refused, so that no name, address or number of a child can slip in. Libraries' own messages are cut down to logger,
+level and error class.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+from enum import StrEnum
+from types import TracebackType
+from typing import Final
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+_WORD: Final = re.compile(r"[A-Za-z0-9_.:/+-]{0,80}", re.ASCII)
+_NUMBER_OF_A_PERSON: Final = re.compile(r"(?<![0-9A-Za-z])[0-9]{10}(?![0-9A-Za-z])", re.ASCII)
+
+
+class LogEvent(StrEnum):
+    """Every event that may be logged, with the fields it carries."""
+
+    PART_STARTED = "part_started"  # part, pid
+    PART_READY = "part_ready"  # part
+    PART_STOPPED = "part_stopped"  # part
+    PART_EXITED = "part_exited"  # part, code
+    PART_SILENT = "part_silent"  # part, seconds
+    MESSAGE_REFUSED = "message_refused"  # sender, reason
+    MESSAGE_NOT_DURABLE = "message_not_durable"  # sender
+    MESSAGE_NOT_UNDERSTOOD = "message_not_understood"  # sender, reason
+    SENDERS_LOADED = "senders_loaded"  # count
+    SENDERS_UNREADABLE = "senders_unreadable"  # error
+    MLLP = "mllp"  # happening, count
+    PARTITIONS_ASSIGNED = "partitions_assigned"  # group, count
+    PARTITIONS_REVOKED = "partitions_revoked"  # group, count
+    LOG_GAP = "log_gap"  # group, topic, partition, stored, first, end
+    LOG_UNAVAILABLE = "log_unavailable"  # group, error
+    BATCH_RETRIED = "batch_retried"  # group, error, turn
+    BATCH_HALVED = "batch_halved"  # group, size, error, at
+    REJOINED = "rejoined"  # group, error
+    UNCLEAN_STOP = "unclean_stop"  # group, topic, partition
+    QUARANTINED = "quarantined"  # topic, partition, offset, reason
+    ALERT_RAISED = "alert_raised"  # authority, count
+    LANE_FAILED = "lane_failed"  # lane, code
+    DELIVERY_GIVEN_UP = "delivery_given_up"  # lane, code
+    LEASE_LOST = "lease_lost"  # lane
+    ESCALATED = "escalated"  # owner, count
+    JOB_FAILED = "job_failed"  # kind, error
+    LIBRARY = "library"  # logger, level, error
+    CRASHED = "crashed"  # part, error, at
+
+
+_log = structlog.get_logger()
+
+
+def log(event: LogEvent, **fields: str | int | float | None) -> None:
+    """Write one event as a line of JSON. Fields are counts and closed words, never anything personal."""
+    for name, field in fields.items():
+        if isinstance(field, str) and (not _WORD.fullmatch(field) or _NUMBER_OF_A_PERSON.search(field)):
+            fields[name] = "(withheld)"
+    _log.info(event.value, **fields)
+
+
+class _LibraryHandler(logging.Handler):
+    """Libraries may put anything in a message: only where it came from is kept."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
+        log(LogEvent.LIBRARY, logger=record.name, level=record.levelname, error=error)
+
+
+def configure(part: str) -> None:
+    """Send events to standard error as JSON, hold libraries to the catalogue and crashes to their class."""
+    structlog.configure(
+        processors=[
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.clear_contextvars()
+    logging.basicConfig(handlers=[_LibraryHandler()], level=logging.WARNING, force=True)
+
+    def report_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            return
+        log(LogEvent.CRASHED, part=part, error=kind.__name__, at=innermost_line(trace))
+
+    sys.excepthook = report_crash
+    threading.excepthook = lambda arguments: report_crash(
+        arguments.exc_type, arguments.exc_value or arguments.exc_type(), arguments.exc_traceback
+    )
+
+
+def innermost_line(trace: TracebackType | None) -> str:
+    """``module:line`` where an error arose; says where without saying what."""
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_globals.get('__name__', '')}:{trace.tb_lineno}"
+
+
+MESSAGES_ACCEPTED = Counter("cpis_messages_accepted_total", "Messages durably kept, by door", ["door"])
+MESSAGES_REFUSED = Counter("cpis_messages_refused_total", "Messages not kept, by reason", ["reason"])
+MESSAGES_HANDLED = Counter("cpis_messages_handled_total", "Log positions settled, by outcome", ["outcome"])
+BATCH_SECONDS = Histogram("cpis_batch_seconds", "One handled batch, from read to commit")
+APPEND_SECONDS = Histogram("cpis_append_seconds", "One append, from bytes to durable")
+DELIVERIES = Counter("cpis_deliveries_total", "Attempts to deliver, by channel and outcome", ["channel", "outcome"])
+LAG = Gauge("cpis_lag_records", "Records the group has not handled yet", ["group"], multiprocess_mode="livemostrecent")
+LOG_GAPS = Counter("cpis_log_gaps_total", "Times the log did not hold what was expected")

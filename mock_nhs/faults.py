@@ -1,0 +1,111 @@
+"""Faults at named points: what the other side does wrong, on purpose and no more often than it was armed.
+
+A point is armed for a number of times, or for a share of its chances drawn by a seeded random; a point that is
+not armed never fires. Armed on a program with ``--fault NAME:COUNT`` (``case.refuse_503:3``) or with a share,
+written with a decimal point (``case.refuse_503:0.2``). The catalogue is closed:
+
+ed.send.half_frame      half of an MLLP block is written, then the connection closes; the message is sent again
+ed.send.hang_up         the whole block is written and the connection closed at once, its ACK unread; sent again
+ed.send.twice           the block is written twice, with the same control id
+ed.send.slow_frame      half of the block, a pause, the other half
+ed.write.unreadable     the department composes a message nobody can understand (no PID segment)
+ed.reply.no_ack         the reply is kept, and nothing is answered; the connection stays open
+ed.reply.late_ack       the reply is kept; its ACK is held until the next block comes, and written before that one's
+ed.reply.ack_ae         the reply is not kept; the answer is AE
+ed.reply.ack_ar         the reply is not kept; the answer is AR
+ed.reply.close          the reply is not kept; the connection closes without an answer
+ed.reply.drop_after_keep  the reply is kept; the connection closes without an answer
+ed.reply.slow           the reply is kept; its ACK comes after a pause
+ed.reply.not_hl7        the reply is not kept; the answer is a block that is not HL7
+case.refuse_400         the alert is not kept; 400, as for a body the case system will never take
+case.refuse_503         the alert is not kept; 503
+case.429_retry_after    the alert is not kept; 429 with Retry-After in seconds
+case.slow               the alert is kept; 200 after a pause
+case.drop_after_read    the request is read whole, nothing is kept, and the connection closes without an answer
+case.drop_after_keep    the alert is kept, and the connection closes without an answer
+case.half_response      the alert is kept; the answer breaks off inside its header
+case.redirect           the alert is not kept; 307 to a path of the same server that records who follows
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+CATALOGUE: Final = frozenset(re.findall(r"^((?:ed|case)\.[a-z0-9_.]+) ", __doc__, re.MULTILINE))
+"""Every point there is: the names of the table above."""
+
+
+class UnknownFault(Exception):
+    """A name outside the catalogue, or a count that is none. The text says which."""
+
+
+class Faults:
+    """What is armed, and what has fired. Each point draws from a random of its own, so points do not disturb."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self._left: dict[str, int] = {}
+        self._share: dict[str, float] = {}
+        self._draws: dict[str, random.Random] = {}
+        self.fired: Counter[str] = Counter()
+
+    def arm_times(self, name: str, times: int) -> None:
+        """Let ``name`` fire at its next ``times`` chances; a second call replaces the first."""
+        self._forget(name)
+        self._left[name] = times
+
+    def arm_share(self, name: str, share: float) -> None:
+        """Let ``name`` fire at ``share`` (0 to 1) of its chances until it is disarmed."""
+        self._forget(name)
+        self._share[name] = share
+        self._draws.setdefault(name, random.Random(f"{self._seed}:{name}"))
+
+    def disarm(self, name: str) -> None:
+        """Let ``name`` fire no more."""
+        self._forget(name)
+
+    def fires(self, name: str) -> bool:
+        """Whether ``name`` fires at this chance, which is thereby used up."""
+        assert name in CATALOGUE, "a point outside the catalogue"
+        if name in self._share:
+            fires = self._draws[name].random() < self._share[name]
+        else:
+            left = self._left.get(name, 0)
+            fires = left > 0
+            if fires:
+                self._left[name] = left - 1
+        self.fired[name] += fires
+        return fires
+
+    def _forget(self, name: str) -> None:
+        if name not in CATALOGUE:
+            raise UnknownFault(f"no fault is named {name!r}; the names are {', '.join(sorted(CATALOGUE))}")
+        self._left.pop(name, None)
+        self._share.pop(name, None)
+
+
+def read_faults(armed: Iterable[str], *, seed: int = 0) -> Faults:
+    """Faults from ``NAME:COUNT`` and ``NAME:SHARE`` texts. Raises UnknownFault."""
+    faults = Faults(seed)
+    for text in armed:
+        name, _, amount = text.rpartition(":")
+        try:
+            if "." in amount:
+                faults.arm_share(name, float(amount))
+            else:
+                faults.arm_times(name, int(amount))
+        except ValueError as error:
+            raise UnknownFault(f"{text!r} is not NAME:COUNT or NAME:SHARE") from error
+    return faults
+
+
+def add_fault_argument(parser: argparse.ArgumentParser) -> None:
+    """Give a program its ``--fault`` argument, which may be repeated."""
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="NAME:COUNT", help="arm a fault (mock_nhs/faults.py)"
+    )

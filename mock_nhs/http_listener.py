@@ -1,0 +1,89 @@
+"""HTTP/1.1 as far as a webhook needs it (RFC 9112): read a request whole, write an answer, keep the connection.
+
+Written on the socket so that it can do what a web framework would not: break off in the middle of an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+HEAD_BYTES_MAX: Final = 16_384
+BODY_BYTES_MAX: Final = 1_000_000
+
+
+class BadRequest(Exception):
+    """A request that cannot be taken; ``status`` is its answer, after which the connection closes."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A request, whole. Header names are in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What to answer."""
+
+    status: int
+    content: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def as_bytes(self) -> bytes:
+        """The answer on the wire."""
+        body = json.dumps(self.content).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **self.headers}
+        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+async def read_request(reader: asyncio.StreamReader) -> Request | None:
+    """The next request, or None when the connection ended. Raises BadRequest."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    except asyncio.LimitOverrunError:
+        raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE) from None
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    words = first.split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        raise BadRequest(HTTPStatus.BAD_REQUEST)
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or name.lower() in headers:
+            raise BadRequest(HTTPStatus.BAD_REQUEST)
+        headers[name.lower()] = value.strip()
+    try:
+        body = await reader.readexactly(_read_length(words[0], headers))
+    except asyncio.IncompleteReadError:
+        return None
+    return Request(method=words[0], path=words[1].partition("?")[0], headers=headers, body=body)
+
+
+def _read_length(method: str, headers: Mapping[str, str]) -> int:
+    if "transfer-encoding" in headers:
+        raise BadRequest(HTTPStatus.LENGTH_REQUIRED)
+    text = headers.get("content-length", "" if method == "POST" else "0")
+    if not text:
+        raise BadRequest(HTTPStatus.LENGTH_REQUIRED)
+    if not (text.isascii() and text.isdigit()):
+        raise BadRequest(HTTPStatus.BAD_REQUEST)
+    if int(text) > BODY_BYTES_MAX:
+        raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    return int(text)

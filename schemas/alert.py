@@ -1,0 +1,118 @@
+"""What recipients are told: the alert to social care and the reply to the clinician.
+
+Each recipient has a schema of its own; a field that is not here cannot reach it.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from enum import StrEnum
+
+import msgspec
+
+from schemas.child_list import PlanType
+
+
+class IdentityFact(StrEnum):
+    """One demographic that agreed or differed between the attendance and the list."""
+
+    NHS_NUMBER = "NHS number"
+    BIRTH_DATE = "date of birth"
+    NAME = "name"
+
+
+class ReplyOutcome(StrEnum):
+    """The three things a clinician can be told."""
+
+    MATCH = "match"
+    NO_RECORD = "no_record_found"
+    IDENTITY_TO_BE_CHECKED = "identity_to_be_checked"
+
+
+class ListedChild(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The person as the authority itself listed them."""
+
+    local_id: str
+    nhs_number: str
+    family: str
+    given: str
+    birth_date: date
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One plan of the person."""
+
+    plan_type: PlanType
+    start_on: date
+    end_on: date | None = None
+
+
+class AttendanceFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What social care is told of the visit."""
+
+    organisation_code: str
+    organisation_name: str
+    organisation_telephone: str | None
+    department: str | None
+    arrived_at: datetime | None
+    arrival_mode: str | None
+    complaint: str | None
+    left_at: datetime | None
+
+
+class SocialCareAlert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The alert an authority receives when a listed person attends."""
+
+    alert_id: str
+    authority: str
+    raised_at: datetime
+    late: bool = False
+    """True when the look-back found the visit after the list had changed, or an update gave the identity."""
+    child: ListedChild
+    plans: tuple[Plan, ...]
+    allocated_workers: tuple[str, ...]
+    attendance: AttendanceFacts
+    agrees: tuple[IdentityFact, ...]
+    differs: tuple[IdentityFact, ...]
+    nhs_number_status: str | None
+    reason: str
+    """Why this alert came, in a sentence."""
+
+
+class PlanShown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan as a clinician sees it, with whom to ring."""
+
+    plan_type: PlanType
+    start_on: date
+    end_on: date | None
+    authority_name: str
+    office_telephone: str
+    emergency_telephone: str
+
+
+class ListsSearched(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an answer rests on. Instants are aware UTC."""
+
+    authorities_searched: int
+    oldest_confirmed_at: datetime | None
+    own_authorities_missing: tuple[str, ...] = ()
+    own_authorities_stale: tuple[str, ...] = ()
+    national_service_asked: bool = False
+
+
+class ClinicianReply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The reply a department receives for one visit."""
+
+    reply_id: str
+    organisation: str
+    in_answer_to: str
+    """The control id of the message that is answered (MSH-10)."""
+    visit_number: str | None
+    local_patient_id: str | None
+    replied_at: datetime
+    outcome: ReplyOutcome
+    wording: str
+    plans: tuple[PlanShown, ...] = ()
+    differs: tuple[IdentityFact, ...] = ()
+    authorities_told: tuple[str, ...] = ()
+    lists: ListsSearched

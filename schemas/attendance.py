@@ -1,0 +1,74 @@
+"""An unscheduled-care attendance, as one message tells it."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from enum import StrEnum
+
+import msgspec
+
+from schemas.identifiers import NhsNumber
+
+
+class Event(StrEnum):
+    """HL7 v2 trigger events the broker acts on (MSH-9.2; HL7 v2.4 chapter 3)."""
+
+    ADMITTED = "A01"
+    LEFT = "A03"
+    REGISTERED = "A04"
+    UPDATED = "A08"
+    PERSON_UPDATED = "A31"
+
+
+class NhsNumberProblem(StrEnum):
+    """Why a message gives no usable NHS number."""
+
+    ABSENT = "absent"
+    INVALID = "invalid"
+
+
+class PersonName(msgspec.Struct, frozen=True):
+    """One name of a person: PID-5 repetition or list entry. ``given`` may hold several tokens."""
+
+    family: str
+    given: str = ""
+
+
+class Attendance(msgspec.Struct, frozen=True, kw_only=True):
+    """What one message says of one visit. None means: the message does not say.
+
+    Instants are aware UTC. ``birth_date`` is None unless the day is known.
+    """
+
+    sender: str
+    """ODS code of the sending organisation (MSH-4)."""
+    control_id: str
+    """The sender's own message id (MSH-10)."""
+    event: Event
+    message_at: datetime | None = None
+    event_at: datetime | None = None
+    """When it happened (EVN-2, else EVN-6, else MSH-7)."""
+    nhs_number: NhsNumber | None = None
+    nhs_number_problem: NhsNumberProblem | None = None
+    nhs_number_status: str | None = None
+    """NHS number status code, ``01`` to ``08`` (NHS Data Dictionary); PID-32 in HL7 v2."""
+    local_patient_id: str | None = None
+    names: tuple[PersonName, ...] = ()
+    birth_date: date | None = None
+    sex: str | None = None
+    postcode: str | None = None
+    visit_number: str | None = None
+    """Unique within the sender (PV1-19)."""
+    patient_class: str | None = None
+    """HL7 table 0004 (PV1-2): E emergency, I inpatient, O outpatient, B obstetrics ..."""
+    department: str | None = None
+    """Point of care (PV1-3.1)."""
+    site: str | None = None
+    """ODS site code (PV1-3.4)."""
+    arrived_at: datetime | None = None
+    left_at: datetime | None = None
+    arrival_mode: str | None = None
+    """PV2-38 (UK table): A ambulance, C car, F foot, H helicopter, P public transport ..."""
+    complaint: str | None = None
+    disposition: str | None = None
+    """PV1-36."""

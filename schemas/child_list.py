@@ -1,0 +1,50 @@
+"""An entry of a local authority's list: a child, or the mother of an unborn child, and one plan."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from enum import StrEnum
+
+import msgspec
+
+from schemas.attendance import PersonName
+from schemas.identifiers import NhsNumber
+
+
+class PlanType(StrEnum):
+    """Plan types of CP-IS (domain.md 1.2), named by what they are."""
+
+    CHILD_PROTECTION = "child_protection_plan"
+    LOOKED_AFTER = "looked_after_child"
+    UNBORN = "unborn_child_protection_plan"
+
+
+class ChildListEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One plan of one person on one authority's list.
+
+    For an unborn child the NHS number, names and date of birth are the pregnant woman's.
+    """
+
+    local_id: str
+    """The authority's own id for the person."""
+    nhs_number: NhsNumber
+    name: PersonName
+    birth_date: date
+    plan_type: PlanType
+    start_on: date
+    end_on: date | None = None
+    postcode: str | None = None
+    allocated_worker: str | None = None
+    """The worker's code in the authority's directory."""
+    team: str | None = None
+
+    def is_current(self, on: date) -> bool:
+        """Whether the plan runs on ``on`` (Europe/London day); the end date itself no longer counts."""
+        return self.start_on <= on and (self.end_on is None or on < self.end_on)
+
+
+class ListFreshness(msgspec.Struct, frozen=True, kw_only=True):
+    """How old one authority's list is: ``confirmed_at`` is when its last upload was accepted."""
+
+    authority: str
+    confirmed_at: datetime | None

@@ -1,0 +1,62 @@
+"""Sending: what leaves, where to, and what became of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+
+class ChannelName(StrEnum):
+    """One channel, one way out."""
+
+    WEBHOOK = "webhook"
+    HL7V2_REPLY = "hl7v2_reply"
+    TOPIC = "topic"
+
+
+class DeliveryState(StrEnum):
+    """What became of the work; docs/states.md draws it."""
+
+    WAITING = "waiting"
+    CLAIMED = "claimed"
+    SENT = "sent"
+    FAILED = "failed"
+    GIVEN_UP = "given_up"
+
+
+class OutcomeClass(StrEnum):
+    """How an attempt ended. Retry looks at this class, never at a text."""
+
+    SENT = "sent"
+    TRANSIENT = "transient"
+    """Certainly not received; try again."""
+    AMBIGUOUS = "ambiguous"
+    """May have been received (time-out after the bytes left); try again with the same key."""
+    PERMANENT = "permanent"
+    """Received and refused; trying again cannot help."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt's end. ``code`` is a short closed word such as ``http_503``; never personal data."""
+
+    outcome: OutcomeClass
+    code: str
+    retry_after_s: float | None = None
+
+
+class Parcel(msgspec.Struct, frozen=True, kw_only=True):
+    """One delivery on its way out, complete."""
+
+    idempotency_key: str
+    event_type: str
+    """CloudEvents type, ``uk.cpis-broker.alert.raised.v1``."""
+    created_at: datetime
+    address: str
+    """URL of a webhook, ``host:port`` of an MLLP listener, name of a topic."""
+    secret: bytes
+    """The recipient's own secret: signs the webhook, encrypts the topic's value; empty where not used."""
+    recipient: str
+    content: bytes
+    content_type: str

@@ -1,0 +1,82 @@
+"""Who is who: authorities, workers, sites that send, people who sign in."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from schemas.identifiers import OwnerId
+
+
+class Role(StrEnum):
+    """What a person may do; each is bound to one owner."""
+
+    SOCIAL_WORKER = "social_worker"
+    DUTY_WORKER = "duty_worker"
+    CLINICIAN = "clinician"
+    OPERATOR = "operator"
+
+
+class Authority(msgspec.Struct, frozen=True, kw_only=True):
+    """A local authority (children's services)."""
+
+    code: str
+    """ODS code, three characters (706 is Islington)."""
+    name: str
+    office_telephone: str
+    emergency_telephone: str
+    """The emergency duty team, answered outside office hours."""
+    webhook_url: str | None = None
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """A social worker in an authority's directory."""
+
+    code: str
+    authority: str
+    name: str
+    team: str | None = None
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True):
+    """An organisation that sends attendances, and how it is answered."""
+
+    code: str
+    """ODS code as the site writes it in MSH-4."""
+    name: str
+    telephone: str | None = None
+    authorities: tuple[str, ...] = ()
+    """The authorities in whose area the site stands."""
+    reply_host: str | None = None
+    reply_port: int | None = None
+    """Where its integration engine takes ORU^R01 over MLLP; None: it reads the page or the topic."""
+    replies_for_adults: bool = False
+    peers: tuple[str, ...] = ()
+    """Networks its messages may come from (CIDR). Empty: any."""
+
+
+class Person(msgspec.Struct, frozen=True, kw_only=True):
+    """Someone who signed in: a named login with one role at one owner."""
+
+    login: str
+    name: str
+    role: Role
+    owner: OwnerId
+    worker: str | None = None
+    """The worker's code when the person is a social worker."""
+
+
+class Sender(msgspec.Struct, frozen=True, kw_only=True):
+    """What intake must know of a sender while the database is down (the senders' snapshot)."""
+
+    code: str
+    credential_digest: bytes
+    """Keyed hash of the credential the sender writes in MSH-8."""
+    peers: tuple[str, ...] = ()
+
+
+class SendersSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The file from which intake knows its senders."""
+
+    senders: tuple[Sender, ...]
