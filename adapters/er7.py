@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -35,6 +36,7 @@ class Hl7v2Limits(msgspec.Struct, frozen=True, kw_only=True):
     repetitions_max: int = 2_000
     identifier_characters_max: int = 250
     name_characters_max: int = 200
+    names_max: int = 50
     text_characters_max: int = 1_000
 
 
@@ -55,20 +57,22 @@ STANDARD: Final = Separators()
 
 
 def read_separators(header_line: str) -> Separators:
-    """The separators of a line that begins with ``MSH``. Raises NotHl7 when they cannot separate anything.
+    """The separators of a line that begins with ``MSH``. Raises NotHl7 when it names none for fields or components.
 
-    Characters MSH-2 leaves out have their usual value; one written twice (``^~\\\\&``) counts once.
+    A character that MSH-2 leaves out, or writes twice (``^~\\\\&``), has its usual value, or one not yet taken.
     """
     if header_line.startswith("MSH|^~\\&|"):
         return STANDARD
     field = header_line[3:4]
     declared = header_line[4:12].partition(field)[0] if field else ""
-    characters = list(dict.fromkeys(declared))[:4]
-    characters += "^~\\&"[len(characters) :]
-    usable = all(_can_separate(character) for character in (field, *characters))
-    if not declared or not usable or len({field, *characters}) != 5:
+    if not (declared and _can_separate(field) and _can_separate(declared[0])):
         raise NotHl7("not_hl7", "MSH-1 and MSH-2 give no usable separators")
-    return Separators(field, *characters)
+    taken = [field]
+    distinct = [character for character in dict.fromkeys(declared) if _can_separate(character)]
+    for usual, character in zip_longest("^~\\&", distinct[:4], fillvalue=""):
+        spare = (character, usual, *"~\\&#^")
+        taken.append(next(choice for choice in spare if choice and choice not in taken))
+    return Separators(*taken)
 
 
 def _can_separate(character: str) -> bool:
@@ -176,75 +180,87 @@ def reencode(raw: str, separators: Separators) -> str:
 # --- segments -------------------------------------------------------------------------------------------
 
 
-class Segment:
-    """One segment. Fields and components are counted as the standard prints them, from 1 (MSH-1 too).
+class Message:
+    """One message, decoded: its header and the first of each segment named beforehand.
 
-    Empty fields, white space and the HL7 null ``""`` (v2.4, 2.8.2) are None; control characters never appear.
+    Segments end with CR, LF or CRLF, mixed as senders mix them. Fields and components are counted as the
+    standard prints them, from 1 (MSH-1 too). As text, empty fields, white space and the HL7 null ``""`` (v2.4,
+    2.8.2) are None, and control characters never appear.
     """
 
-    __slots__ = ("_fields", "_limits", "_plain", "separators")
+    __slots__ = ("_component", "_fields", "_limits", "_lines", "_repetition", "_text_max", "plain", "separators")
 
-    def __init__(self, line: str, message: Message) -> None:
-        self.separators = separators = message.separators
-        self._plain = message.plain
-        self._limits = message.limits
-        self._fields = line.split(separators.field, _FIELDS_MAX)
+    def __init__(self, lines: Sequence[str], separators: Separators, *, plain: bool, limits: Hl7v2Limits) -> None:
+        self.separators = separators
+        self.plain = plain
+        """Whether no text has to be unescaped or compared with null: so the usual message is read fast."""
+        self._component = separators.component
+        self._repetition = separators.repetition
+        self._limits = limits
+        self._text_max = limits.text_characters_max
+        field = separators.field
+        self._lines = lines
+        self._fields = {line[:3]: line.split(field, _FIELDS_MAX) for line in reversed(lines)}
+        self._fields["MSH"].insert(1, field)
 
-    def raw(self, number: int) -> str:
+    def fields(self, name: str) -> list[str]:
+        """The fields as they stand; the first is the segment's name."""
+        return self._fields.get(name, [])
+
+    def count(self, name: str) -> int:
+        """How many segments of that name there are."""
+        if len(self._lines) == len(self._fields):
+            return int(name in self._fields)
+        return sum(line[:3] == name for line in self._lines)
+
+    def raw(self, name: str, number: int) -> str:
         """The field as it stands, in the sender's encoding; empty when it is missing."""
-        return self._fields[number] if number < len(self._fields) else ""
+        fields = self._fields.get(name, ())
+        return fields[number] if number < len(fields) else ""
 
-    def text(self, number: int, component: int = 1) -> str | None:
+    def text(self, name: str, number: int, component: int = 1) -> str | None:
         """One component of the field's first repetition, to be read by people or compared; cut to the limit."""
-        fields = self._fields
+        fields = self._fields.get(name, ())
         if number >= len(fields) or not (field := fields[number]):
             return None
-        separators = self.separators
-        if separators.repetition in field:
-            field = field.partition(separators.repetition)[0]
-        if separators.component in field:
-            components = field.split(separators.component, component)
+        if self._repetition in field:
+            field = field.partition(self._repetition)[0]
+        if self._component in field:
+            components = field.split(self._component, component)
             if component > len(components):
                 return None
             field = components[component - 1]
         elif component > 1:
             return None
-        if len(field) > self._limits.text_characters_max:
-            field = field[: self._limits.text_characters_max]
-        if self._plain and field.isprintable():
+        if len(field) > self._text_max:
+            field = field[: self._text_max]
+        if self.plain and field.isprintable():
             return field.strip() or None
         return self.clean(field)
 
-    def namespace(self, number: int, component: int) -> str | None:
-        """As ``text``, but the first subcomponent only: the name in a HD."""
-        text = self.text(number, component)
-        return self.first(text) if text else None
-
-    def identifier(self, number: int, component: int = 1) -> str | None:
+    def identifier(self, name: str, number: int) -> str | None:
         """As ``text``, but whole. Raises Unreadable ``component_too_long``."""
-        text = self.text(number, component)
+        text = self.text(name, number)
         if text is not None and len(text) > self._limits.identifier_characters_max:
-            raise Unreadable("component_too_long", f"{self._fields[0]}-{number} is too long")
+            raise Unreadable("component_too_long", f"{name}-{number} is too long")
         return text
 
-    def components(self, number: int) -> list[str]:
-        """The first repetition of the field as its raw components."""
-        first = self.raw(number).partition(self.separators.repetition)[0]
-        return first.split(self.separators.component, _COMPONENTS_MAX)
+    def namespace(self, name: str, number: int, component: int) -> str | None:
+        """As ``text``, but the first subcomponent only: the name in a HD."""
+        text = self.text(name, number, component)
+        return self.first(text) if text else None
 
-    def repetitions(self, number: int) -> list[list[str]]:
+    def repetitions(self, name: str, number: int) -> list[list[str]]:
         """Each repetition of the field as its raw components. Raises Unreadable ``too_many_repetitions``."""
-        field = self.raw(number)
+        field = self.raw(name, number)
         if not field:
             return []
-        separators = self.separators
-        if separators.repetition not in field:
-            return [field.split(separators.component, _COMPONENTS_MAX)]
-        if field.count(separators.repetition) >= self._limits.repetitions_max:
-            raise Unreadable("too_many_repetitions", f"{self._fields[0]}-{number} repeats too often")
-        return [
-            repetition.split(separators.component, _COMPONENTS_MAX) for repetition in field.split(separators.repetition)
-        ]
+        if self._repetition not in field:
+            return [field.split(self._component, _COMPONENTS_MAX)]
+        if field.count(self._repetition) >= self._limits.repetitions_max:
+            raise Unreadable("too_many_repetitions", f"{name}-{number} repeats too often")
+        repetitions = field.split(self._repetition)
+        return [repetition.split(self._component, _COMPONENTS_MAX) for repetition in repetitions]
 
     def first(self, raw_component: str) -> str | None:
         """The first subcomponent of a raw component: the name in a HD, the surname in a FN."""
@@ -253,13 +269,9 @@ class Segment:
             raw_component = raw_component.partition(subcomponent)[0]
         return self.clean(raw_component)
 
-    def subcomponents(self, raw_component: str) -> list[str]:
-        """The raw subcomponents of a raw component."""
-        return raw_component.split(self.separators.subcomponent, _COMPONENTS_MAX)
-
     def clean(self, raw: str) -> str | None:
         """A raw component as text: escapes replaced, control characters and outer white space removed."""
-        if self._plain and raw.isprintable():
+        if self.plain and raw.isprintable():
             return raw.strip() or None
         if not raw or raw == _NULL:
             return None
@@ -271,38 +283,29 @@ class Segment:
         return raw if raw and raw != _NULL else None
 
 
-class Message:
-    """One message, decoded: its header, and the segments named beforehand, by CR, LF or CRLF as senders mix them."""
+def read_header_line(line: str, limits: Hl7v2Limits) -> Message:
+    """A message of which only the MSH segment is known. Raises NotHl7 when it has no usable separators."""
+    separators = read_separators(line)
+    return Message([line], separators, plain=_is_plain(line, separators), limits=limits)
 
-    __slots__ = ("_header", "_lines", "limits", "plain", "separators")
 
-    def __init__(self, text: str, names: Sequence[str], limits: Hl7v2Limits) -> None:
-        """Raises NotHl7 without usable separators, Unreadable ``too_many_segments``."""
-        if "\n" in text:
-            text = text.replace("\r\n", "\r").replace("\n", "\r")
-        if len(text) > limits.segments_max and text.count("\r") >= limits.segments_max:
-            raise Unreadable("too_many_segments", "the message has too many segments")
-        self.limits = limits
-        self.separators = read_separators(text)
-        self.plain = '"' not in text and text.find(self.separators.escape, 9) < 0
-        self._header = text[: text.find("\r")] if "\r" in text else text
-        self._lines = _segments_named(names, self.separators.field).findall(text)
+def read_segments(text: str, names: Sequence[str], limits: Hl7v2Limits) -> Message:
+    """The segments ``names`` of a message, by CR, LF or CRLF, mixed as senders mix them.
 
-    @property
-    def header(self) -> Segment:
-        """MSH, counted so that MSH-1 is the field separator."""
-        return Segment("MSH" + self.separators.field + self._header[3:], self)
+    Raises NotHl7 when MSH has no usable separators, and Unreadable ``too_many_segments``.
+    """
+    if "\n" in text:
+        text = text.replace("\r\n", "\r").replace("\n", "\r")
+    if len(text) > limits.segments_max and text.count("\r") >= limits.segments_max:
+        raise Unreadable("too_many_segments", "the message has too many segments")
+    separators = read_separators(text)
+    end = text.find("\r")
+    lines = [text[:end] if end >= 0 else text, *_segments_named(names, separators.field).findall(text)]
+    return Message(lines, separators, plain=_is_plain(text, separators), limits=limits)
 
-    def segment(self, name: str) -> Segment:
-        """The first segment of that name behind the header; one without fields when there is none."""
-        for line in self._lines:
-            if line.startswith(name):
-                return Segment(line, self)
-        return Segment(name, self)
 
-    def count(self, name: str) -> int:
-        """How many segments of that name stand behind the header."""
-        return sum(line.startswith(name) for line in self._lines)
+def _is_plain(text: str, separators: Separators) -> bool:
+    return '"' not in text and text.find(separators.escape, 9) < 0
 
 
 @lru_cache(maxsize=32)
@@ -312,7 +315,9 @@ def _segments_named(names: Sequence[str], field: str) -> re.Pattern[str]:
 
 # --- times ----------------------------------------------------------------------------------------------
 
-_ISO_TIME: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:?[0-9]{2}.*)", re.ASCII)
+_HL7_TIME: Final = re.compile(
+    r"([0-9]{8})([0-9]{4}.*)|([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:?[0-9]{2}.*)", re.ASCII
+)
 _HL7_DAY: Final = re.compile(r"([0-9]{8})(?:[0-9]{2}){0,3}(?:\.[0-9]{1,6})?(?:[+-][0-9]{2}:?[0-9]{2}|Z)?", re.ASCII)
 _ISO_DAY: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ].*)?", re.ASCII)
 
@@ -326,21 +331,16 @@ def parse_instant(text: str | None) -> datetime | None:
     """
     if not text or text[:2] not in _CENTURIES:
         return None
-    day, time = text[:8], text[8:]
-    if not time[:4].isdigit():
-        parts = _ISO_TIME.fullmatch(text)
-        if parts is None:
-            return None
-        day, time = parts[1], parts[2]
     try:
-        if len(time) == 6 and (offset := _london_offset(day)) is not None:
-            return datetime.fromisoformat(f"{day}T{time}+00:00") - offset
-        moment = datetime.fromisoformat(f"{day}T{time}")
+        if len(text) == 14 and text.isdigit() and (offset := _london_offset(text[:8])) is not None:
+            return datetime.fromisoformat(f"{text[:8]}T{text[8:]}+00:00") - offset
+        parts = _HL7_TIME.fullmatch(text)
+        moment = datetime.fromisoformat(f"{parts[1] or parts[3]}T{parts[2] or parts[4]}") if parts else None
     except ValueError:
         return None
-    if moment.tzinfo is None:
+    if moment is not None and moment.tzinfo is None:
         moment = moment.replace(tzinfo=LONDON)
-    return moment.astimezone(UTC)
+    return moment.astimezone(UTC) if moment is not None else None
 
 
 @lru_cache(maxsize=512)
@@ -358,7 +358,7 @@ def parse_day(text: str | None) -> date | None:
     """
     if not text or text[:2] not in _CENTURIES:
         return None
-    if len(text) != 8 or not (text.isascii() and text.isdigit()):
+    if len(text) != 8 or not text.isdigit():
         written = _HL7_DAY.fullmatch(text) or _ISO_DAY.fullmatch(text)
         if written is None:
             return None

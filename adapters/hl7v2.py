@@ -17,7 +17,6 @@ from adapters.er7 import (
     DEFAULT_LIMITS,
     Hl7v2Limits,
     Message,
-    Segment,
     Separators,
     decode_text,
     escape,
@@ -25,6 +24,8 @@ from adapters.er7 import (
     format_day,
     format_instant,
     parse_instant,
+    read_header_line,
+    read_segments,
     reencode,
     unescape,
 )
@@ -72,6 +73,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _RESIDUE: Final = b"\x0b\x1c\r\n\t "
+_SEGMENTS: Final = ("MSH", "EVN", "PID", "PV1", "PV2", "MSA")
 _BATCH_HEADERS: Final = (b"FHS", b"BHS")
 
 
@@ -82,7 +84,8 @@ def read_header(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Header:
     ``component_too_long`` when a field that is echoed or kept is longer than any real one. A byte order mark,
     line ends, MLLP framing and the headers of a file or batch (FHS, BHS) may stand before MSH.
     """
-    return _parse_header(Message(decode_text(_first_line(_from_header_on(message))), (), limits), limits)
+    line = decode_text(_first_line(_from_header_on(message)))
+    return _parse_header(read_header_line(line, limits), limits)
 
 
 def _from_header_on(message: bytes) -> bytes:
@@ -105,8 +108,7 @@ def _first_line(message: bytes) -> bytes:
 
 
 def _parse_header(message: Message, limits: Hl7v2Limits) -> Header:
-    msh = message.header
-    fields = [msh.raw(number) for number in range(11)]
+    fields = [*message.fields("MSH")[:11], *[""] * 11]
     if max(map(len, fields)) > limits.identifier_characters_max:
         raise Unreadable("component_too_long", "a field of MSH is too long")
     return Header(
@@ -116,21 +118,20 @@ def _parse_header(message: Message, limits: Hl7v2Limits) -> Header:
         receiving_application_field=fields[5],
         receiving_facility_field=fields[6],
         control_field=fields[10],
-        sender=(msh.text(4) or "").upper(),
+        sender=(message.text("MSH", 4) or "").upper(),
         credential=(fields[8] if message.plain else unescape(fields[8], message.separators)).encode(),
-        control_id=msh.clean(fields[10]) or "",
-        message_type=(msh.text(9) or "").upper(),
-        event=(msh.text(9, 2) or "").upper(),
-        processing_id=msh.identifier(11) or "",
-        version=msh.identifier(12) or "",
-        charset=msh.identifier(18) or "",
-        message_at=parse_instant(msh.text(7)),
+        control_id=message.clean(fields[10]) or "",
+        message_type=(message.text("MSH", 9) or "").upper(),
+        event=(message.text("MSH", 9, 2) or "").upper(),
+        processing_id=message.identifier("MSH", 11) or "",
+        version=message.identifier("MSH", 12) or "",
+        charset=message.identifier("MSH", 18) or "",
+        message_at=parse_instant(message.text("MSH", 7)),
     )
 
 
 # --- the attendance -------------------------------------------------------------------------------------
 
-_SEGMENTS: Final = ("MSH", "EVN", "PID", "PV1", "PV2", "MSA")
 _EVENTS: Final = {event.value: event for event in Event}
 
 
@@ -142,25 +143,23 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
     ``component_too_long``, ``several_messages``, ``several_patients``, ``no_event``, ``no_pid`` and
     ``no_identity``. Nothing else is raised, whatever the bytes.
     """
-    parts = _decode_message(message, limits)
-    if parts.count("MSH"):
+    read = _decode_message(message, limits)
+    if read.count("MSH") > 1:
         raise Unreadable("several_messages", "the frame holds several messages")
-    msh, evn = parts.header, parts.segment("EVN")
-    event = _read_event(msh, evn)
-    if parts.count("PID") != 1:
-        reason = "several_patients" if parts.count("PID") else "no_pid"
+    event = _read_event(read)
+    if read.count("PID") != 1:
+        reason = "several_patients" if read.count("PID") else "no_pid"
         raise Unreadable(reason, "the message has not one PID segment but several, or none")
-    patient = read_patient(parts.segment("PID"), limits)
+    patient = read_patient(read, limits)
     if not patient.can_be_identified:
         raise Unreadable("no_identity", "PID has no identifier, and no name with a date of birth")
-    pv1, pv2 = parts.segment("PV1"), parts.segment("PV2")
-    message_at = parse_instant(msh.text(7))
+    message_at = parse_instant(read.text("MSH", 7))
     return Attendance(
-        sender=(msh.identifier(4) or "").upper(),
-        control_id=msh.clean(msh.raw(10)) or "",
+        sender=(read.identifier("MSH", 4) or "").upper(),
+        control_id=_read_control_id(read, limits),
         event=event,
         message_at=message_at,
-        event_at=parse_instant(evn.text(2)) or parse_instant(evn.text(6)) or message_at,
+        event_at=parse_instant(read.text("EVN", 2)) or parse_instant(read.text("EVN", 6)) or message_at,
         nhs_number=patient.nhs_number,
         nhs_number_problem=patient.nhs_number_problem,
         nhs_number_status=patient.nhs_number_status,
@@ -169,15 +168,15 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
         birth_date=patient.birth_date,
         sex=patient.sex,
         postcode=patient.postcode,
-        visit_number=pv1.identifier(19),
-        patient_class=pv1.text(2),
-        department=pv1.text(3),
-        site=pv1.namespace(3, 4),
-        arrived_at=parse_instant(pv1.text(44)),
-        left_at=parse_instant(pv1.text(45)),
-        arrival_mode=pv2.text(38),
-        complaint=pv2.text(3, 2) or pv2.text(3),
-        disposition=pv1.text(36),
+        visit_number=read.identifier("PV1", 19),
+        patient_class=read.text("PV1", 2),
+        department=read.text("PV1", 3),
+        site=read.namespace("PV1", 3, 4),
+        arrived_at=parse_instant(read.text("PV1", 44)),
+        left_at=parse_instant(read.text("PV1", 45)),
+        arrival_mode=read.text("PV2", 38),
+        complaint=read.text("PV2", 3, 2) or read.text("PV2", 3),
+        disposition=read.text("PV1", 36),
     )
 
 
@@ -188,15 +187,23 @@ def _decode_message(message: bytes, limits: Hl7v2Limits) -> Message:
     try:
         text = rest.decode()
     except UnicodeDecodeError:
-        header = Message(decode_text(_first_line(rest)), (), limits).header
-        text = decode_text(rest, header.text(18) or "")
-    return Message(text, _SEGMENTS, limits)
+        header = read_header_line(decode_text(_first_line(rest)), limits)
+        text = decode_text(rest, header.text("MSH", 18) or "")
+    return read_segments(text, _SEGMENTS, limits)
 
 
-def _read_event(msh: Segment, evn: Segment) -> Event:
+def _read_control_id(message: Message, limits: Hl7v2Limits) -> str:
+    """MSH-10 as a whole: it has no components."""
+    field = message.raw("MSH", 10)
+    if len(field) > limits.identifier_characters_max:
+        raise Unreadable("component_too_long", "MSH-10 is too long")
+    return message.clean(field) or ""
+
+
+def _read_event(message: Message) -> Event:
     """MSH-9.2, or EVN-1 where MSH-9 has one component only (before v2.3)."""
-    message_type = msh.text(9)
-    name = msh.text(9, 2) or evn.text(1)
+    message_type = message.text("MSH", 9)
+    name = message.text("MSH", 9, 2) or message.text("EVN", 1)
     if message_type is not None and message_type.upper() != "ADT":
         raise NotAnAttendance("not_an_attendance", "MSH-9.1 is not ADT")
     if message_type is None or name is None:
@@ -309,14 +316,14 @@ def read_ack(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Ack:
 
     Raises NotHl7, or Unreadable ``no_msa`` or ``unknown_ack_code`` (beside the limits' reasons).
     """
-    parts = _decode_message(message, limits)
-    if not parts.count("MSA"):
+    answer = _decode_message(message, limits)
+    if not answer.count("MSA"):
         raise Unreadable("no_msa", "the answer has no MSA segment")
-    msa = parts.segment("MSA")
-    written = (msa.text(1) or "").upper()
+    written = (answer.text("MSA", 1) or "").upper()
     for code in _RECEIVED_CODES:
         if code == written:
-            return Ack(code=code, control_id=msa.clean(msa.raw(2)) or "", text=msa.clean(msa.raw(3)) or "")
+            control_id = answer.clean(answer.raw("MSA", 2)) or ""
+            return Ack(code=code, control_id=control_id, text=answer.text("MSA", 3) or "")
     raise Unreadable("unknown_ack_code", "MSA-1 is no code of HL7 table 0008")
 
 

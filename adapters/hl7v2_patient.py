@@ -8,7 +8,7 @@ from datetime import date
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-from adapters.er7 import Hl7v2Limits, Segment, parse_day
+from adapters.er7 import Hl7v2Limits, Message, parse_day
 from adapters.errors import Unreadable
 from schemas.attendance import NhsNumberProblem, PersonName
 from schemas.identifiers import NhsNumber, parse_nhs_number
@@ -34,46 +34,52 @@ class Patient(NamedTuple):
         return bool(self.names and self.birth_date)
 
 
-def read_patient(pid: Segment, limits: Hl7v2Limits) -> Patient:
+def read_patient(message: Message, limits: Hl7v2Limits) -> Patient:
     """Read PID. Raises Unreadable ``too_many_repetitions`` and ``component_too_long``."""
-    nhs_number, problem, local_id = _read_identifiers(pid)
+    nhs_number, problem, local_id = _read_identifiers(message)
     if local_id and len(local_id) > limits.identifier_characters_max:
         raise Unreadable("component_too_long", "PID-3 is too long")
     return Patient(
         nhs_number,
         problem,
-        _read_number_status(pid),
+        _read_number_status(message),
         local_id,
-        _read_names(pid, limits.name_characters_max),
-        _read_birth_date(pid),
-        pid.text(8),
-        _read_postcode(pid),
+        _read_names(message, limits),
+        _read_birth_date(message),
+        message.text("PID", 8),
+        _read_postcode(message),
     )
 
 
-def _read_names(pid: Segment, characters_max: int) -> tuple[PersonName, ...]:
+def _read_names(message: Message, limits: Hl7v2Limits) -> tuple[PersonName, ...]:
     """Every name of PID-5 once, in order: also aliases and former names, which lists may know the person by."""
+    characters_max = limits.name_characters_max
     names: list[PersonName] = []
-    for components in pid.repetitions(5):
-        family = pid.first(components[0]) or ""
-        given = (pid.clean(components[1]) or "") if len(components) > 1 else ""
-        if len(components) > 2 and components[2] and (second := pid.clean(components[2])):
+    for components in message.repetitions("PID", 5):
+        family = message.first(components[0]) or ""
+        given = (message.clean(components[1]) or "") if len(components) > 1 else ""
+        if len(components) > 2 and components[2] and (second := message.clean(components[2])):
             given = f"{given} {second}" if given else second
-        if family or given:
-            names.append(PersonName(family[:characters_max], given[:characters_max]))
-    return tuple(dict.fromkeys(names)) if len(names) > 1 else tuple(names)
+        if not family and not given:
+            continue
+        name = PersonName(family[:characters_max], given[:characters_max])
+        if name not in names:
+            names.append(name)
+        if len(names) == limits.names_max:
+            break
+    return tuple(names)
 
 
-def _read_birth_date(pid: Segment) -> date | None:
+def _read_birth_date(message: Message) -> date | None:
     """PID-7, unless its second component says that only the year or month (Y, L) is known."""
-    born_on = parse_day(pid.text(7))
-    return None if born_on and pid.text(7, 2) in ("Y", "L") else born_on
+    born_on = parse_day(message.text("PID", 7))
+    return None if born_on and message.text("PID", 7, 2) in ("Y", "L") else born_on
 
 
-def _read_postcode(pid: Segment) -> str | None:
+def _read_postcode(message: Message) -> str | None:
     """The first postcode of PID-11, in capitals."""
-    for components in pid.repetitions(11):
-        if len(components) > 4 and (postcode := pid.clean(components[4])):
+    for components in message.repetitions("PID", 11):
+        if len(components) > 4 and (postcode := message.clean(components[4])):
             return postcode.upper()
     return None
 
@@ -81,10 +87,10 @@ def _read_postcode(pid: Segment) -> str | None:
 _NUMBER_STATUS: Final = re.compile(r"(NSTS|PDS)?(0[1-8])", re.ASCII | re.IGNORECASE)
 
 
-def _read_number_status(pid: Segment) -> str | None:
+def _read_number_status(message: Message) -> str | None:
     """The NHS number status among the reliability codes of PID-32: ``NSTS01`` before a bare ``01``."""
     bare: str | None = None
-    for components in pid.repetitions(32):
+    for components in message.repetitions("PID", 32):
         status = _NUMBER_STATUS.fullmatch(components[0].strip())
         if status and status[1]:
             return status[2]
@@ -112,7 +118,7 @@ _LOCAL_TYPES: Final = frozenset({"MR", "MRN", "PI"})
 _CHECK_DIGIT_SCHEMES: Final = frozenset({"", "M10", "M11", "ISO", "NPI"})
 
 
-def _read_identifiers(pid: Segment) -> tuple[NhsNumber | None, NhsNumberProblem | None, str | None]:
+def _read_identifiers(message: Message) -> tuple[NhsNumber | None, NhsNumberProblem | None, str | None]:
     """The NHS number or why there is none, and the sender's own id, among all repetitions of PID-3.
 
     An identifier is the NHS number when its assigning authority (CX.4) or its type (CX.5) says so, or, where
@@ -131,12 +137,12 @@ def _read_identifiers(pid: Segment) -> tuple[NhsNumber | None, NhsNumberProblem 
     local: str | None = None
     untyped: list[str] = []
     others: list[str] = []
-    for components in pid.repetitions(3):
-        kind = _kind_of(components, pid)
-        value = pid.clean(components[0])
+    for components in message.repetitions("PID", 3):
+        kind = _kind_of(components, message)
+        value = message.clean(components[0])
         if kind == "nhs":
             nhs_seen = nhs_seen or value is not None
-            nhs_number = nhs_number or _number_in(components, pid)
+            nhs_number = nhs_number or _number_in(components, message)
         elif value is not None:
             if kind == "local":
                 local = local or value
@@ -144,7 +150,7 @@ def _read_identifiers(pid: Segment) -> tuple[NhsNumber | None, NhsNumberProblem 
                 untyped.append(value)
             others.append(value)
     if not nhs_seen:
-        nhs_number, nhs_seen = _fall_back(untyped, pid)
+        nhs_number, nhs_seen = _fall_back(untyped, message)
     if local is None:
         local = next((value for value in others if not _is_number(value, nhs_number)), None)
     if nhs_number is not None:
@@ -152,33 +158,35 @@ def _read_identifiers(pid: Segment) -> tuple[NhsNumber | None, NhsNumberProblem 
     return None, NhsNumberProblem.INVALID if nhs_seen else NhsNumberProblem.ABSENT, local
 
 
-def _fall_back(untyped: Sequence[str], pid: Segment) -> tuple[NhsNumber | None, bool]:
+def _fall_back(untyped: Sequence[str], message: Message) -> tuple[NhsNumber | None, bool]:
     """The NHS number where PID-3 names none, and whether there is anything that says it is one."""
     for value in untyped:
         if number := parse_nhs_number(value):
             return number, True
-    components = pid.components(2)
-    kind = _kind_of(components, pid)
+    components = next(iter(message.repetitions("PID", 2)), [""])
+    kind = _kind_of(components, message)
     if kind not in ("nhs", "untyped"):
         return None, False
-    number = _number_in(components, pid)
-    return number, number is not None or (kind == "nhs" and pid.clean(components[0]) is not None)
+    number = _number_in(components, message)
+    return number, number is not None or (kind == "nhs" and message.clean(components[0]) is not None)
 
 
-def _kind_of(components: Sequence[str], pid: Segment) -> _Kind:
-    authority = pid.clean(components[3]) if len(components) > 3 else None
-    kind = pid.clean(components[4]) if len(components) > 4 else None
+def _kind_of(components: Sequence[str], message: Message) -> _Kind:
+    authority = message.clean(components[3]) if len(components) > 3 else None
+    kind = message.clean(components[4]) if len(components) > 4 else None
     if authority is None and kind is None:
-        if any(_is_nhs_label(part) for component in components for part in pid.subcomponents(component)):
+        if any(
+            _is_nhs_label(part) for component in components for part in component.split(message.separators.subcomponent)
+        ):
             return "nhs"
         return "untyped" if _is_bare(components) else "other"
     named = _kind_named(
         (authority or "")[:_LABEL_CHARACTERS_MAX],
         (kind or "")[:_LABEL_CHARACTERS_MAX],
-        pid.separators.subcomponent,
+        message.separators.subcomponent,
     )
     if named == "nhs_or_local":
-        return "nhs" if _number_in(components, pid) else "local"
+        return "nhs" if _number_in(components, message) else "local"
     return named
 
 
@@ -205,9 +213,9 @@ def _is_bare(components: Sequence[str]) -> bool:
     return scheme in _CHECK_DIGIT_SCHEMES and not any(components[5:])
 
 
-def _number_in(components: Sequence[str], pid: Segment) -> NhsNumber | None:
+def _number_in(components: Sequence[str], message: Message) -> NhsNumber | None:
     for component in components:
-        if (text := pid.clean(component)) and (number := parse_nhs_number(text)):
+        if (text := message.clean(component)) and (number := parse_nhs_number(text)):
             return number
     return None
 

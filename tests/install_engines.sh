@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Installs with apt what tests need and this machine lacks: a JDK of 17 or later, Maven, Chromium.
-# Says what it does; does nothing when nothing is missing. (PostgreSQL comes with pip, Apache Kafka with Maven.)
+# Installs with apt what tests need and this machine lacks: a JDK of 17 or later, Maven, Chromium, and the one
+# library that Playwright's own program needs (a minimal Debian has not got it). Says what it does, and does
+# nothing when nothing is missing. PostgreSQL comes with pip, Apache Kafka with Maven.
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 java_release() {
     java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1
@@ -21,6 +23,10 @@ if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null 
     ! command -v google-chrome >/dev/null; then
     missing+=("Chromium")
     packages+=(chromium fonts-liberation)
+fi
+if ! .venv/bin/python -m playwright --version >/dev/null 2>&1; then
+    missing+=("libatomic, for Playwright")
+    packages+=(libatomic1)
 fi
 if [ ${#missing[@]} -eq 0 ]; then
     exit 0
@@ -49,7 +55,7 @@ if ! apt-cache show "$jdk" >/dev/null 2>&1; then
     jdk=default-jdk-headless
 fi
 packages=("${packages[@]/#jdk/$jdk}")
-echo "Installing ${packages[*]} (a minute or two) ..."
+echo "Installing ${packages[*]} (up to two minutes) ..."
 apt install --yes --no-install-recommends "${packages[@]}" >/dev/null
 if [ "$(java_release)" -lt 17 ]; then
     echo "error: 'java' is version $(java_release); Apache Kafka needs 17 or later. Put a newer one first on PATH." >&2

@@ -1,6 +1,6 @@
 """Heart 1: from attendance messages to alerts and replies. One transaction per batch.
 
-Order inside the transaction: handled-markers, then visits and lists, then everything written, then the offset, audit
+Order inside the transaction: handled-markers, then visits and lists, then everything written with the offset, audit
 last. The markers come before the lists are read: a list change that this batch cannot see will look back for it
 (ADR 0005).
 """
@@ -203,12 +203,7 @@ class AttendanceConsumer:
         acts: Sequence[Act],
         now: datetime,
     ) -> None:
-        """Write what became of each position, keep what could not be handled, move the offset, audit last."""
-        kept = [
-            self._keep(batch, message, now) for message in messages if message.outcome is PositionOutcome.QUARANTINED
-        ]
-        await quarantine.save_quarantined(connection, self._keyring, kept)
-        await handled.settle_positions(connection, [_position_row(batch, message, now) for message in messages])
+        """Move the offset or be fenced, keep what could not be handled, write what became of each; audit last."""
         await handled.move_offset(
             connection,
             batch.group,
@@ -219,6 +214,11 @@ class AttendanceConsumer:
             records=len(batch.records),
             now=now,
         )
+        kept = [
+            self._keep(batch, message, now) for message in messages if message.outcome is PositionOutcome.QUARANTINED
+        ]
+        await quarantine.save_quarantined(connection, self._keyring, kept)
+        await handled.settle_positions(connection, [_position_row(batch, message, now) for message in messages])
         found = [
             Act(owner=BROKER_OWNER, actor="broker", action="message.quarantined", subject=message.marker.hex())
             for message in messages

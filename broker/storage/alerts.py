@@ -7,16 +7,17 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.tables import Alert, AlertEntry, AlertState, table
+from broker.storage.tables import Alert, AlertEntry, AlertState, AuthorityRow, Visit, table
 from schemas.alert import SocialCareAlert
 from schemas.identifiers import authority_owner
 
 _alerts, _entries = table(Alert), table(AlertEntry)
+_visits, _authorities = table(Visit), table(AuthorityRow)
 SOCIAL_CARE_ROLE = "social_care"
 
 
@@ -44,6 +45,13 @@ class StoredAlert(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged_at: datetime | None
     acknowledged_by: str | None
     closed_rule: str | None
+
+
+class AuthorityTold(msgspec.Struct, frozen=True, kw_only=True):
+    """What a department may know of an authority's alert: that it was raised, and whether a person took it."""
+
+    authority_name: str
+    acknowledged_at: datetime | None
 
 
 def derive_alert_id(keyring: Keyring, visit_id: str, authority: str) -> str:
@@ -90,17 +98,34 @@ async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Seq
 
 
 async def list_alerts(
-    connection: AsyncConnection, keyring: Keyring, owner: str, *, worker: str | None, rows_max: int
+    connection: AsyncConnection,
+    keyring: Keyring,
+    owner: str,
+    *,
+    worker: str | None,
+    rows_max: int,
+    closed_since: datetime | None = None,
 ) -> list[StoredAlert]:
-    """An authority's alerts, open ones first, then the newest.
+    """An authority's alerts: open ones first, the most escalated and then the longest due at the top; then the newest.
 
-    With ``worker``, only those that rest on a plan allocated to that worker or that the worker holds.
+    With ``worker``, only those that rest on a plan allocated to that worker or that the worker holds. With
+    ``closed_since``, of those that are no longer open only the ones raised since.
     """
     statement = select(_alerts).where(_alerts.c.owner == owner)
+    is_open = _alerts.c.state == AlertState.OPEN.value
     if worker is not None:
         allocated = select(_entries.c.alert_id).where(_entries.c.owner == owner, _entries.c.worker == worker)
         statement = statement.where(_alerts.c.id.in_(allocated) | (_alerts.c.held_by == worker))
-    statement = statement.order_by(_alerts.c.state != AlertState.OPEN.value, _alerts.c.raised_at.desc()).limit(rows_max)
+    if closed_since is not None:
+        statement = statement.where(is_open | (_alerts.c.raised_at >= closed_since))
+    # A list that is cut at rows_max must lose the least urgent, never an alert that waits longest.
+    statement = statement.order_by(
+        case((is_open, 0), else_=1),
+        case((is_open, -_alerts.c.level), else_=0),
+        case((is_open, _alerts.c.due_by)),
+        _alerts.c.raised_at.desc(),
+        _alerts.c.id,
+    ).limit(rows_max)
     return [_open(keyring, row) for row in await connection.execute(statement)]
 
 
@@ -142,10 +167,27 @@ async def acknowledge_alert(connection: AsyncConnection, owner: str, alert_id: s
     return acknowledged.rowcount == 1
 
 
+async def load_authorities_told(
+    connection: AsyncConnection, organisation: str, visit_ids: Sequence[str]
+) -> dict[str, list[AuthorityTold]]:
+    """By visit of an organisation (its owner id): the authorities that have an alert, and when a person took it."""
+    statement = (
+        select(_alerts.c.visit_id, _authorities.c.name, _alerts.c.acknowledged_at)
+        .join(_visits, _visits.c.id == _alerts.c.visit_id)
+        .join(_authorities, _authorities.c.code == _alerts.c.authority)
+        .where(_alerts.c.visit_id.in_(visit_ids), _visits.c.owner == organisation)
+        .order_by(_authorities.c.name, _alerts.c.id)
+    )
+    told: dict[str, list[AuthorityTold]] = {}
+    for visit_id, name, acknowledged_at in await connection.execute(statement):
+        told.setdefault(visit_id, []).append(AuthorityTold(authority_name=name, acknowledged_at=acknowledged_at))
+    return told
+
+
 async def count_alerts(connection: AsyncConnection) -> dict[str, int]:
     """Alerts by state."""
     rows = await connection.execute(select(_alerts.c.state, func.count()).group_by(_alerts.c.state))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def _open(keyring: Keyring, row: Any) -> StoredAlert:

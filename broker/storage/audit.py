@@ -57,6 +57,18 @@ async def record_acts(connection: AsyncConnection, acts: Sequence[Act], now: dat
     await connection.execute(update(_heads).where(_heads.c.owner == bindparam("of")), moved)
 
 
+async def list_recorded(connection: AsyncConnection, act: Act, subjects: Sequence[str], since: datetime) -> set[str]:
+    """Of ``subjects``, those for which the same act by the same actor is on record since an instant."""
+    statement = select(_audit.c.subject).where(
+        _audit.c.owner == act.owner,
+        _audit.c.actor == act.actor,
+        _audit.c.action == act.action,
+        _audit.c.subject.in_(subjects),
+        _audit.c.at >= since,
+    )
+    return {row.subject for row in await connection.execute(statement)}
+
+
 async def verify_chain(connection: AsyncConnection, owner: str) -> str | None:
     """None when the owner's chain is whole, else what is wrong with it."""
     previous, expected = GENESIS, 1

@@ -47,6 +47,14 @@ async def ensure_owners(connection: AsyncConnection, owners: Iterable[tuple[Owne
         await connection.execute(upsert(connection, _owners).on_conflict_do_nothing(), rows)
 
 
+async def find_owner_name(connection: AsyncConnection, owner: str) -> str | None:
+    """What an owner is called, or None when it is unknown."""
+    name: str | None = (
+        await connection.execute(select(_owners.c.name).where(_owners.c.id == owner))
+    ).scalar_one_or_none()
+    return name
+
+
 async def load_directory(connection: AsyncConnection) -> Directory:
     """Read the whole directory; secrets stay sealed."""
     authorities = {row.code: _authority(row) for row in await connection.execute(select(_authorities))}
@@ -56,9 +64,7 @@ async def load_directory(connection: AsyncConnection) -> Directory:
             await connection.execute(
                 select(_uploads.c.authority, func.max(_uploads.c.uploaded_at)).group_by(_uploads.c.authority)
             )
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     reachable = await connection.execute(
         select(_logins.c.owner, _logins.c.worker).where(_logins.c.worker.is_not(None), _logins.c.disabled_at.is_(None))

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, select, update
+from sqlalchemy import case, delete, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
@@ -81,18 +81,39 @@ async def has_login(connection: AsyncConnection, login: str) -> bool:
     return found.one_or_none() is not None
 
 
-async def note_failure(connection: AsyncConnection, login: str, rests_until: datetime | None) -> None:
-    """Count a failed attempt."""
-    await connection.execute(
-        update(_logins).where(_logins.c.login == login).values(failures=_logins.c.failures + 1, rests_until=rests_until)
+async def load_names(connection: AsyncConnection, keyring: Keyring, owner: str) -> dict[str, str]:
+    """Login to the person's name, for one owner's own pages."""
+    rows = await connection.execute(select(_logins.c.login, _logins.c.sealed).where(_logins.c.owner == owner))
+    return {row.login: keyring.open(bytes(row.sealed), about=f"login/{row.login}").decode() for row in rows}
+
+
+async def take_attempt(
+    connection: AsyncConnection, login: str, *, failures_max: int, rest: timedelta, now: datetime
+) -> bool:
+    """Count an attempt as failed before it is made; False when the login rests. Success sets the count back.
+
+    Counted beforehand, so that a thousand attempts at one moment are no more than ``failures_max``. A rest that is
+    over starts a new count.
+    """
+    rests_until = _logins.c.rests_until
+    failures = case((rests_until <= now, 1), else_=_logins.c.failures + 1)
+    rested_at = literal(now + rest, rests_until.type)
+    taken = await connection.execute(
+        update(_logins)
+        .where(_logins.c.login == login, rests_until.is_(None) | (rests_until <= now))
+        .values(failures=failures, rests_until=case((failures >= failures_max, rested_at)))
     )
+    return taken.rowcount == 1
+
+
+async def clear_failures(connection: AsyncConnection, login: str) -> None:
+    """The right password was given: the count starts anew."""
+    await connection.execute(update(_logins).where(_logins.c.login == login).values(failures=0, rests_until=None))
 
 
 async def open_session(connection: AsyncConnection, person: Person, token: str, now: datetime) -> None:
     """Remember a signed-in person by a digest of the token."""
-    await connection.execute(
-        update(_logins).where(_logins.c.login == person.login).values(failures=0, rests_until=None)
-    )
+    await clear_failures(connection, person.login)
     await connection.execute(
         _sessions.insert().values(
             token_digest=digest_token(token),
@@ -102,6 +123,14 @@ async def open_session(connection: AsyncConnection, person: Person, token: str, 
             used_at=now,
         )
     )
+
+
+async def close_ended_sessions(
+    connection: AsyncConnection, *, now: datetime, longest: timedelta, idle: timedelta
+) -> None:
+    """Forget every session that has ended by itself."""
+    ended = (_sessions.c.created_at <= now - longest) | (_sessions.c.used_at <= now - idle)
+    await connection.execute(delete(_sessions).where(ended))
 
 
 async def find_session(

@@ -184,7 +184,7 @@ async def release_lane(connection: AsyncConnection, lane: LeasedLane, *, not_bef
 async def count_states(connection: AsyncConnection) -> dict[str, int]:
     """Deliveries by state."""
     rows = await connection.execute(select(_deliveries.c.state, func.count()).group_by(_deliveries.c.state))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def _earlier(stored: Any, new: Any) -> Any:

@@ -105,5 +105,5 @@ async def list_open(connection: AsyncConnection, *, rows_max: int) -> list[Store
 async def count_open(connection: AsyncConnection) -> tuple[int, datetime | None]:
     """How many are open, and since when the oldest."""
     statement = select(func.count(), func.min(_quarantine.c.kept_at)).where(_quarantine.c.state == ItemState.OPEN.value)
-    count, oldest = (await connection.execute(statement)).one().tuple()
+    count, oldest = (await connection.execute(statement)).one()
     return int(count), oldest

@@ -53,11 +53,11 @@ async def save_replies(connection: AsyncConnection, keyring: Keyring, replies: S
 async def list_replies(
     connection: AsyncConnection, keyring: Keyring, owner: str, *, since: datetime, rows_max: int
 ) -> list[tuple[str, ClinicianReply]]:
-    """A department's replies since an instant, newest first: (visit id, reply)."""
+    """A department's replies since an instant, matches first, then the newest: (visit id, reply)."""
     statement = (
         select(_replies)
         .where(_replies.c.owner == owner, _replies.c.replied_at >= since)
-        .order_by(_replies.c.replied_at.desc(), _replies.c.id)
+        .order_by(_replies.c.outcome != ReplyOutcome.MATCH.value, _replies.c.replied_at.desc(), _replies.c.id)
         .limit(rows_max)
     )
     return [

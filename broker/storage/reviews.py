@@ -99,22 +99,21 @@ async def close_matched_reviews(connection: AsyncConnection, matched: Sequence[t
 
 
 async def list_open_reviews(
-    connection: AsyncConnection, keyring: Keyring, owner: str, *, rows_max: int
+    connection: AsyncConnection, keyring: Keyring, owner: str, *, rows_max: int, held_by: str | None = None
 ) -> list[StoredReview]:
-    """An authority's open reviews, the most overdue first."""
-    statement = (
-        select(_reviews)
-        .where(_reviews.c.owner == owner, _reviews.c.state == ItemState.OPEN.value)
-        .order_by(_reviews.c.due_by, _reviews.c.id)
-        .limit(rows_max)
-    )
+    """An authority's open reviews, the most overdue first; with ``held_by``, only those this worker holds."""
+    statement = select(_reviews).where(_reviews.c.owner == owner, _reviews.c.state == ItemState.OPEN.value)
+    if held_by is not None:
+        statement = statement.where(_reviews.c.held_by == held_by)
+    # Handed over once is more urgent than due soon: handing over sets a new limit.
+    statement = statement.order_by(_reviews.c.level.desc(), _reviews.c.due_by, _reviews.c.id).limit(rows_max)
     return [_open(keyring, row) for row in await connection.execute(statement)]
 
 
 async def count_reviews(connection: AsyncConnection) -> dict[str, int]:
     """Reviews by state."""
     rows = await connection.execute(select(_reviews.c.state, func.count()).group_by(_reviews.c.state))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def _open(keyring: Keyring, row: Any) -> StoredReview:

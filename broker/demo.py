@@ -1,0 +1,324 @@
+"""The demonstration: a town of invented people, one emergency department, its authorities, and the broker between.
+
+Everything runs as it would outside: the broker as its own processes on the embedded engines, the other side as
+programs that speak to it over real sockets. Nothing is played back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import msgspec
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from broker.domain.visits import LONDON
+
+MESSAGES_ONCE: Final = 400
+MESSAGES_PACED: Final = 240
+PACED_S: Final = 120.0
+ACKNOWLEDGED: Final = 3
+_START_S: Final = 45.0
+_SETTLE_S: Final = 60.0
+SITE: Final = "RZ1"
+
+
+class DemoFailed(Exception):
+    """Something did not happen; the text says what and where to look."""
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one demonstration runs."""
+
+    directory: Path
+    http_port: int
+    mllp_port: int
+    reply_port: int
+    case_port: int
+    seed: int
+
+    @property
+    def url(self) -> str:
+        """Where the pages are."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the broker's processes are told."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("CPIS_")}
+        return kept | {
+            "CPIS_ENVIRONMENT": "development",
+            "CPIS_DATA_DIR": str(self.directory / "broker"),
+            "CPIS_HTTP_PORT": str(self.http_port),
+            "CPIS_MLLP_PORT": str(self.mllp_port),
+            "CPIS_PUBLIC_URL": self.url,
+            "CPIS_WEBHOOK_ALLOW_PRIVATE": "true",
+        }
+
+
+def play(*, once: bool, seed: int, console: Console) -> int:
+    """Play the day; returns 0 only if nothing was lost and the ledger balances."""
+    stage = _set_stage(once=once, seed=seed)
+    console.print(f"[bold]A day in a town that does not exist.[/bold] Everything of it lies in {stage.directory}")
+    try:
+        with ExitStack() as stack:
+            _prepare(stage, console)
+            _start_broker(stage, stack, console)
+            _start_authorities(stage, stack, console)
+            _play_department(stage, stack, console, once=once)
+            _acknowledge(stage, console)
+            code = _reckon(stage, console)
+            if not once:
+                _leave_open(stage, console)
+            return code
+    except DemoFailed as problem:
+        console.print(f"[bold]The demonstration failed:[/bold] {problem}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("Ended.")
+        return 130
+
+
+def _set_stage(*, once: bool, seed: int) -> Stage:
+    directory = Path("var") / "demo"
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "broker").mkdir(parents=True)
+    wanted = (0, 0) if once else (8000, 2575)
+    ports = [_free_port(port) for port in (*wanted, 0, 0)]
+    return Stage(
+        directory=directory.absolute(),
+        http_port=ports[0],
+        mllp_port=ports[1],
+        reply_port=ports[2],
+        case_port=ports[3],
+        seed=seed,
+    )
+
+
+def _free_port(wanted: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise SystemExit(f"port {wanted} is taken: end what listens there and try again") from error
+        return int(probe.getsockname()[1])
+
+
+def _prepare(stage: Stage, console: Console) -> None:
+    """Invent the town, bring its lists and directory into the broker."""
+    town = stage.directory / "town"
+    with _working(console, "inventing a town and loading its lists"):
+        _call(
+            stage,
+            ("-m", "mock_nhs.town", "--seed", str(stage.seed), "--out", str(town)),
+            ("--case-system-url", f"http://127.0.0.1:{stage.case_port}"),
+            ("--reply", f"{SITE}=127.0.0.1:{stage.reply_port}"),
+        )
+        _call(stage, ("-m", "broker", "migrate"))
+        for what in ("authorities", "workers", "sites", "clinicians"):
+            _call(stage, ("-m", "broker", "import", what, str(town / f"{what}.csv")))
+        for file in sorted(town.glob("children-*.csv")):
+            authority = file.stem.removeprefix("children-")
+            _call(stage, ("-m", "broker", "children", "import", str(file), "--authority", authority))
+
+
+def _start_broker(stage: Stage, stack: ExitStack, console: Console) -> None:
+    with _working(console, "starting the broker: intake, attendances, dispatch, jobs, web"):
+        broker = stack.enter_context(_running(stage, "broker", ("-m", "broker", "serve")))
+        deadline = time.monotonic() + _START_S
+        while not (_answers(f"{stage.url}/_ping") and _listens(stage.mllp_port)):
+            if broker.poll() is not None or time.monotonic() > deadline:
+                raise DemoFailed(f"the broker did not start; see {stage.directory / 'broker.log'}")
+            time.sleep(0.05)
+
+
+def _start_authorities(stage: Stage, stack: ExitStack, console: Console) -> None:
+    with _working(console, "starting the authorities' case system"):
+        arguments = ("--port", str(stage.case_port), "--people", str(stage.directory / "town"))
+        record = ("--record", str(stage.directory / "case-system.jsonl"))
+        stack.enter_context(_running(stage, "case-system", ("-m", "mock_nhs.case_system", *arguments, *record)))
+        deadline = time.monotonic() + _START_S
+        while not _listens(stage.case_port):
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"the case system did not start; see {stage.directory / 'case-system.log'}")
+            time.sleep(0.05)
+
+
+def _play_department(stage: Stage, stack: ExitStack, console: Console, *, once: bool) -> None:
+    """The department sends its day; what becomes of it is told as it happens."""
+    messages = MESSAGES_ONCE if once else MESSAGES_PACED
+    arguments = ["-m", "mock_nhs.ed_system", "--port", str(stage.mllp_port), "--site", SITE]
+    arguments += ["--people", str(stage.directory / "town"), "--messages", str(messages), "--seed", str(stage.seed)]
+    arguments += ["--record", str(stage.directory / "department.jsonl"), "--reply-port", str(stage.reply_port)]
+    arguments += ["--linger-s", "600"]
+    if not once:
+        arguments += ["--per-second", str(messages / PACED_S)]
+    console.print(f"The department {SITE} sends {messages} messages, four in five of them updates.")
+    stack.enter_context(_running(stage, "department", arguments))
+    deadline = time.monotonic() + _SETTLE_S + (0 if once else PACED_S)
+    seen: tuple[int, int] = (0, 0)
+    while True:
+        department, case_system = _read(stage, "department"), _read(stage, "case-system")
+        if not once:
+            seen = _narrate(console, department, case_system, seen)
+        if _is_settled(stage, department, case_system, messages):
+            return
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"not everything arrived in time; see the logs in {stage.directory}")
+        time.sleep(0.2)
+
+
+def _is_settled(stage: Stage, department: Sequence[Any], case_system: Sequence[Any], messages: int) -> bool:
+    """Whether every message is answered and handled and everything that was to be sent has arrived."""
+    if sum(line["kind"] == "answered" for line in department) < messages:
+        return False
+    state = json.loads(_call(stage, ("-m", "broker", "ledger", "--json"), may_fail=True))
+    waiting = sum(topic["waiting"] for topic in state["topics"])
+    alerts = sum(line["kind"] == "alert" for line in case_system)
+    return waiting == 0 and bool(alerts == state["alerts"]["raised"])
+
+
+def _narrate(
+    console: Console, department: Sequence[Any], case_system: Sequence[Any], seen: tuple[int, int]
+) -> tuple[int, int]:
+    now = f"{datetime.now(LONDON):%H:%M:%S}"
+    for line in department[seen[0] :]:
+        if line["kind"] == "reply":
+            outcome = str(line["outcome"]).replace("_", " ")
+            console.print(f"  {now}  the department reads: {outcome} (visit {line['visit_number']})")
+    for line in case_system[seen[1] :]:
+        if line["kind"] == "alert":
+            console.print(f"  {now}  [bold]authority {line['authority']} has an alert[/bold] in its case system")
+    return len(department), len(case_system)
+
+
+def _acknowledge(stage: Stage, console: Console) -> None:
+    """A duty worker signs in as anybody would, opens the newest alerts and acknowledges them."""
+    login, password = _find_login(stage, "duty_worker")
+    with httpx.Client(base_url=stage.url, follow_redirects=True, timeout=10) as browser:
+        token = _find(r'name="csrf_token" value="([^"]+)"', browser.get("/sign-in").text)
+        browser.post("/sign-in", data={"login": login, "password": password, "csrf_token": token})
+        paths = list(dict.fromkeys(re.findall(r'href="(/alerts/[0-9a-f]+)"', browser.get("/inbox").text)))
+        for path in paths[:ACKNOWLEDGED]:
+            token = _find(r'name="csrf_token" value="([^"]+)"', browser.get(path).text)
+            browser.post(f"{path}/acknowledge", data={"csrf_token": token}).raise_for_status()
+    console.print(f"The duty worker {login} signed in and acknowledged {len(paths[:ACKNOWLEDGED])} alerts.")
+
+
+def _reckon(stage: Stage, console: Console) -> int:
+    """Count on both sides of the wire."""
+    department, case_system = _read(stage, "department"), _read(stage, "case-system")
+    arrived = [line for line in case_system if line["kind"] == "alert"]
+    repeated = sum(line["kind"] == "alert_repeated" for line in case_system)
+    replies = sum(line["kind"] == "reply" for line in department)
+    console.print(f"The authorities' case system holds {len(arrived)} alerts ({repeated} sent more than once).")
+    console.print(f"The department holds {replies} replies.")
+    result = subprocess.run([sys.executable, "-m", "broker", "ledger"], env=stage.environment, check=False)
+    verdict = "balances: nothing was lost" if result.returncode == 0 else "DOES NOT BALANCE"
+    console.print(f"[bold]The ledger {verdict}.[/bold]")
+    return result.returncode
+
+
+def _leave_open(stage: Stage, console: Console) -> None:
+    console.print(f"\nThe pages are open at [bold]{stage.url}[/bold] - sign in as one of:")
+    for role, meaning in (("social_worker", "a social worker"), ("duty_worker", "the duty desk")):
+        login, password = _find_login(stage, role)
+        console.print(f"  {meaning}: {login} / {password}")
+    clinician = _read_csv(stage.directory / "town" / "clinicians.csv")[0]
+    console.print(f"  a clinician: {clinician['login']} / {clinician['password']}")
+    console.print("Ctrl-C ends everything.")
+    while True:
+        time.sleep(1)
+
+
+def _find_login(stage: Stage, role: str) -> tuple[str, str]:
+    rows = _read_csv(stage.directory / "town" / "workers.csv")
+    found = next(row for row in rows if row["role"] == role and row["login"])
+    return found["login"], found["password"]
+
+
+def _find(pattern: str, page: str) -> str:
+    found = re.search(pattern, page)
+    if found is None:
+        raise DemoFailed("a page did not look as expected")
+    return found.group(1)
+
+
+def _read(stage: Stage, name: str) -> list[Any]:
+    """The other side's journal: one JSON document per line, the last of which may still be being written."""
+    path = stage.directory / f"{name}.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    import csv
+
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _call(stage: Stage, *arguments: Sequence[str], may_fail: bool = False) -> str:
+    command = [sys.executable, *(word for part in arguments for word in part)]
+    result = subprocess.run(  # noqa: S603 - our own programs
+        command, env=stage.environment, capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0 and not may_fail:
+        raise DemoFailed(f"{' '.join(command[1:4])} ended with {result.returncode}: {result.stderr.strip()[-500:]}")
+    return result.stdout
+
+
+@contextmanager
+def _running(stage: Stage, name: str, arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in the background; what it prints goes to a file. SIGTERM at the end, and time to drain."""
+    with (stage.directory / f"{name}.log").open("wb") as output:
+        program = subprocess.Popen(  # noqa: S603 - our own programs
+            [sys.executable, *arguments], env=stage.environment, stdout=output, stderr=output
+        )
+        try:
+            yield program
+        finally:
+            program.terminate()
+            try:
+                program.wait(30)
+            except subprocess.TimeoutExpired:
+                program.kill()
+                program.wait()
+
+
+@contextmanager
+def _working(console: Console, text: str) -> Iterator[None]:
+    began = time.monotonic()
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
+        progress.add_task(text)
+        yield
+    if not console.is_terminal:
+        console.print(f"{text}: {time.monotonic() - began:.1f} s")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=1).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
