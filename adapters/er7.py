@@ -151,17 +151,11 @@ _WRITTEN: Final = {
     ord("&"): "\\T\\",
     ord("~"): "\\R\\",
 }
-_WRITTEN_LINES: Final = {**_WRITTEN, ord("\n"): "\\.br\\"}
 
 
 def escape(text: str) -> str:
     """``text`` as the content of a field with the standard separators; control characters are left out."""
     return text.translate(_WRITTEN)
-
-
-def escape_lines(text: str) -> str:
-    """As ``escape``, for formatted text: line ends become ``\\.br\\``."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").translate(_WRITTEN_LINES)
 
 
 def reencode(raw: str, separators: Separators) -> str:

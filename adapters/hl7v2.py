@@ -20,7 +20,6 @@ from adapters.er7 import (
     Separators,
     decode_text,
     escape,
-    escape_lines,
     format_day,
     format_instant,
     parse_instant,
@@ -417,7 +416,7 @@ def _observations(reply: ClinicianReply) -> Iterator[tuple[Observation, int, str
     """Each observation, the plan it belongs to (0: none), its encoded value and its units."""
     outcome = f"{reply.outcome.value}^{_OUTCOMES[reply.outcome]}^{CODING_SYSTEM}"
     yield Observation.OUTCOME, 0, outcome, ""
-    yield Observation.WORDING, 0, escape_lines(reply.wording), ""
+    yield Observation.WORDING, 0, "~".join(map(escape, reply.wording.splitlines())), ""
     for number, plan in enumerate(reply.plans, 1):
         for observation, value in _plan_values(plan):
             yield observation, number, value, ""

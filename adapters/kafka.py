@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -37,6 +37,7 @@ from aiokafka.errors import (
     KafkaError,
     LeaderNotAvailableError,
     NoError,
+    NoOffsetForPartitionError,
     OffsetOutOfRangeError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
@@ -494,19 +495,20 @@ class KafkaLogReader:
             fetched = fetching.result()
         except KafkaError as error:
             self._rewind(self._places)
-            self._raise(error, is_current=is_current)
+            if is_current or not isinstance(error, OffsetOutOfRangeError | NoOffsetForPartitionError):
+                self._raise(error)
+            return {}
         if not is_current:
             self._rewind(Partition(*place) for place in fetched)
             return {}
         return self._accept(fetched)
 
-    def _raise(self, error: KafkaError, *, is_current: bool) -> None:
-        if not isinstance(error, OffsetOutOfRangeError):
-            raise LogUnavailable(f"Kafka cannot be read: {type(error).__name__}") from None
-        if is_current:
+    def _raise(self, error: KafkaError) -> NoReturn:
+        if isinstance(error, OffsetOutOfRangeError):
             for place, offset in error.args[0].items():
                 self._gaps[Partition(*place)] = f"{place.topic}/{place.partition}: {offset} is outside the log"
             raise LogGap("; ".join(self._gaps.values())) from None
+        raise LogUnavailable(f"Kafka cannot be read: {type(error).__name__}") from None
 
     def _accept(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> dict[Partition, Sequence[LogRecord]]:
         found: dict[Partition, Sequence[LogRecord]] = {}

@@ -76,9 +76,17 @@ class World:
     async def receive(self, *messages: bytes, headers: Mapping[str, bytes] | None = None) -> list[PositionOutcome]:
         """Handle messages as one batch of the log; returns what became of each."""
         batch = self.batch(messages, headers)
+        if batch.expected == 0:
+            await self.take_partition()
         await self.consumer.handle(batch)
         self.offset = batch.next_offset
         return await self.outcomes(batch.expected)
+
+    async def take_partition(self) -> None:
+        """Stand at the beginning of the log, as the consume loop would."""
+        async with self.database.writing() as connection:
+            place = Place(log_id=LOG_ID, first_offset=0, next_offset=0, stopped_cleanly=True)
+            await handled.take_partition(connection, GROUP, Partition(TOPIC, 0), place, self.clock.now())
 
     def batch(self, messages: Sequence[bytes], headers: Mapping[str, bytes] | None = None) -> Batch:
         """The messages as the next records of the log."""
@@ -153,9 +161,6 @@ async def open_world(url: str, directory: Path, *, topics_enabled: bool = False)
             await upload.load_sites(SITES.encode(), directory / "senders.json"),
         ):
             assert not report.refused
-        async with database.writing() as connection:
-            place = Place(log_id=LOG_ID, first_offset=0, next_offset=0, stopped_cleanly=True)
-            await handled.take_partition(connection, GROUP, Partition(TOPIC, 0), place, clock.now())
         consumer = AttendanceConsumer(database, keyring, clock, rules)
         yield World(database, keyring, clock, rules, consumer, directory)
     finally:

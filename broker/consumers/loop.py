@@ -108,16 +108,13 @@ class ConsumeLoop:
         await self._reader.start(self)
         try:
             while not self._stopping.is_set():
-                try:
-                    await self._turn()
-                except (LogGap, Fenced) as error:
-                    log(LogEvent.REJOINED, group=self._options.group, error=type(error).__name__)
-                    await self._rejoin()
-                except LogError as error:
-                    log(LogEvent.LOG_UNAVAILABLE, group=self._options.group, error=type(error).__name__)
-                    await self._pause(1)
-        finally:
+                await self._turn_or_wait()
             await self._release_all()
+        except BaseException:
+            # Not a clean stop: whoever reads on must be careful.
+            self._held.clear()
+            raise
+        finally:
             await self._reader.close()
 
     async def on_assigned(self, extents: Mapping[Partition, PartitionExtent]) -> Mapping[Partition, int]:
@@ -143,6 +140,16 @@ class ConsumeLoop:
         async with self._busy:
             for partition in partitions:
                 await self._release(partition)
+
+    async def _turn_or_wait(self) -> None:
+        try:
+            await self._turn()
+        except (LogGap, Fenced) as error:
+            log(LogEvent.REJOINED, group=self._options.group, error=type(error).__name__)
+            await self._rejoin()
+        except LogError as error:
+            log(LogEvent.LOG_UNAVAILABLE, group=self._options.group, error=type(error).__name__)
+            await self._pause(1)
 
     async def _turn(self) -> None:
         records = await self._reader.poll(records_max=self._options.records_max, wait_s=self._options.poll_wait_s)

@@ -1,9 +1,9 @@
 """Work for later, claimed like lanes.
 
 A look-back job must not run while a visit that could not see the changed list is still uncommitted. On PostgreSQL it
-waits behind a barrier: the end of the snapshot taken once the job itself is visible. Every visit whose transaction
-began to write before that has a lower transaction id; the job runs when none of those is left. SQLite has one writer
-at a time: there the job runs at once. See ADR 0005.
+waits behind a barrier: a transaction id taken once the job itself is visible. A visit that wrote its marker before has
+a lower id; the job runs when none of those is left. A visit that wrote its marker later reads the changed list. SQLite
+has one writer at a time: there the job runs at once. See ADR 0005.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from broker.storage.tables import ItemState, Job, table
 
 _jobs = table(Job)
 _SET_BARRIER = text(
-    "UPDATE jobs SET barrier = CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint) "
+    "UPDATE jobs SET barrier = CAST(CAST(pg_current_xact_id() AS text) AS bigint) "
     "WHERE state = 'open' AND barrier IS NULL AND due_at <= :now"
 )
 _BARRIER_PASSED = text("barrier <= CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)")
@@ -61,7 +61,8 @@ async def add_jobs(connection: AsyncConnection, kind: str, jobs: Sequence[tuple[
 
 
 async def set_barriers(connection: AsyncConnection, now: datetime) -> None:
-    """Give every waiting job that has none its barrier, in a transaction that began after the job was committed."""
+    """Give every waiting job that has none its barrier. Call it in a transaction of its own, which must take its id
+    after it has seen the job."""
     if connection.dialect.name == "postgresql":
         await connection.execute(_SET_BARRIER, {"now": now})
 

@@ -244,8 +244,7 @@ class PasswordCheck:
         self._limits = limits
         self._slots = asyncio.Semaphore(limits.passwords_at_once_max)
         # As dear as the hashes it stands in for: those of a demonstration are cheap.
-        cheap = {"time_cost": 1, "memory_cost": 8192} if settings.is_development else {}
-        self._hasher = PasswordHasher(**cheap)
+        self._hasher = PasswordHasher(time_cost=1, memory_cost=8192) if settings.is_development else PasswordHasher()
         self._decoy = self._hasher.hash(secrets.token_urlsafe(TOKEN_BYTES))
         self._remembering_key = os.urandom(TOKEN_BYTES)
         self._remembered: dict[bytes, datetime] = {}

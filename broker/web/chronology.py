@@ -50,7 +50,9 @@ def tell_visit(messages: Sequence[tuple[datetime, Attendance]], site: Site | Non
     """Tell a visit from (received at, what was said), in the order of events; None without messages."""
     if not messages:
         return None
-    ordered = sorted(((_happened_at(said, received_at), said) for received_at, said in messages), key=lambda one: one[0])
+    ordered = sorted(
+        ((_happened_at(said, received_at), said) for received_at, said in messages), key=lambda one: one[0]
+    )
     facts = fold_visit((number.to_bytes(4, "big"), said) for number, (_, said) in enumerate(ordered))
     return Chronology(facts=describe_attendance(facts, site), lines=tuple(_join_lines(_tell_lines(ordered))))
 

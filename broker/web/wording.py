@@ -141,6 +141,11 @@ def show_telephone(number: str) -> Markup:
     return Markup('<a class="telephone" href="tel:{}">{}</a>').format(dialled, number)
 
 
+def upper_first(text: str) -> str:
+    """The first letter in upper case, the others as they are: ``NHS number`` stays one."""
+    return text[:1].upper() + text[1:]
+
+
 def _count(number: int, unit: str) -> str:
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
@@ -158,4 +163,5 @@ FILTERS: Final[Mapping[str, Callable[..., str]]] = {
     "plan_type": PLAN_TYPES.__getitem__,
     "outcome": OUTCOMES.__getitem__,
     "role": ROLES.__getitem__,
+    "upper_first": upper_first,
 }

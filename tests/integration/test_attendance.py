@@ -212,6 +212,7 @@ async def test_whoever_lost_the_partition_cannot_write(world: World) -> None:
 
 
 async def test_a_quarantined_record_moves_the_offset(world: World) -> None:
+    await world.take_partition()
     batch: Batch = world.batch([hl7()])
     await world.consumer.quarantine(batch, "ended_the_process_repeatedly")
     assert await world.outcomes() == [Outcome.QUARANTINED]

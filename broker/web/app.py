@@ -1,0 +1,194 @@
+"""The pages as one application: every route, the gate before them, the headers around them, the errors after them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from broker.keyring import Keyring
+from broker.ports import Clock
+from broker.settings import Settings
+from broker.storage.database import Database
+from broker.telemetry import LogEvent, innermost_line, log
+from broker.web import auth, clinician, inbox, operations, sign_in
+from broker.web import pages as surroundings
+from broker.web.auth import NotSignedIn, PasswordCheck
+from broker.web.operations import Status
+from broker.web.pages import PageLimits, Pages, pages_of
+
+_ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
+    ("GET", "/", sign_in.go_home),
+    ("GET", "/sign-in", sign_in.show_sign_in),
+    ("POST", "/sign-in", sign_in.sign_in),
+    ("POST", "/sign-out", sign_in.sign_out),
+    ("GET", "/inbox", inbox.show_inbox),
+    ("GET", "/alerts/{alert_id}", inbox.show_alert),
+    ("POST", "/alerts/{alert_id}/acknowledge", inbox.acknowledge_alert),
+    ("GET", "/replies", clinician.show_replies),
+    ("GET", "/operations", operations.show_operations),
+    ("GET", "/_ping", operations.ping),
+    ("GET", "/_status", operations.show_status),
+    ("GET", "/metrics", operations.show_metrics),
+    ("GET", "/static/{name}", surroundings.show_static_file),
+)
+
+_HEADERS: Final[Mapping[str, str]] = {
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_TLS_ONLY: Final = {"Strict-Transport-Security": "max-age=31536000"}
+_ERROR_PAGES: Final = frozenset({400, 403, 404, 405, 413, 500, 503})
+
+
+def create_app(
+    *,
+    database: Database,
+    keyring: Keyring,
+    clock: Clock,
+    settings: Settings,
+    status: Callable[[], Awaitable[Status]],
+    limits: PageLimits | None = None,
+) -> FastAPI:
+    """The pages. Raises RuntimeError when a route has no access rule, or a rule no route.
+
+    Run it without an access log: paths and addresses are nobody's business.
+    """
+    # No /docs: its pages would load scripts from another site.
+    app = FastAPI(
+        title="cpis-broker", openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(auth.admit)]
+    )
+    limits = limits or PageLimits()
+    static_files = surroundings.load_static_files()
+    app.state.pages = Pages(
+        database=database,
+        keyring=keyring,
+        clock=clock,
+        settings=settings,
+        limits=limits,
+        templates=surroundings.load_templates(static_files),
+        static_files=static_files,
+    )
+    app.state.password_check = PasswordCheck(settings, limits)
+    app.state.status = status
+    for method, path, endpoint in _ROUTES:
+        app.add_api_route(path, endpoint, methods=[method], response_model=None)
+    auth.check_access(app.routes, auth.ACCESS)
+    app.add_exception_handler(NotSignedIn, _ask_to_sign_in)
+    app.add_exception_handler(HTTPException, _show_refusal)
+    app.add_exception_handler(RequestValidationError, _show_bad_request)
+    app.add_middleware(
+        Guard,
+        headers=_HEADERS if settings.is_development else {**_HEADERS, **_TLS_ONLY},
+        body_bytes_max=settings.http_body_bytes_max,
+    )
+    return app
+
+
+class Guard:
+    """Around every request: the limit of its body, the headers of its answer, and an end to every error.
+
+    An error leaves nothing of itself in the answer and only its class and place in the log.
+    """
+
+    def __init__(self, app: ASGIApp, *, headers: Mapping[str, str], body_bytes_max: int) -> None:
+        self._app = app
+        self._headers = headers
+        self._body_bytes_max = body_bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        started = False
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers.update(self._headers)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        request = Request(scope, receive)
+        try:
+            if _declared_length(request) > self._body_bytes_max:
+                await _draw_error(request, 413)(scope, receive, send_guarded)
+                return
+            await self._app(scope, self._limit(receive), send_guarded)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            log(LogEvent.CRASHED, part="web", error=type(error).__name__, at=innermost_line(error.__traceback__))
+            if not started:
+                response = _draw_error(request, 503 if _is_outage(error) else 500)
+                await response(scope, receive, send_guarded)
+
+    def _limit(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._body_bytes_max:
+                raise HTTPException(413)
+            return message
+
+        return receive_limited
+
+
+def _declared_length(request: Request) -> int:
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() else 0
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the database could not be asked, as opposed to having answered something unexpected."""
+    is_cut_off = isinstance(error, DBAPIError) and error.connection_invalidated
+    return is_cut_off or isinstance(error, OSError | PoolTimeout | OperationalError | InterfaceError)
+
+
+async def _ask_to_sign_in(request: Request, _: Exception) -> Response:
+    path = request.url.path
+    if path in auth.PROGRAMS:
+        headers = {"WWW-Authenticate": 'Basic realm="cpis-broker", charset="UTF-8"'}
+        return PlainTextResponse("sign in\n", status_code=401, headers=headers)
+    return sign_in.redirect_to_sign_in(path)
+
+
+async def _show_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _draw_error(request, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _show_bad_request(request: Request, _: Exception) -> Response:
+    return _draw_error(request, 400)
+
+
+def _draw_error(request: Request, status_code: int) -> Response:
+    known = status_code if status_code in _ERROR_PAGES else 500
+    response = pages_of(request).render(request, "error.html", status_code=status_code, error=known)
+    if known == 503:
+        response.headers["Retry-After"] = "10"
+    return response

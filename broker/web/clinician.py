@@ -1,0 +1,73 @@
+"""For clinicians: the replies their department received, and whether social care has taken notice.
+
+A clinician sees the department's own numbers, never a name from an authority's list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from fastapi import Request
+from starlette.responses import Response
+
+from broker.storage import alerts, audit, replies
+from broker.storage.alerts import AuthorityTold
+from broker.storage.audit import Act
+from broker.web.auth import signed_in_of
+from broker.web.pages import pages_of
+from schemas.alert import ClinicianReply, ReplyOutcome
+
+
+class VisitAnswered(msgspec.Struct, frozen=True, kw_only=True):
+    """One visit with its reply as it stands, and the earlier ones it took the place of."""
+
+    reply: ClinicianReply
+    replaced: tuple[ClinicianReply, ...]
+    told: tuple[AuthorityTold, ...]
+
+
+async def show_replies(request: Request) -> Response:
+    """The replies of the last day, matches first."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now = pages.clock.now()
+    since = now - timedelta(hours=pages.limits.replies_shown_h)
+    rows_max = pages.limits.rows_max
+    async with pages.database.writing() as connection:
+        found = await replies.list_replies(connection, pages.keyring, person.owner, since=since, rows_max=rows_max + 1)
+        shown = found[:rows_max]
+        visit_ids = list(dict.fromkeys(visit_id for visit_id, _ in shown))
+        told = await alerts.load_authorities_told(connection, person.owner, visit_ids)
+        acts = [
+            Act(owner=person.owner, actor=person.login, action="replies.listed", subject=visit_id)
+            for visit_id in visit_ids
+        ]
+        await audit.record_acts(connection, acts, now)
+    visits = gather_visits(shown, told)
+    return pages.render(
+        request,
+        "replies.html",
+        visits=visits,
+        match_count=sum(visit.reply.outcome is ReplyOutcome.MATCH for visit in visits),
+        is_cut=len(found) > rows_max,
+        since=since,
+    )
+
+
+def gather_visits(
+    shown: Sequence[tuple[str, ClinicianReply]], told: Mapping[str, Sequence[AuthorityTold]]
+) -> list[VisitAnswered]:
+    """One row for each visit, in the order of its first reply shown; the newest reply is the one that stands."""
+    by_visit: dict[str, list[ClinicianReply]] = {}
+    for visit_id, reply in shown:
+        by_visit.setdefault(visit_id, []).append(reply)
+    gathered = []
+    for visit_id, given in by_visit.items():
+        standing, *replaced = sorted(given, key=_replied_at, reverse=True)
+        gathered.append(VisitAnswered(reply=standing, replaced=tuple(replaced), told=tuple(told.get(visit_id, ()))))
+    return gathered
+
+
+def _replied_at(reply: ClinicianReply) -> datetime:
+    return reply.replied_at

@@ -1,0 +1,215 @@
+"""For social workers and the duty desk: the alerts, one alert, and taking it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, timedelta
+from typing import Final
+
+import msgspec
+from fastapi import Request
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from broker.domain.alerts import DUTY_DESK
+from broker.storage import alerts, audit, directory, logins, reviews, visits
+from broker.storage.alerts import StoredAlert
+from broker.storage.audit import Act
+from broker.storage.reviews import StoredReview
+from broker.storage.tables import AlertState
+from broker.web.auth import is_automatic, signed_in_of
+from broker.web.chronology import Chronology, tell_visit
+from broker.web.pages import Pages, pages_of
+from schemas.directory import Person, Role
+
+_ALERT_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+
+class Colleagues(msgspec.Struct, frozen=True, kw_only=True):
+    """Names of an authority's own people."""
+
+    workers: Mapping[str, str]
+    """By worker code."""
+    logins: Mapping[str, str]
+
+    def name_holder(self, held_by: str) -> str:
+        """Who holds something now."""
+        return "Duty desk" if held_by == DUTY_DESK else self.name_worker(held_by)
+
+    def name_worker(self, code: str) -> str:
+        """A worker by code; one who is not in the directory by the code alone."""
+        return self.workers.get(code, f"worker {code}")
+
+    def name_login(self, login: str) -> str:
+        """A person who signed in."""
+        return self.logins.get(login, login)
+
+
+class AlertRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert as pages show it."""
+
+    stored: StoredAlert
+    holder: str
+    workers: tuple[str, ...]
+    acknowledged_by: str
+    is_open: bool
+    is_overdue: bool
+    is_escalated: bool
+
+
+class ReviewRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A doubt about identity as the list shows it."""
+
+    stored: StoredReview
+    holder: str
+    shown_birth_date: date | None
+    is_overdue: bool
+    is_escalated: bool
+
+
+async def show_inbox(request: Request) -> Response:
+    """The alerts a person may see, the most urgent first, and the doubts to be settled."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    worker = scope_of(person)
+    now, rows_max = pages.clock.now(), pages.limits.rows_max
+    closed_since = now - timedelta(hours=pages.limits.closed_shown_h)
+    async with pages.database.writing() as connection:
+        found = await alerts.list_alerts(
+            connection, pages.keyring, person.owner, worker=worker, rows_max=rows_max + 1, closed_since=closed_since
+        )
+        doubts = await reviews.list_open_reviews(
+            connection, pages.keyring, person.owner, rows_max=rows_max + 1, held_by=worker
+        )
+        colleagues = await _load_colleagues(connection, pages, person)
+        alert_ids = [each.alert.alert_id for each in found[:rows_max]]
+        acts = await _acts_of_listing(connection, request, "alerts.listed", alert_ids, now)
+        review_ids = [doubt.id for doubt in doubts[:rows_max]]
+        acts += await _acts_of_listing(connection, request, "reviews.listed", review_ids, now)
+        await audit.record_acts(connection, acts, now)
+    rows = [describe_row(each, colleagues, now) for each in found[:rows_max]]
+    return pages.render(
+        request,
+        "inbox.html",
+        rows=rows,
+        open_count=sum(row.is_open for row in rows),
+        overdue_count=sum(row.is_overdue for row in rows),
+        reviews=[describe_review(doubt, colleagues, now) for doubt in doubts[:rows_max]],
+        is_cut=max(len(found), len(doubts)) > rows_max,
+        refresh_s=None if request.query_params.get("refresh") == "off" else pages.limits.list_refresh_s,
+        idle_minutes=pages.settings.session_idle_minutes_max,
+        closed_shown_days=round(pages.limits.closed_shown_h / 24),
+    )
+
+
+async def show_alert(request: Request, alert_id: str) -> Response:
+    """Everything of one alert. The first look is noted."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        stored = await _load_alert(connection, pages, person, alert_id)
+        chronology = await _load_chronology(connection, pages, stored.visit_id)
+        colleagues = await _load_colleagues(connection, pages, person)
+        await alerts.note_opened(connection, alert_id, now)
+        await audit.record_acts(connection, [_act_of(person, "alert.read", alert_id)], now)
+    return pages.render(
+        request,
+        "alert.html",
+        row=describe_row(stored, colleagues, now),
+        facts=chronology.facts if chronology is not None else stored.alert.attendance,
+        lines=chronology.lines if chronology is not None else (),
+    )
+
+
+async def acknowledge_alert(request: Request, alert_id: str) -> Response:
+    """Take the alert: it closes this one and no other. Taking it again changes nothing."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        await _load_alert(connection, pages, person, alert_id)
+        if await alerts.acknowledge_alert(connection, person.owner, alert_id, by=person.login, now=now):
+            await audit.record_acts(connection, [_act_of(person, "alert.acknowledged", alert_id)], now)
+    return RedirectResponse(f"/alerts/{alert_id}", status_code=303)
+
+
+def scope_of(person: Person) -> str | None:
+    """The worker whose alerts a person may see; None: the duty desk, which sees all of its authority.
+
+    Raises HTTPException 403 for a social worker who is not in the directory: nobody's alerts are not everybody's.
+    """
+    if person.role is Role.DUTY_WORKER:
+        return None
+    if person.role is Role.SOCIAL_WORKER and person.worker:
+        return person.worker
+    raise HTTPException(403)
+
+
+def describe_row(stored: StoredAlert, colleagues: Colleagues, now: datetime) -> AlertRow:
+    """An alert with names for codes, and how urgent it is."""
+    is_open = stored.state is AlertState.OPEN
+    return AlertRow(
+        stored=stored,
+        holder=colleagues.name_holder(stored.held_by),
+        workers=tuple(colleagues.name_worker(code) for code in stored.alert.allocated_workers),
+        acknowledged_by=colleagues.name_login(stored.acknowledged_by or ""),
+        is_open=is_open,
+        is_overdue=is_open and (stored.level > 0 or stored.due_by <= now),
+        is_escalated=is_open and stored.level > 0,
+    )
+
+
+def describe_review(stored: StoredReview, colleagues: Colleagues, now: datetime) -> ReviewRow:
+    """A doubt with names for codes, and how urgent it is."""
+    shown = stored.content.shown_birth_date
+    return ReviewRow(
+        stored=stored,
+        holder=colleagues.name_holder(stored.held_by),
+        shown_birth_date=date.fromisoformat(shown) if shown else None,
+        is_overdue=stored.level > 0 or stored.due_by <= now,
+        is_escalated=stored.level > 0,
+    )
+
+
+async def _load_alert(connection: AsyncConnection, pages: Pages, person: Person, alert_id: str) -> StoredAlert:
+    """The alert, or 404: one that belongs to others answers as one that does not exist."""
+    stored = None
+    if _ALERT_ID.fullmatch(alert_id):
+        stored = await alerts.load_alert(connection, pages.keyring, person.owner, alert_id, worker=scope_of(person))
+    if stored is None:
+        raise HTTPException(404)
+    return stored
+
+
+async def _load_chronology(connection: AsyncConnection, pages: Pages, visit_id: str) -> Chronology | None:
+    messages = await visits.load_messages(connection, pages.keyring, visit_id)
+    site = await directory.find_site(connection, messages[0][1].sender) if messages else None
+    return tell_visit(messages, site)
+
+
+async def _load_colleagues(connection: AsyncConnection, pages: Pages, person: Person) -> Colleagues:
+    return Colleagues(
+        workers=await directory.load_worker_names(connection, pages.keyring, person.owner),
+        logins=await logins.load_names(connection, pages.keyring, person.owner),
+    )
+
+
+async def _acts_of_listing(
+    connection: AsyncConnection, request: Request, action: str, subjects: Sequence[str], now: datetime
+) -> list[Act]:
+    """What is to be audited of a list: every item that is shown.
+
+    A list that refreshes itself would fill the audit with the same line every half minute: there, a line covers what
+    the same person is shown again within ``listing_covers_s``.
+    """
+    pages, person = pages_of(request), signed_in_of(request).person
+    acts = [_act_of(person, action, subject) for subject in subjects]
+    if not acts or not is_automatic(request):
+        return acts
+    since = now - timedelta(seconds=pages.limits.listing_covers_s)
+    covered = await audit.list_recorded(connection, acts[0], subjects, since)
+    return [act for act in acts if act.subject not in covered]
+
+
+def _act_of(person: Person, action: str, subject: str) -> Act:
+    return Act(owner=person.owner, actor=person.login, action=action, subject=subject)
