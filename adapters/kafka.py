@@ -38,6 +38,7 @@ from aiokafka.errors import (
     LeaderNotAvailableError,
     NoError,
     NoOffsetForPartitionError,
+    NotLeaderForPartitionError,
     OffsetOutOfRangeError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
@@ -69,6 +70,7 @@ READ_COMMITTED = 1
 TIMESTAMP_MS_MAX = 253_402_300_799_000  # the last second of the year 9999
 RECORD_OVERHEAD_BYTES = 64 * 1024
 POLL_SLICE_S = 0.1
+RETRY_S = 0.05
 
 
 def _ignore_event(_name: str, _details: Mapping[str, int | str]) -> None:
@@ -215,7 +217,7 @@ async def ensure_topics(
         try:
             for name in topics:
                 while not await cluster.has_leaders(name):  # noqa: ASYNC110  # Kafka tells only who asks
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(RETRY_S)
         finally:
             await cluster.close()
 
@@ -674,16 +676,22 @@ class _Cluster:
         return topic is not None and -1 not in topic.leaders.values()
 
     async def extents(self, name: str) -> dict[Partition, PartitionExtent]:
-        """What the cluster holds of each partition of a topic; nothing of an unknown one."""
-        topic = await self.find_topic(name)
-        if topic is None:
-            return {}
-        firsts = await self._find_offsets(topic, EARLIEST)
-        ends = await self._find_offsets(topic, LATEST)
-        return {
-            Partition(name, number): PartitionExtent(log_id=topic.log_id, first=firsts[number], end=ends[number])
-            for number in sorted(topic.leaders)
-        }
+        """What the cluster holds of each partition of a topic; nothing of an unknown one.
+
+        Asks again while leaders change hands: limit the time.
+        """
+        while (topic := await self.find_topic(name)) is not None:
+            try:
+                firsts = await self._find_offsets(topic, EARLIEST)
+                ends = await self._find_offsets(topic, LATEST)
+            except (LeaderNotAvailableError, NotLeaderForPartitionError, UnknownTopicOrPartitionError):
+                await asyncio.sleep(RETRY_S)
+            else:
+                return {
+                    Partition(name, number): PartitionExtent(log_id=topic.log_id, first=first, end=ends[number])
+                    for number, first in sorted(firsts.items())
+                }
+        return {}
 
     async def leave_group(self, group: str, member: str) -> None:
         """Have the group give this member's partitions to others at once."""

@@ -26,9 +26,9 @@ import uvicorn
 from adapters.errors import LogError
 from adapters.hl7v2_reply import Hl7v2ReplyChannel
 from adapters.kafka import KafkaLog, KafkaLogReader, KafkaOptions, ensure_topics
-from adapters.mllp import MllpClientOptions, MllpOptions, MllpServer
+from adapters.mllp import MllpClient, MllpClientOptions, MllpOptions, MllpServer
 from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
-from adapters.topic import TopicChannel
+from adapters.topic import TopicChannel, TopicOptions
 from adapters.webhook import WebhookChannel, WebhookOptions
 from broker import telemetry
 from broker.announcement import Rules
@@ -44,7 +44,9 @@ from broker.liveness import Liveness, is_ready, read_statuses
 from broker.ports import Channel, Log, LogReader
 from broker.senders import SNAPSHOT_NAME, Senders
 from broker.settings import Settings
+from broker.storage import ledger
 from broker.storage.database import Database
+from broker.storage.ledger import AlertLedger, TopicLedger
 from broker.storage.wakeups import listen_for_deliveries
 from broker.telemetry import LogEvent, log
 from broker.web.app import create_app
@@ -116,6 +118,23 @@ def check_safety(settings: Settings) -> list[str]:
     return problems
 
 
+async def check_engines(settings: Settings) -> list[str]:
+    """What the engines themselves say against running on them."""
+    problems = []
+    database = open_database(settings)
+    if not await database.answers():
+        problems.append("CPIS_DATABASE_URL: the database does not answer")
+    await database.close()
+    log_ = open_log(settings)
+    try:
+        await log_.extents(attendance.TOPIC)
+    except LogError:
+        problems.append("CPIS_KAFKA_BOOTSTRAP_SERVERS: the log does not answer")
+    finally:
+        await log_.close()
+    return problems
+
+
 def open_database(settings: Settings) -> Database:
     """The database of the settings."""
     return Database(settings.resolved_database_url, connections_max=settings.database_connections_max)
@@ -141,13 +160,26 @@ async def prepare_topics(settings: Settings) -> None:
     if settings.kafka_bootstrap_servers:
         replicas = 1 if settings.is_development else settings.kafka_replication_factor
         partitions = dict.fromkeys(TOPICS, settings.log_partitions)
-        await ensure_topics(_kafka_options(settings), partitions, replication_factor=replicas)
+        safely = {"min.insync.replicas": str(max(1, replicas - 1))}
+        await ensure_topics(_kafka_options(settings), partitions, replication_factor=replicas, settings=safely)
         return
     embedded = SqliteLog(_sqlite_options(settings))
     try:
         await embedded.create_topic(attendance.TOPIC, settings.log_partitions)
     finally:
         await embedded.close()
+
+
+async def count_ledger(settings: Settings, database: Database) -> tuple[TopicLedger, AlertLedger]:
+    """Count both conservation laws. Raises LogUnavailable."""
+    log_ = open_log(settings)
+    try:
+        extents = await log_.extents(attendance.TOPIC)
+    finally:
+        await log_.close()
+    async with database.reading() as connection:
+        topic = await ledger.count_topic(connection, attendance.GROUP, attendance.TOPIC, extents)
+        return topic, await ledger.count_alerts(connection)
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -394,16 +426,21 @@ def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
     channels: dict[ChannelName, Channel] = {
         ChannelName.WEBHOOK: WebhookChannel(
             WebhookOptions(
-                timeout_s=settings.delivery_timeout_s,
+                read_timeout_s=settings.delivery_timeout_s,
+                total_timeout_s=settings.delivery_timeout_s,
                 allowed_hosts=hosts,
                 allow_plain_http=settings.webhook_allow_private,
                 allow_private_addresses=settings.webhook_allow_private,
-            )
+            ),
+            on_event=_report_wire,
+            now=SystemClock().now,
         ),
-        ChannelName.HL7V2_REPLY: Hl7v2ReplyChannel(MllpClientOptions(answer_timeout_s=settings.delivery_timeout_s)),
+        ChannelName.HL7V2_REPLY: Hl7v2ReplyChannel(
+            MllpClient(MllpClientOptions(answer_timeout_s=settings.delivery_timeout_s))
+        ),
     }
     if settings.kafka_bootstrap_servers:
-        channels[ChannelName.TOPIC] = TopicChannel(open_log(settings))
+        channels[ChannelName.TOPIC] = TopicChannel(open_log(settings), TopicOptions())
     return channels
 
 
@@ -427,12 +464,12 @@ def _kafka_options(settings: Settings) -> KafkaOptions:
     return KafkaOptions(
         bootstrap_servers=settings.kafka_bootstrap_servers,
         security_protocol=settings.kafka_security_protocol,
-        ca_file=settings.kafka_ca_file,
-        certificate_file=settings.kafka_certificate_file,
-        key_file=settings.kafka_key_file,
+        tls_authorities_path=settings.kafka_ca_file,
+        tls_certificate_path=settings.kafka_certificate_file,
+        tls_key_path=settings.kafka_key_file,
         sasl_mechanism=settings.kafka_sasl_mechanism,
-        sasl_username=settings.kafka_sasl_username,
-        sasl_password=settings.kafka_sasl_password.get_secret_value(),
+        sasl_username=settings.kafka_sasl_username or None,
+        sasl_password=settings.kafka_sasl_password.get_secret_value() or None,
         append_timeout_s=settings.log_append_timeout_s,
         session_timeout_s=settings.kafka_session_timeout_s,
     )

@@ -25,7 +25,6 @@ from adapters.errors import LogError
 from broker import bootstrap
 from broker.bootstrap import ConfigurationError, PartName
 from broker.clock import SystemClock
-from broker.consumers import attendance
 from broker.directory_upload import DirectoryUpload, ImportReport, make_operator
 from broker.keyring import generate_key
 from broker.list_upload import UnknownAuthority, upload_children
@@ -36,12 +35,19 @@ from broker.storage import audit, ledger, quarantine
 from broker.storage.database import Database
 from broker.storage.migrations import is_current, migrate, newest
 from broker.supervisor import EXIT_CONFIGURATION, Supervisor, child_environment
+from broker.telemetry import innermost_line
 
 Result = TypeVar("Result")
 EXIT_NOT_WELL = 1
 """Something was checked and is not as it should be."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="CPIS broker: from an attendance to the people.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    # Its tracebacks show the values of variables.
+    pretty_exceptions_enable=False,
+    help="CPIS broker: from an attendance to the people.",
+)
 children_app = typer.Typer(no_args_is_help=True, help="Authorities' child lists.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="Messages that could not be handled.")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chains.")
@@ -76,6 +82,9 @@ def main() -> None:
     except ValidationError as error:
         names = ", ".join(f"CPIS_{'_'.join(map(str, problem['loc'])).upper()}" for problem in error.errors())
         _fail(f"configuration: these settings are not valid: {names}", EXIT_CONFIGURATION)
+    except Exception as error:
+        at = innermost_line(error.__traceback__)
+        _fail(f"unexpected: {type(error).__name__} at {at}; please report it", EXIT_NOT_WELL)
 
 
 @app.command()
@@ -212,18 +221,7 @@ def import_children(
 @app.command(name="ledger")
 def show_ledger(as_json: JsonOption = False) -> None:
     """Count both conservation laws; exit 1 if either does not balance."""
-
-    async def count(settings: Settings, database: Database) -> tuple[ledger.TopicLedger, ledger.AlertLedger]:
-        log_ = bootstrap.open_log(settings)
-        try:
-            extents = await log_.extents(attendance.TOPIC)
-        finally:
-            await log_.close()
-        async with database.reading() as connection:
-            topic = await ledger.count_topic(connection, attendance.GROUP, attendance.TOPIC, extents)
-            return topic, await ledger.count_alerts(connection)
-
-    topic, alerts = _run(count)
+    topic, alerts = _run(bootstrap.count_ledger)
     balances = topic.balances and alerts.balances
     if as_json:
         _print_json({"topics": [topic], "alerts": alerts, "balances": balances})

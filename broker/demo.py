@@ -6,6 +6,8 @@ programs that speak to it over real sockets. Nothing is played back.
 
 from __future__ import annotations
 
+import asyncio
+import csv
 import json
 import os
 import re
@@ -25,7 +27,15 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from broker import bootstrap
+from broker.clock import SystemClock
+from broker.directory_upload import DirectoryUpload
 from broker.domain.visits import LONDON
+from broker.list_upload import upload_children
+from broker.senders import SNAPSHOT_NAME
+from broker.settings import Environment, Settings
+from broker.storage.ledger import AlertLedger, TopicLedger
+from broker.storage.migrations import migrate
 
 MESSAGES_ONCE: Final = 400
 MESSAGES_PACED: Final = 240
@@ -56,17 +66,23 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
         return f"http://127.0.0.1:{self.http_port}"
 
     @property
+    def settings(self) -> Settings:
+        """How the broker runs in the demonstration."""
+        return Settings(
+            environment=Environment.DEVELOPMENT,
+            data_dir=self.directory / "broker",
+            http_port=self.http_port,
+            mllp_port=self.mllp_port,
+            public_url=self.url,
+            webhook_allow_private=True,
+        )
+
+    @property
     def environment(self) -> dict[str, str]:
-        """What the broker's processes are told."""
+        """The same for the broker's processes."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CPIS_")}
-        return kept | {
-            "CPIS_ENVIRONMENT": "development",
-            "CPIS_DATA_DIR": str(self.directory / "broker"),
-            "CPIS_HTTP_PORT": str(self.http_port),
-            "CPIS_MLLP_PORT": str(self.mllp_port),
-            "CPIS_PUBLIC_URL": self.url,
-            "CPIS_WEBHOOK_ALLOW_PRIVATE": "true",
-        }
+        told = self.settings.model_dump(exclude_unset=True)
+        return kept | {f"CPIS_{name.upper()}": str(value) for name, value in told.items()}
 
 
 def play(*, once: bool, seed: int, console: Console) -> int:
@@ -128,12 +144,29 @@ def _prepare(stage: Stage, console: Console) -> None:
             ("--case-system-url", f"http://127.0.0.1:{stage.case_port}"),
             ("--reply", f"{SITE}=127.0.0.1:{stage.reply_port}"),
         )
-        _call(stage, ("-m", "broker", "migrate"))
-        for what in ("authorities", "workers", "sites", "clinicians"):
-            _call(stage, ("-m", "broker", "import", what, str(town / f"{what}.csv")))
+        asyncio.run(_load_town(stage.settings, town))
+
+
+async def _load_town(settings: Settings, town: Path) -> None:
+    database, keyring, clock = bootstrap.open_database(settings), bootstrap.load_keyring(settings), SystemClock()
+    try:
+        await migrate(database)
+        upload = DirectoryUpload(database, keyring, clock, demo_passwords=True, actor="demo", dry_run=False)
+        await upload.load_authorities((town / "authorities.csv").read_bytes())
+        await upload.load_workers((town / "workers.csv").read_bytes())
+        await upload.load_sites((town / "sites.csv").read_bytes(), settings.data_dir / SNAPSHOT_NAME)
+        await upload.load_clinicians((town / "clinicians.csv").read_bytes())
         for file in sorted(town.glob("children-*.csv")):
-            authority = file.stem.removeprefix("children-")
-            _call(stage, ("-m", "broker", "children", "import", str(file), "--authority", authority))
+            await upload_children(
+                database,
+                keyring,
+                clock,
+                authority=file.stem.removeprefix("children-"),
+                file=file.read_bytes(),
+                uploaded_by="demo",
+            )
+    finally:
+        await database.close()
 
 
 def _start_broker(stage: Stage, stack: ExitStack, console: Console) -> None:
@@ -184,12 +217,19 @@ def _play_department(stage: Stage, stack: ExitStack, console: Console, *, once: 
 
 def _is_settled(stage: Stage, department: Sequence[Any], case_system: Sequence[Any], messages: int) -> bool:
     """Whether every message is answered and handled and everything that was to be sent has arrived."""
-    if sum(line["kind"] == "answered" for line in department) < messages:
+    if sum(line["what"] == "answered" for line in department) < messages:
         return False
-    state = json.loads(_call(stage, ("-m", "broker", "ledger", "--json"), may_fail=True))
-    waiting = sum(topic["waiting"] for topic in state["topics"])
-    alerts = sum(line["kind"] == "alert" for line in case_system)
-    return waiting == 0 and bool(alerts == state["alerts"]["raised"])
+    topic, alerts = asyncio.run(_count(stage.settings))
+    arrived = sum(line["what"] == "alert" for line in case_system)
+    return topic.waiting == 0 and arrived == alerts.raised
+
+
+async def _count(settings: Settings) -> tuple[TopicLedger, AlertLedger]:
+    database = bootstrap.open_database(settings)
+    try:
+        return await bootstrap.count_ledger(settings, database)
+    finally:
+        await database.close()
 
 
 def _narrate(
@@ -197,11 +237,11 @@ def _narrate(
 ) -> tuple[int, int]:
     now = f"{datetime.now(LONDON):%H:%M:%S}"
     for line in department[seen[0] :]:
-        if line["kind"] == "reply":
+        if line["what"] == "reply":
             outcome = str(line["outcome"]).replace("_", " ")
             console.print(f"  {now}  the department reads: {outcome} (visit {line['visit_number']})")
     for line in case_system[seen[1] :]:
-        if line["kind"] == "alert":
+        if line["what"] == "alert":
             console.print(f"  {now}  [bold]authority {line['authority']} has an alert[/bold] in its case system")
     return len(department), len(case_system)
 
@@ -222,9 +262,9 @@ def _acknowledge(stage: Stage, console: Console) -> None:
 def _reckon(stage: Stage, console: Console) -> int:
     """Count on both sides of the wire."""
     department, case_system = _read(stage, "department"), _read(stage, "case-system")
-    arrived = [line for line in case_system if line["kind"] == "alert"]
-    repeated = sum(line["kind"] == "alert_repeated" for line in case_system)
-    replies = sum(line["kind"] == "reply" for line in department)
+    arrived = [line for line in case_system if line["what"] == "alert"]
+    repeated = sum(line["what"] == "alert_repeated" for line in case_system)
+    replies = sum(line["what"] == "reply" for line in department)
     console.print(f"The authorities' case system holds {len(arrived)} alerts ({repeated} sent more than once).")
     console.print(f"The department holds {replies} replies.")
     result = subprocess.run([sys.executable, "-m", "broker", "ledger"], env=stage.environment, check=False)
@@ -267,18 +307,16 @@ def _read(stage: Stage, name: str) -> list[Any]:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
-    import csv
-
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def _call(stage: Stage, *arguments: Sequence[str], may_fail: bool = False) -> str:
+def _call(stage: Stage, *arguments: Sequence[str]) -> str:
     command = [sys.executable, *(word for part in arguments for word in part)]
     result = subprocess.run(  # noqa: S603 - our own programs
         command, env=stage.environment, capture_output=True, text=True, check=False
     )
-    if result.returncode != 0 and not may_fail:
+    if result.returncode != 0:
         raise DemoFailed(f"{' '.join(command[1:4])} ended with {result.returncode}: {result.stderr.strip()[-500:]}")
     return result.stdout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,11 +30,15 @@ class Settings(BaseSettings):
     database_connections_max: int = Field(default=10, ge=1, le=200, description="Connections one process may hold")
 
     kafka_bootstrap_servers: str = Field(default="", description="host:port,...; empty: the embedded log")
-    kafka_security_protocol: str = Field(default="PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
     kafka_ca_file: Path | None = Field(default=None, description="Certificate authority of the Kafka servers")
     kafka_certificate_file: Path | None = Field(default=None, description="Our certificate for Kafka")
     kafka_key_file: Path | None = Field(default=None, description="Its key")
-    kafka_sasl_mechanism: str = Field(default="", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="SCRAM-SHA-512", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    )
     kafka_sasl_username: str = Field(default="", description="SASL user name")
     kafka_sasl_password: SecretStr = Field(default=SecretStr(""), description="SASL password")
     kafka_replication_factor: int = Field(default=3, ge=1, le=9, description="Replicas of the topics we create")
@@ -64,7 +69,7 @@ class Settings(BaseSettings):
     )
     mllp_tls_key_file: Path | None = Field(default=None, description="Its key")
     mllp_tls_client_ca_file: Path | None = Field(default=None, description="When set, peers must show a certificate")
-    mllp_frame_bytes_max: int = Field(default=4_194_304, ge=1024, description="A larger message is refused")
+    mllp_frame_bytes_max: int = Field(default=2_097_152, ge=1024, description="A larger message is refused")
     mllp_connections_max: int = Field(default=512, ge=1, description="Connections at one time")
     mllp_pipelined_max: int = Field(default=64, ge=1, le=10_000, description="Unanswered messages per connection")
     mllp_idle_timeout_s: float = Field(default=600.0, gt=0, description="A silent connection is closed")

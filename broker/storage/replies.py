@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import msgspec
@@ -51,13 +51,23 @@ async def save_replies(connection: AsyncConnection, keyring: Keyring, replies: S
 
 
 async def list_replies(
-    connection: AsyncConnection, keyring: Keyring, owner: str, *, since: datetime, rows_max: int
+    connection: AsyncConnection,
+    keyring: Keyring,
+    owner: str,
+    *,
+    since: datetime,
+    rows_max: int,
+    outcomes: Collection[ReplyOutcome] = frozenset(ReplyOutcome),
 ) -> list[tuple[str, ClinicianReply]]:
-    """A department's replies since an instant, matches first, then the newest: (visit id, reply)."""
+    """A department's replies of these outcomes since an instant, newest first: (visit id, reply)."""
     statement = (
         select(_replies)
-        .where(_replies.c.owner == owner, _replies.c.replied_at >= since)
-        .order_by(_replies.c.outcome != ReplyOutcome.MATCH.value, _replies.c.replied_at.desc(), _replies.c.id)
+        .where(
+            _replies.c.owner == owner,
+            _replies.c.replied_at >= since,
+            _replies.c.outcome.in_([outcome.value for outcome in outcomes]),
+        )
+        .order_by(_replies.c.replied_at.desc(), _replies.c.id)
         .limit(rows_max)
     )
     return [

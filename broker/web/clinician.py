@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 from fastapi import Request
@@ -18,6 +19,12 @@ from broker.storage.audit import Act
 from broker.web.auth import signed_in_of
 from broker.web.pages import pages_of
 from schemas.alert import ClinicianReply, ReplyOutcome
+
+_SHOWN_IN_TURN: Final = (
+    frozenset({ReplyOutcome.MATCH}),
+    frozenset({ReplyOutcome.NO_RECORD, ReplyOutcome.IDENTITY_TO_BE_CHECKED}),
+)
+"""Each has room of its own on the page: a busy night's misses cannot push a match off it."""
 
 
 class VisitAnswered(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +42,13 @@ async def show_replies(request: Request) -> Response:
     since = now - timedelta(hours=pages.limits.replies_shown_h)
     rows_max = pages.limits.rows_max
     async with pages.database.writing() as connection:
-        found = await replies.list_replies(connection, pages.keyring, person.owner, since=since, rows_max=rows_max + 1)
-        shown = found[:rows_max]
+        found = [
+            await replies.list_replies(
+                connection, pages.keyring, person.owner, since=since, rows_max=rows_max + 1, outcomes=outcomes
+            )
+            for outcomes in _SHOWN_IN_TURN
+        ]
+        shown = [each for part in found for each in part[:rows_max]]
         visit_ids = list(dict.fromkeys(visit_id for visit_id, _ in shown))
         told = await alerts.load_authorities_told(connection, person.owner, visit_ids)
         acts = [
@@ -50,7 +62,7 @@ async def show_replies(request: Request) -> Response:
         "replies.html",
         visits=visits,
         match_count=sum(visit.reply.outcome is ReplyOutcome.MATCH for visit in visits),
-        is_cut=len(found) > rows_max,
+        is_cut=any(len(part) > rows_max for part in found),
         since=since,
     )
 
@@ -58,16 +70,16 @@ async def show_replies(request: Request) -> Response:
 def gather_visits(
     shown: Sequence[tuple[str, ClinicianReply]], told: Mapping[str, Sequence[AuthorityTold]]
 ) -> list[VisitAnswered]:
-    """One row for each visit, in the order of its first reply shown; the newest reply is the one that stands."""
+    """One row for each visit, in the order of its first reply shown; the newest one stands."""
     by_visit: dict[str, list[ClinicianReply]] = {}
     for visit_id, reply in shown:
         by_visit.setdefault(visit_id, []).append(reply)
     gathered = []
     for visit_id, given in by_visit.items():
-        standing, *replaced = sorted(given, key=_replied_at, reverse=True)
+        standing, *replaced = sorted(given, key=_strength, reverse=True)
         gathered.append(VisitAnswered(reply=standing, replaced=tuple(replaced), told=tuple(told.get(visit_id, ()))))
     return gathered
 
 
-def _replied_at(reply: ClinicianReply) -> datetime:
-    return reply.replied_at
+def _strength(reply: ClinicianReply) -> tuple[datetime, bool]:
+    return reply.replied_at, reply.outcome is ReplyOutcome.MATCH

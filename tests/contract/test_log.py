@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from aiokafka import TopicPartition
@@ -195,7 +195,7 @@ class MemoryMember:
                 diary.take(await self._reader.poll(records_max=100, wait_s=0.05))
 
 
-async def run_member(settings: Mapping[str, str]) -> None:
+async def run_member(settings: Mapping[str, Any]) -> None:
     """Read for ever and print every event."""
     diary = Diary(from_end=settings["from"] == "end", note=lambda event: print(json.dumps(event), flush=True))
     topic, group, member = settings["topic"], settings["group"], settings["member"]
@@ -203,7 +203,7 @@ async def run_member(settings: Mapping[str, str]) -> None:
     if "path" in settings:
         reader = SqliteLogReader(sqlite_options(Path(settings["path"])), topic=topic, group=group, member=member)
     else:
-        options = kafka_options(settings["bootstrap_servers"])
+        options = kafka_options(settings["bootstrap_servers"], session_timeout_s=settings["session_timeout_s"])
         reader = KafkaLogReader(options, topic=topic, group=group, member=member)
     await reader.start(diary)
     while True:
@@ -363,7 +363,7 @@ def kafka_options(bootstrap_servers: str, *, session_timeout_s: float = 6.5) -> 
         heartbeat_s=0.3,
         rebalance_timeout_s=5.0,
         topic_check_s=0.3,
-        metadata_age_max_s=5.0,
+        metadata_age_max_s=1.0,
         fetch_wait_s=0.1,
     )
 
@@ -396,6 +396,7 @@ class KafkaEngine(Opened):
     async def start_member(self, *, group: str = "group", from_end: bool = False) -> Member:
         settings = {
             "bootstrap_servers": self.options.bootstrap_servers,
+            "session_timeout_s": self.options.session_timeout_s,
             "topic": self.topic,
             "group": self.group(group),
             "member": "child",
@@ -438,16 +439,24 @@ class KafkaEngine(Opened):
     @contextlib.asynccontextmanager
     async def unreachable(self) -> AsyncIterator[None]:
         """The server keeps its connections and answers nothing."""
-        assert isinstance(self._server, KafkaServer)
-        self._server.pause()
+        server = self._server
+        assert isinstance(server, KafkaServer)
+        server.pause()
         try:
+            await until(lambda: is_stopped(server.pid))
             yield
         finally:
-            self._server.resume()
+            server.resume()
 
     async def restart(self) -> None:
         assert isinstance(self._server, KafkaServer)
         await asyncio.to_thread(self._server.restart)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether every thread of a process has got its SIGSTOP: that takes a moment."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
 
 
 def make_engine(request: pytest.FixtureRequest, server_fixture: str, session_timeout_s: float) -> Engine:
