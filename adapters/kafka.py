@@ -20,7 +20,7 @@ import random
 import ssl
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BytesIO
@@ -46,6 +46,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.types import (
     Array,
@@ -58,6 +59,7 @@ from aiokafka.protocol.types import (
     String,
     TaggedFields,
 )
+from aiokafka.record.default_records import _DefaultRecordBatchPy
 
 from adapters.errors import LogError, LogGap, LogUnavailable, NotDurable
 from schemas.record import LogRecord, Partition, PartitionExtent
@@ -67,6 +69,7 @@ OnEvent = Callable[[str, Mapping[str, int | str]], None]
 EARLIEST = -2
 LATEST = -1
 READ_COMMITTED = 1
+BATCH_PREFIX_BYTES = 12
 TIMESTAMP_MS_MAX = 253_402_300_799_000  # the last second of the year 9999
 RECORD_OVERHEAD_BYTES = 64 * 1024
 POLL_SLICE_S = 0.1
@@ -79,7 +82,11 @@ def _ignore_event(_name: str, _details: Mapping[str, int | str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class KafkaOptions:
-    """How to reach Kafka, and the limits. ``rebalance_timeout_s`` is what ``on_revoked`` may take at most."""
+    """How to reach Kafka, and the limits.
+
+    ``rebalance_timeout_s`` is what ``on_revoked`` may take at most. A request of a reader may take longer by
+    ``request_timeout_s``: so long a reader needs to notice by itself that a connection has gone silent.
+    """
 
     bootstrap_servers: str
     client_id: str = "cpis-broker"
@@ -99,7 +106,7 @@ class KafkaOptions:
     create_timeout_s: float = 30.0
     session_timeout_s: float = 10.0
     heartbeat_s: float = 3.0
-    rebalance_timeout_s: float = 30.0
+    rebalance_timeout_s: float = 20.0
     poll_interval_max_s: float = 300.0
     metadata_age_max_s: float = 30.0
     topic_check_s: float = 5.0
@@ -108,6 +115,13 @@ class KafkaOptions:
     batch_bytes_max: int = 256 * 1024
     fetch_bytes_max: int = 16 * 1024 * 1024
     fetch_wait_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where limits contradict each other."""
+        if self.session_timeout_s < 3 * self.heartbeat_s:
+            raise ValueError("session_timeout_s must be at least three times heartbeat_s")
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError("SASL needs sasl_username and sasl_password")
 
     def client_settings(self) -> dict[str, Any]:
         """What every aiokafka client is given."""
@@ -134,8 +148,11 @@ class KafkaOptions:
             "max_batch_size": self.batch_bytes_max,
         }
 
-    def fetch_settings(self) -> dict[str, Any]:
-        """A fetch returns what is there and waits only for the first byte."""
+    def consumer_settings(self, group: str, member: str) -> dict[str, Any]:
+        """A fetch returns what is there and waits only for the first byte.
+
+        Joining waits for the slowest member's ``on_revoked``, so its request must be allowed to take longer.
+        """
         return {
             **self.client_settings(),
             "enable_auto_commit": False,
@@ -145,12 +162,6 @@ class KafkaOptions:
             "fetch_max_wait_ms": _milliseconds(self.fetch_wait_s),
             "fetch_max_bytes": self.fetch_bytes_max,
             "max_partition_fetch_bytes": self.record_bytes_max + RECORD_OVERHEAD_BYTES,
-        }
-
-    def member_settings(self, group: str, member: str) -> dict[str, Any]:
-        """Joining waits for the slowest member's ``on_revoked``, so its request must be allowed to take longer."""
-        return {
-            **self.fetch_settings(),
             "group_id": group,
             "group_instance_id": member,
             "partition_assignment_strategy": (RoundRobinPartitionAssignor,),
@@ -243,8 +254,6 @@ class KafkaLog:
         Raises NotDurable when that was not confirmed within ``append_timeout_s``, when ``appends_max`` are under
         way already, and when Kafka refuses.
         """
-        if self._closed:
-            raise NotDurable("the log is closed")
         if self._appends >= self._options.appends_max:
             raise NotDurable("appends_max appends are under way already")
         self._appends += 1
@@ -255,7 +264,9 @@ class KafkaLog:
                 placed = await delivery
         except TimeoutError:
             raise NotDurable("Kafka did not confirm in time") from None
-        except KafkaError as error:
+        except NotDurable:
+            raise
+        except Exception as error:  # whatever went wrong, it was not confirmed
             raise NotDurable(f"Kafka did not confirm: {type(error).__name__}") from None
         finally:
             self._appends -= 1
@@ -274,24 +285,24 @@ class KafkaLog:
             extent = (await self._cluster.extents(partition.topic)).get(partition)
             if extent is None or not extent.first <= offset < extent.end:
                 return None
-            consumer = AIOKafkaConsumer(**self._options.fetch_settings())
-            try:
-                return await _read_one(consumer, TopicPartition(*partition), offset)
-            finally:
-                await consumer.stop()
+            batch = await self._cluster.fetch_batch(partition, offset)
+        return batch[0] if batch and batch[0].offset == offset else None
 
     async def close(self) -> None:
         """Deliver what was begun, as far as ``close_timeout_s`` allows, and disconnect."""
         if self._closed:
             return
         self._closed = True
-        if self._producer is not None:
-            await _end_producer(self._producer, self._options.close_timeout_s)
+        async with self._starting:
+            if self._producer is not None:
+                await _end_producer(self._producer, self._options.close_timeout_s)
         await self._cluster.close()
 
     async def _ready_producer(self) -> Any:
         """The producer; a new one in place of one whose background task has ended, which never recovers."""
         async with self._starting:
+            if self._closed:
+                raise NotDurable("the log is closed")
             if self._producer is not None and self._producer._sender.sender_task.done():
                 broken, self._producer = self._producer, None
                 self._on_event("kafka_producer_replaced", {})
@@ -344,6 +355,7 @@ class KafkaLogReader:
         self._rewinds = 0
         self._pulse = _Pulse(options.session_timeout_s - 2 * options.heartbeat_s, options.heartbeat_s / 2)
         self._background: list[asyncio.Task[None]] = []
+        self._stopping: asyncio.Task[None] | None = None
         self._closed = False
 
     async def start(self, assignment: Assignment) -> None:
@@ -351,7 +363,7 @@ class KafkaLogReader:
         self._assignment = assignment
         async with _failing_as_unavailable(self._options.start_timeout_s):
             await self._cluster.find_topic(self._topic)
-            consumer = AIOKafkaConsumer(**self._options.member_settings(self._group, self._member))
+            consumer = AIOKafkaConsumer(**self._options.consumer_settings(self._group, self._member))
             try:
                 await consumer.start()
             except BaseException:
@@ -401,6 +413,7 @@ class KafkaLogReader:
         consumer = self._require_consumer()
         assigned = [TopicPartition(*partition) for partition in sorted(self._assigned & self._places.keys())]
         async with _failing_as_unavailable(self._options.contact_timeout_s):
+            is_taken = self._fetching is None or not self._fetching.done()
             positions = [await consumer.position(place) for place in assigned]
             known = consumer.partitions_for_topic(self._topic) or {0}
             ends = await consumer.end_offsets(assigned or [TopicPartition(self._topic, min(known))])
@@ -408,7 +421,8 @@ class KafkaLogReader:
         for place, position in zip(assigned, positions, strict=True):
             partition = Partition(*place)
             if partition in self._places:
-                found[partition] = self._places[partition].next if position >= ends[place] else ends[place]
+                is_read = is_taken and position >= ends[place]
+                found[partition] = self._places[partition].next if is_read else ends[place]
         return found
 
     async def close(self) -> None:
@@ -429,6 +443,9 @@ class KafkaLogReader:
     async def _settle(self) -> None:
         """Do what has to be done before records may be read."""
         self._require_consumer()
+        for task in self._background:
+            if task.done():
+                task.result()
         if self._revoke_failure is not None:
             failure, self._revoke_failure = self._revoke_failure, None
             raise failure
@@ -474,7 +491,8 @@ class KafkaLogReader:
                 self._revoke_failure = error
             self._places.clear()
             self._gaps.clear()
-        self._on_event("kafka_partitions_revoked", {"topic": self._topic, "count": len(told)})
+        if told:
+            self._on_event("kafka_partitions_revoked", {"topic": self._topic, "count": len(told)})
 
     async def _fetch(self, records_max: int, wait_s: float) -> dict[Partition, Sequence[LogRecord]]:
         """What aiokafka has by now, unless partitions or positions changed meanwhile.
@@ -483,11 +501,8 @@ class KafkaLogReader:
         cancelled: so it runs in a task, which the next poll takes over.
         """
         if self._fetching is None:
-            ready = [TopicPartition(*partition) for partition in self._assigned & self._places.keys()]
-            wanted = ready or [TopicPartition(self._topic, -1)]  # none at all would mean any
-            getting = self._consumer.getmany(*wanted, timeout_ms=_milliseconds(wait_s), max_records=records_max)
-            self._fetching = asyncio.create_task(getting)
-            self._fetching_since = (self._generation, self._rewinds)
+            self._begin_fetch(records_max, wait_s)
+        assert self._fetching is not None
         await asyncio.wait({self._fetching}, timeout=wait_s + POLL_SLICE_S)
         if not self._fetching.done():
             return {}
@@ -495,6 +510,9 @@ class KafkaLogReader:
         is_current = self._fetching_since == (self._generation, self._rewinds) and not self._pulse.was_stopped()
         try:
             fetched = fetching.result()
+        except UnicodeDecodeError:
+            self._rewind(self._places)
+            return await self._fetch_tolerantly(records_max) if is_current else {}
         except KafkaError as error:
             self._rewind(self._places)
             if is_current or not isinstance(error, OffsetOutOfRangeError | NoOffsetForPartitionError):
@@ -504,6 +522,34 @@ class KafkaLogReader:
             self._rewind(Partition(*place) for place in fetched)
             return {}
         return self._accept(fetched)
+
+    def _begin_fetch(self, records_max: int, wait_s: float) -> None:
+        ready = [TopicPartition(*partition) for partition in self._assigned & self._places.keys()]
+        wanted = ready or [TopicPartition(self._topic, -1)]  # none at all would mean any
+        getting = self._consumer.getmany(*wanted, timeout_ms=_milliseconds(wait_s), max_records=records_max)
+        self._fetching = asyncio.create_task(getting)
+        self._fetching_since = (self._generation, self._rewinds)
+
+    async def _fetch_tolerantly(self, records_max: int) -> dict[Partition, Sequence[LogRecord]]:
+        """Read the next batch of each partition past aiokafka's consumer.
+
+        A header's name somewhere is not UTF-8, as Kafka asks for. aiokafka fails on it, for ever and for every
+        record of the same batch: one bad record must not stall a partition.
+        """
+        since = (self._generation, self._rewinds)
+        found: dict[Partition, Sequence[LogRecord]] = {}
+        async with _failing_as_unavailable(self._options.contact_timeout_s):
+            for partition in sorted(self._assigned & self._places.keys()):
+                batch = await self._cluster.fetch_batch(partition, self._places[partition].next)
+                if batch and since == (self._generation, self._rewinds):
+                    found[partition] = batch[:records_max]
+        if since != (self._generation, self._rewinds):
+            return {}
+        for partition, records in found.items():
+            self._places[partition] = self._places[partition]._replace(next=records[-1].offset + 1)
+        self._rewind(found)
+        self._on_event("kafka_header_not_utf8", {"topic": self._topic})
+        return found
 
     def _raise(self, error: KafkaError) -> NoReturn:
         if isinstance(error, OffsetOutOfRangeError):
@@ -573,12 +619,13 @@ class KafkaLogReader:
 
     async def _leave(self) -> None:
         """aiokafka does not leave a group when it has a ``group_instance_id``: others would wait for the session."""
-        stopping = asyncio.create_task(self._consumer.stop())
-        await asyncio.wait({stopping}, timeout=self._options.close_timeout_s / 2)
+        share_s = self._options.close_timeout_s / 3
+        self._stopping = asyncio.create_task(self._consumer.stop())
+        await asyncio.wait({self._stopping}, timeout=share_s)
         with contextlib.suppress(LogUnavailable):
-            async with _failing_as_unavailable(self._options.contact_timeout_s):
+            async with _failing_as_unavailable(share_s):
                 await self._cluster.leave_group(self._group, self._member)
-        await asyncio.wait({stopping}, timeout=self._options.close_timeout_s / 2)
+        await asyncio.wait({self._stopping}, timeout=share_s)
 
     def _require_consumer(self) -> Any:
         if self._consumer is None or self._closed:
@@ -693,6 +740,24 @@ class _Cluster:
                 }
         return {}
 
+    async def fetch_batch(self, partition: Partition, offset: int) -> list[LogRecord]:
+        """The records from ``offset`` on of the batch it is in, read with every tolerance for text."""
+        client = await self._connected()
+        topic = await self.find_topic(partition.topic)
+        leader = -1 if topic is None else topic.leaders.get(partition.number, -1)
+        if leader == -1:
+            raise LeaderNotAvailableError
+        asked = [(partition.topic, [(partition.number, offset, self._options.fetch_bytes_max)])]
+        response = await client.send(leader, FetchRequest(0, 1, self._options.fetch_bytes_max, READ_COMMITTED, asked))
+        [(_name, [(_number, code, _end, *_rest, fetched)])] = response.topics
+        if code != NoError.errno:
+            raise for_code(code)()
+        for batch in _split_batches(fetched):
+            records = [] if batch.is_control_batch else [_as_record(partition, record) for record in batch]
+            if wanted := [record for record in records if record.offset >= offset]:
+                return wanted
+        return []
+
     async def leave_group(self, group: str, member: str) -> None:
         """Have the group give this member's partitions to others at once."""
         client = await self._connected()
@@ -747,6 +812,37 @@ class _Cluster:
                     raise
                 self._client = client
             return self._client
+
+
+class _TolerantText(bytearray):
+    """Bytes that can be decoded whatever they are: what is not UTF-8 becomes a backslash and its number."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return _TolerantText(found) if isinstance(found, bytearray) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return super().decode(encoding, "backslashreplace")
+
+
+class _TolerantBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has no types
+    """A record batch as Kafka keeps it, whose headers may have any name."""
+
+    _buffer: bytearray
+
+    def _maybe_uncompress(self) -> None:
+        super()._maybe_uncompress()
+        self._buffer = _TolerantText(self._buffer)
+
+
+def _split_batches(fetched: bytes) -> Iterator[_TolerantBatch]:
+    """The whole batches of a fetch: it ends where its limit was reached. Each says its length after 8 bytes."""
+    start = 0
+    while start + BATCH_PREFIX_BYTES <= len(fetched):
+        end = start + BATCH_PREFIX_BYTES + int.from_bytes(fetched[start + 8 : start + BATCH_PREFIX_BYTES])
+        if end <= len(fetched):
+            yield _TolerantBatch(fetched[start:end])
+        start = end
 
 
 class _Uuid(AbstractType):  # type: ignore[misc]  # aiokafka has no types
@@ -870,20 +966,6 @@ class _LeaveRequest(Request[_LeaveRequestV3]):  # type: ignore[misc]  # aiokafka
 
     def build(self, request_struct_class: type[_LeaveRequestV3]) -> _LeaveRequestV3:
         return request_struct_class(self._group, [("", self._member)])
-
-
-async def _read_one(consumer: Any, place: TopicPartition, offset: int) -> LogRecord | None:
-    consumer.assign([place])
-    await consumer.start()
-    consumer.seek(place, offset)
-    while await consumer.position(place) <= offset:
-        try:
-            fetched = await consumer.getmany(place, timeout_ms=_milliseconds(POLL_SLICE_S), max_records=1)
-        except OffsetOutOfRangeError:
-            return None
-        for record in fetched.get(place, ()):
-            return _as_record(Partition(*place), record) if record.offset == offset else None
-    return None
 
 
 def _as_record(partition: Partition, record: Any) -> LogRecord:

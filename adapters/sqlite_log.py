@@ -549,12 +549,11 @@ class _LogFile:
     def _connect(self) -> None:
         path = self._options.path
         path.parent.mkdir(parents=True, exist_ok=True)
+        if self._identity is not None and not path.exists():  # an empty new log would hide the loss
+            raise FileNotFoundError(errno.ENOENT, "the log's file has gone")
         with self._locked():
-            if self._identity is None:
-                _create_private(path)
+            _create_private(path)
             identity = _file_identity(path)
-            if identity is None:  # it was there: an empty new log would hide the loss
-                raise FileNotFoundError(errno.ENOENT, "the log's file has gone")
             self._disconnect()
             self._connection = connection = sqlite3.connect(
                 path, timeout=self._options.busy_timeout_s, isolation_level=None

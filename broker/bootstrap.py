@@ -85,7 +85,9 @@ class Part(Protocol):
         ...
 
 
-TOPICS: Final = (attendance.TOPIC, "social-care-alerts", "clinician-replies")
+TOPIC_OF_OWNER: Final = {"authority": "social-care-alerts", "organisation": "clinician-replies"}
+"""Where Kafka users find what is for them."""
+TOPICS: Final = (attendance.TOPIC, *TOPIC_OF_OWNER.values())
 DEVELOPMENT_KEYS_NAME: Final = "development-keys"
 
 
@@ -127,7 +129,7 @@ async def check_engines(settings: Settings) -> list[str]:
     await database.close()
     log_ = open_log(settings)
     try:
-        await log_.extents(attendance.TOPIC)
+        await log_.extents(settings.name_on_log(attendance.TOPIC))
     except LogError:
         problems.append("CPIS_KAFKA_BOOTSTRAP_SERVERS: the log does not answer")
     finally:
@@ -159,13 +161,13 @@ async def prepare_topics(settings: Settings) -> None:
     """Make the topics that are missing; an outage is tried again later."""
     if settings.kafka_bootstrap_servers:
         replicas = 1 if settings.is_development else settings.kafka_replication_factor
-        partitions = dict.fromkeys(TOPICS, settings.log_partitions)
+        partitions = {settings.name_on_log(name): settings.log_partitions for name in TOPICS}
         safely = {"min.insync.replicas": str(max(1, replicas - 1))}
         await ensure_topics(_kafka_options(settings), partitions, replication_factor=replicas, settings=safely)
         return
     embedded = SqliteLog(_sqlite_options(settings))
     try:
-        await embedded.create_topic(attendance.TOPIC, settings.log_partitions)
+        await embedded.create_topic(settings.name_on_log(attendance.TOPIC), settings.log_partitions)
     finally:
         await embedded.close()
 
@@ -174,11 +176,12 @@ async def count_ledger(settings: Settings, database: Database) -> tuple[TopicLed
     """Count both conservation laws. Raises LogUnavailable."""
     log_ = open_log(settings)
     try:
-        extents = await log_.extents(attendance.TOPIC)
+        extents = await log_.extents(settings.name_on_log(attendance.TOPIC))
     finally:
         await log_.close()
     async with database.reading() as connection:
-        topic = await ledger.count_topic(connection, attendance.GROUP, attendance.TOPIC, extents)
+        group, name = settings.name_on_log(attendance.GROUP), settings.name_on_log(attendance.TOPIC)
+        topic = await ledger.count_topic(connection, group, name, extents)
         return topic, await ledger.count_alerts(connection)
 
 
@@ -244,7 +247,7 @@ class IntakePart:
         try:
             while not self._stopping.is_set():
                 try:
-                    await self._log.extents(attendance.TOPIC)
+                    await self._log.extents(self._settings.name_on_log(attendance.TOPIC))
                     self.alive_at = time.monotonic()
                 except LogError as error:
                     log(LogEvent.LOG_UNAVAILABLE, group="intake", error=type(error).__name__)
@@ -320,7 +323,7 @@ async def _intake(settings: Settings) -> AsyncIterator[Part]:
     await _until_prepared(settings)
     log_ = open_log(settings)
     senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
-    intake = Intake(log_, keyring, senders, SystemClock())
+    intake = Intake(log_, settings.name_on_log(attendance.TOPIC), keyring, senders, SystemClock())
     options = MllpOptions(
         frame_bytes_max=settings.mllp_frame_bytes_max,
         connections_max=settings.mllp_connections_max,
@@ -341,13 +344,15 @@ async def _attendances(settings: Settings) -> AsyncIterator[Part]:
     database = open_database(settings)
     consumer = AttendanceConsumer(database, load_keyring(settings), SystemClock(), rules_of(settings))
     options = LoopOptions(
-        group=attendance.GROUP,
+        group=settings.name_on_log(attendance.GROUP),
         records_max=settings.batch_records_max,
         poll_wait_s=settings.poll_wait_s,
         contact_interval_s=settings.contact_interval_s,
         poison_attempts_max=settings.poison_attempts_max,
     )
-    reader = open_reader(settings, topic=attendance.TOPIC, group=attendance.GROUP)
+    reader = open_reader(
+        settings, topic=settings.name_on_log(attendance.TOPIC), group=settings.name_on_log(attendance.GROUP)
+    )
     try:
         yield ConsumeLoop(reader, consumer, database, SystemClock(), options)
     finally:
@@ -364,6 +369,7 @@ async def _dispatch(settings: Settings) -> AsyncIterator[Part]:
             stack.push_async_callback(channel.close)
         options = DispatchOptions(
             name=f"{socket.gethostname()}-{os.getpid()}",
+            topics={kind: settings.name_on_log(name) for kind, name in TOPIC_OF_OWNER.items()},
             lease=timedelta(seconds=settings.delivery_lease_s),
             lanes_max=settings.delivery_lanes_max,
             deliveries_max=settings.delivery_batch_max,
@@ -472,6 +478,7 @@ def _kafka_options(settings: Settings) -> KafkaOptions:
         sasl_password=settings.kafka_sasl_password.get_secret_value() or None,
         append_timeout_s=settings.log_append_timeout_s,
         session_timeout_s=settings.kafka_session_timeout_s,
+        heartbeat_s=min(3.0, settings.kafka_session_timeout_s / 4),
     )
 
 

@@ -250,12 +250,12 @@ def _acknowledge(stage: Stage, console: Console) -> None:
     """A duty worker signs in as anybody would, opens the newest alerts and acknowledges them."""
     login, password = _find_login(stage, "duty_worker")
     with httpx.Client(base_url=stage.url, follow_redirects=True, timeout=10) as browser:
-        token = _find(r'name="csrf_token" value="([^"]+)"', browser.get("/sign-in").text)
-        browser.post("/sign-in", data={"login": login, "password": password, "csrf_token": token})
+        token = _find(r'name="form_token" value="([^"]+)"', browser.get("/sign-in").text)
+        browser.post("/sign-in", data={"login": login, "password": password, "form_token": token})
         paths = list(dict.fromkeys(re.findall(r'href="(/alerts/[0-9a-f]+)"', browser.get("/inbox").text)))
         for path in paths[:ACKNOWLEDGED]:
-            token = _find(r'name="csrf_token" value="([^"]+)"', browser.get(path).text)
-            browser.post(f"{path}/acknowledge", data={"csrf_token": token}).raise_for_status()
+            token = _find(r'name="form_token" value="([^"]+)"', browser.get(path).text)
+            browser.post(f"{path}/acknowledge", data={"form_token": token}).raise_for_status()
     console.print(f"The duty worker {login} signed in and acknowledged {len(paths[:ACKNOWLEDGED])} alerts.")
 
 

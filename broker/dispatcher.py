@@ -24,13 +24,13 @@ from broker.storage.outbox import DueDelivery, LeasedLane, LeaseLost
 from broker.telemetry import DELIVERIES, LogEvent, log
 from schemas.delivery import ChannelName, DeliveryState, Outcome, OutcomeClass, Parcel
 
-TOPIC_OF_OWNER = {"authority": "social-care-alerts", "organisation": "clinician-replies"}
-
 
 class DispatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the dispatcher."""
 
     name: str
+    topics: Mapping[str, str] = {}
+    """The topic for each kind of owner: ``authority``, ``organisation``."""
     lease: timedelta = timedelta(seconds=60)
     lanes_max: int = 32
     deliveries_max: int = 50
@@ -185,7 +185,7 @@ class Dispatcher:
         kind, _, code = lane.owner.partition(":")
         secrets = await directory.load_secrets(connection, self._keyring, lane.owner)
         if lane.channel is ChannelName.TOPIC:
-            return Address(address=TOPIC_OF_OWNER[kind], secret=secrets.topic)
+            return Address(address=self._options.topics[kind], secret=secrets.topic)
         if lane.channel is ChannelName.WEBHOOK:
             authority = await directory.find_authority(connection, code)
             url = authority.webhook_url if authority is not None else None

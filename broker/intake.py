@@ -18,7 +18,6 @@ from broker.telemetry import APPEND_SECONDS, MESSAGES_ACCEPTED, MESSAGES_REFUSED
 from schemas.attendance import Attendance
 from schemas.identifiers import parse_ods_code
 
-TOPIC: Final = "attendances"
 RECORD_SEAL: Final = "log-record"
 CONTENT_TYPE: Final = b"application/hl7-v2+er7"
 EVENT_TYPE: Final = b"uk.cpis-broker.attendance.received.v1"
@@ -36,8 +35,9 @@ class Peer(Protocol):
 class Intake:
     """The machine doors' common room."""
 
-    def __init__(self, log_: Log, keyring: Keyring, senders: Senders, clock: Clock) -> None:
+    def __init__(self, log_: Log, topic: str, keyring: Keyring, senders: Senders, clock: Clock) -> None:
         self._log = log_
+        self._topic = topic
         self._keyring = keyring
         self._senders = senders
         self._clock = clock
@@ -74,7 +74,7 @@ class Intake:
         value = self._keyring.seal(message, about=RECORD_SEAL)
         began = time.perf_counter()
         try:
-            await self._log.append(TOPIC, key=key, value=value, headers=headers)
+            await self._log.append(self._topic, key=key, value=value, headers=headers)
         except NotDurable:
             log(LogEvent.MESSAGE_NOT_DURABLE, sender=sender)
             return False

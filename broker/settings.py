@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     )
     kafka_sasl_username: str = Field(default="", description="SASL user name")
     kafka_sasl_password: SecretStr = Field(default=SecretStr(""), description="SASL password")
+    kafka_prefix: str = Field(
+        default="", pattern=r"^[a-zA-Z0-9._-]{0,100}$", description="Before every topic and group, on a shared Kafka"
+    )
     kafka_replication_factor: int = Field(default=3, ge=1, le=9, description="Replicas of the topics we create")
     kafka_session_timeout_s: float = Field(
         default=10.0, ge=1, le=300, description="A silent member loses its partitions"
@@ -105,6 +108,10 @@ class Settings(BaseSettings):
     def is_development(self) -> bool:
         """Whether unsafe defaults may start."""
         return self.environment is Environment.DEVELOPMENT
+
+    def name_on_log(self, name: str) -> str:
+        """A topic's or group's name on the log of these settings."""
+        return f"{self.kafka_prefix}{name}"
 
     @property
     def resolved_database_url(self) -> str:

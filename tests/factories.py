@@ -42,7 +42,9 @@ def make_nhs_number(serial: int) -> NhsNumber:
     base = 999_000_000 + serial + serial // 10
     for candidate in range(base, base + 10):
         digits = f"{candidate:09d}"
-        check = (11 - sum(int(digit) * weight for digit, weight in zip(digits, range(10, 1, -1), strict=True)) % 11) % 11
+        check = (
+            11 - sum(int(digit) * weight for digit, weight in zip(digits, range(10, 1, -1), strict=True)) % 11
+        ) % 11
         if check < 10:
             return NhsNumber(f"{digits}{check}")
     raise AssertionError("ten numbers in a row without a check digit")
@@ -163,9 +165,7 @@ def make_review_content(facts: Attendance, entry: ChildListEntry, *, site: Site 
     )
 
 
-async def store_visit(
-    database: Database, keyring: Keyring, *said: Attendance, received_at: datetime = NIGHT
-) -> str:
+async def store_visit(database: Database, keyring: Keyring, *said: Attendance, received_at: datetime = NIGHT) -> str:
     """Keep the messages of one visit; returns its id. The sender must be in the directory."""
     marked = [(keyring.marker(each.sender, each.control_id, b"synthetic"), each) for each in said]
     visit_id = derive_visit_id(keyring, said[0], marked[0][0])

@@ -15,7 +15,7 @@ from broker.domain.alerts import describe_attendance
 from broker.domain.visits import fold_visit
 from broker.web.wording import EVENTS, say_arrival_mode, say_moment
 from schemas.alert import AttendanceFacts
-from schemas.attendance import Attendance
+from schemas.attendance import Attendance, Event
 from schemas.directory import Site
 
 Told = dict[str, str]
@@ -53,8 +53,17 @@ def tell_visit(messages: Sequence[tuple[datetime, Attendance]], site: Site | Non
     ordered = sorted(
         ((_happened_at(said, received_at), said) for received_at, said in messages), key=lambda one: one[0]
     )
-    facts = fold_visit((number.to_bytes(4, "big"), said) for number, (_, said) in enumerate(ordered))
-    return Chronology(facts=describe_attendance(facts, site), lines=tuple(_join_lines(_tell_lines(ordered))))
+    known = fold_visit((number.to_bytes(4, "big"), said) for number, (_, said) in enumerate(ordered))
+    facts = describe_attendance(known, site)
+    if facts.left_at is None:
+        facts = msgspec.structs.replace(facts, left_at=_find_departure(ordered))
+    return Chronology(facts=facts, lines=tuple(_join_lines(_tell_lines(ordered))))
+
+
+def _find_departure(ordered: Sequence[tuple[datetime, Attendance]]) -> datetime | None:
+    """A03 says that the person left even when it does not say when (PV1-45); an arrival after it says otherwise."""
+    moves = [(at, said.event) for at, said in ordered if said.event in (Event.REGISTERED, Event.ADMITTED, Event.LEFT)]
+    return moves[-1][0] if moves and moves[-1][1] is Event.LEFT else None
 
 
 def _happened_at(said: Attendance, received_at: datetime) -> datetime:

@@ -58,6 +58,11 @@ class AlertRow(msgspec.Struct, frozen=True, kw_only=True):
     is_overdue: bool
     is_escalated: bool
 
+    @property
+    def is_urgent(self) -> bool:
+        """Nobody took it in time."""
+        return self.is_overdue or self.is_escalated
+
 
 class ReviewRow(msgspec.Struct, frozen=True, kw_only=True):
     """A doubt about identity as the list shows it."""
@@ -67,6 +72,11 @@ class ReviewRow(msgspec.Struct, frozen=True, kw_only=True):
     shown_birth_date: date | None
     is_overdue: bool
     is_escalated: bool
+
+    @property
+    def is_urgent(self) -> bool:
+        """Nobody took it in time."""
+        return self.is_overdue or self.is_escalated
 
 
 async def show_inbox(request: Request) -> Response:
@@ -94,10 +104,11 @@ async def show_inbox(request: Request) -> Response:
         "inbox.html",
         rows=rows,
         open_count=sum(row.is_open for row in rows),
-        overdue_count=sum(row.is_overdue for row in rows),
+        urgent_count=sum(row.is_urgent for row in rows),
         reviews=[describe_review(doubt, colleagues, now) for doubt in doubts[:rows_max]],
         is_cut=max(len(found), len(doubts)) > rows_max,
         refresh_s=None if request.query_params.get("refresh") == "off" else pages.limits.list_refresh_s,
+        list_refresh_s=pages.limits.list_refresh_s,
         idle_minutes=pages.settings.session_idle_minutes_max,
         closed_shown_days=round(pages.limits.closed_shown_h / 24),
     )
@@ -154,7 +165,7 @@ def describe_row(stored: StoredAlert, colleagues: Colleagues, now: datetime) -> 
         workers=tuple(colleagues.name_worker(code) for code in stored.alert.allocated_workers),
         acknowledged_by=colleagues.name_login(stored.acknowledged_by or ""),
         is_open=is_open,
-        is_overdue=is_open and (stored.level > 0 or stored.due_by <= now),
+        is_overdue=is_open and stored.due_by <= now,
         is_escalated=is_open and stored.level > 0,
     )
 
@@ -166,7 +177,7 @@ def describe_review(stored: StoredReview, colleagues: Colleagues, now: datetime)
         stored=stored,
         holder=colleagues.name_holder(stored.held_by),
         shown_birth_date=date.fromisoformat(shown) if shown else None,
-        is_overdue=stored.level > 0 or stored.due_by <= now,
+        is_overdue=stored.due_by <= now,
         is_escalated=stored.level > 0,
     )
 

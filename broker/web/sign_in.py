@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Final
 from urllib.parse import quote
 
@@ -84,7 +85,7 @@ def _draw_form(
         has_ended=has_ended,
         is_refused=is_refused,
         failures_max=pages.settings.login_failures_max,
-        rest_s=pages.settings.login_rest_s,
+        rest=timedelta(seconds=pages.settings.login_rest_s),
     )
     auth.set_cookie(response, pages.settings, auth.form_cookie(pages.settings), secret)
     return response

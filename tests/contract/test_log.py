@@ -10,20 +10,26 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
+import ssl
 import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
 
 from adapters.errors import LogGap, LogUnavailable, NotDurable
 from adapters.kafka import KafkaLog, KafkaLogReader, KafkaOptions, ensure_topics
@@ -31,7 +37,7 @@ from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
 from broker.ports import Log, LogReader
 from schemas.record import LogRecord, Partition, PartitionExtent
 from tests.conftest import Kafka
-from tests.engines import KafkaServer
+from tests.engines import KafkaServer, free_port
 from tests.fakes import MemoryLog, MemoryLogReader
 
 Event = tuple[str, int, int, str]
@@ -364,6 +370,7 @@ def kafka_options(bootstrap_servers: str, *, session_timeout_s: float = 6.5) -> 
         rebalance_timeout_s=5.0,
         topic_check_s=0.3,
         metadata_age_max_s=1.0,
+        close_timeout_s=2.0,
         fetch_wait_s=0.1,
     )
 
@@ -948,6 +955,22 @@ async def test_a_restart_loses_nothing_and_clients_go_on(fragile_engine: Engine)
     await read_until(second, again, lambda: set(again.values()) == {*names("before", 10), "after"})
 
 
+async def test_closing_ends_in_time_while_the_log_is_not_there(fragile_engine: Engine) -> None:
+    engine = fragile_engine
+    log, reader, diary = engine.open_log(), engine.open_reader(), Diary()
+    await append_many(log, engine.topic, ["before"])
+    await reader.start(diary)
+    await read_records(reader, diary, 1)
+    async with engine.unreachable():
+        began_at = time.monotonic()
+        with pytest.raises(NotDurable):
+            await log.append(engine.topic, key=None, value=b"during", headers={})
+        await log.close()
+        await reader.close()
+        assert time.monotonic() - began_at < 10
+        assert not diary.assigned, "work was to be finished before leaving"
+
+
 async def append_again(log: Log, topic: str) -> None:
     """As a sender does: until it is accepted."""
     async with asyncio.timeout(LIMIT_S):
@@ -966,6 +989,302 @@ async def read_patiently(reader: LogReader, diary: Diary) -> list[LogRecord]:
             with contextlib.suppress(LogUnavailable):
                 if taken := diary.take(await reader.poll(records_max=100, wait_s=0.1)):
                     return taken
+
+
+# SQLite alone
+
+
+@pytest.fixture
+async def sqlite_engine(tmp_path: Path) -> AsyncIterator[SqliteEngine]:
+    engine = SqliteEngine(tmp_path)
+    await engine.make_topic()
+    yield engine
+    await engine.close()
+
+
+@contextlib.contextmanager
+def writers_locked_out(options: SqliteLogOptions) -> Iterator[None]:
+    """What another process does that takes its time."""
+    lock = os.open(options.path.with_name(f"{options.path.name}.lock"), os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+    os.close(lock)
+
+
+async def test_sqlite_appends_that_wait_at_the_same_time_share_a_commit(sqlite_engine: SqliteEngine) -> None:
+    log = sqlite_engine.open_log()
+    await append_many(log, sqlite_engine.topic, ["first"], key=b"k")
+    with writers_locked_out(sqlite_engine.options):
+        appends = [
+            asyncio.create_task(log.append(sqlite_engine.topic, key=b"k", value=b"%d" % number, headers={}))
+            for number in range(200)
+        ]
+        await asyncio.sleep(0.1)
+    places = await asyncio.gather(*appends)
+    assert [offset for _partition, offset in places] == list(range(1, 201))
+    records = [await log.read(partition, offset) for partition, offset in places]
+    assert [record.value for record in records if record is not None] == [b"%d" % number for number in range(200)]
+    assert len({record.appended_at for record in records if record is not None}) <= 2, "one instant for each commit"
+
+
+async def test_sqlite_writers_take_turns_and_every_record_has_a_place(sqlite_engine: SqliteEngine) -> None:
+    logs = [sqlite_engine.open_log() for _ in range(3)]
+
+    async def append_some(log: Log, name: str) -> list[tuple[Partition, int]]:
+        return [
+            await log.append(sqlite_engine.topic, key=name.encode(), value=name.encode(), headers={}) for _ in range(40)
+        ]
+
+    tasks = [append_some(log, f"{number}:{task}") for number, log in enumerate(logs) for task in range(4)]
+    places = [place for of_task in await asyncio.gather(*tasks) for place in of_task]
+    extents = await logs[0].extents(sqlite_engine.topic)
+    assert sorted(places) == [
+        (partition, offset) for partition in sorted(extents) for offset in range(extents[partition].end)
+    ]
+
+
+async def test_sqlite_refuses_when_too_much_waits(tmp_path: Path) -> None:
+    options = replace(sqlite_options(tmp_path / "log.sqlite3"), waiting_records_max=10, waiting_bytes_max=5000)
+    log = SqliteLog(options)
+    await append_many(log, "topic", ["first"])
+    with writers_locked_out(options):
+        taken = asyncio.create_task(log.append("topic", key=None, value=b"", headers={}))
+        await asyncio.sleep(0.05)
+        waiting = [asyncio.create_task(log.append("topic", key=None, value=b"", headers={})) for _ in range(10)]
+        await asyncio.sleep(0)
+        with pytest.raises(NotDurable, match="waiting_records_max"):
+            await log.append("topic", key=None, value=b"", headers={})
+    await asyncio.gather(taken, *waiting)
+    with pytest.raises(NotDurable, match="waiting_bytes_max"):
+        await log.append("topic", key=None, value=bytes(5000), headers={})
+    await log.close()
+
+
+async def test_sqlite_refuses_when_the_disk_is_full_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    log = SqliteLog(replace(sqlite_options(tmp_path / "log.sqlite3"), file_bytes_max=512 * 1024))
+    await log.create_topic("topic", 1)
+    kept = 0
+    with pytest.raises(NotDurable, match="SQLITE_FULL"):
+        while True:
+            await log.append("topic", key=None, value=bytes(20_000), headers={})
+            kept += 1
+    partition = Partition("topic", 0)
+    assert (await log.extents("topic"))[partition].end == kept > 10
+    assert await log.read(partition, kept - 1) is not None
+    await log.trim(partition, kept // 2)
+    assert await log.append("topic", key=None, value=bytes(20_000), headers={}) == (partition, kept)
+    await log.close()
+
+
+async def test_sqlite_keeps_nothing_in_a_file_that_was_deleted(sqlite_engine: SqliteEngine, tmp_path: Path) -> None:
+    log, reader, diary = sqlite_engine.open_log(), sqlite_engine.open_reader(), Diary()
+    await append_many(log, sqlite_engine.topic, ["before"])
+    await reader.start(diary)
+    await read_records(reader, diary, 1)
+    path = sqlite_engine.options.path
+    path.rename(tmp_path / "aside")
+    with pytest.raises(NotDurable, match="ENOENT"):
+        await log.append(sqlite_engine.topic, key=None, value=b"lost", headers={})
+    with pytest.raises(LogUnavailable, match="ENOENT"):
+        await reader.poll(records_max=10, wait_s=1)
+    assert not path.exists(), "an empty log instead would hide the loss"
+    (tmp_path / "aside").rename(path)
+    await append_many(log, sqlite_engine.topic, ["after"])
+    assert [record.value for record in await read_patiently(reader, diary)] == [b"after"]
+
+
+async def test_sqlite_files_are_readable_by_their_owner_only(sqlite_engine: SqliteEngine) -> None:
+    log, reader, diary = sqlite_engine.open_log(), sqlite_engine.open_reader(), Diary()
+    await append_many(log, sqlite_engine.topic, ["one"])
+    await reader.start(diary)
+    await read_records(reader, diary, 1)
+    files = [path for path in sqlite_engine.options.path.parent.rglob("*") if path.is_file()]
+    assert len(files) >= 8
+    assert {path.stat().st_mode & 0o077 for path in files} == {0}
+
+
+async def test_sqlite_members_that_died_leave_no_files_behind(sqlite_engine: SqliteEngine) -> None:
+    member = await sqlite_engine.start_member()
+    await until(lambda: len(member.events) == 4)
+    await member.kill()
+    groups = sqlite_engine.options.path.with_name("log.sqlite3.groups")
+    assert len(list(groups.rglob("member-*"))) == 1
+    reader, diary = sqlite_engine.open_reader(), Diary()
+    await reader.start(diary)
+    await read_until(reader, diary, lambda: len(diary.assigned) == 4)
+    assert len(list(groups.rglob("member-*"))) == 1
+    await reader.close()
+    assert list(groups.rglob("member-*")) == []
+
+
+# Kafka alone
+
+
+@pytest.fixture
+async def kafka_engine(kafka_server: Kafka) -> AsyncIterator[KafkaEngine]:
+    engine = KafkaEngine(kafka_server, kafka_options(kafka_server.bootstrap_servers))
+    yield engine
+    await engine.close()
+
+
+async def test_kafka_clients_are_set_up_safely(kafka_engine: KafkaEngine) -> None:
+    producer = AIOKafkaProducer(**kafka_engine.options.producer_settings())
+    assert producer._sender._acks == -1, "-1 is all"
+    assert producer._txn_manager is not None, "idempotent"
+    assert producer._message_accumulator._linger_time == 0
+    await producer.stop()
+    consumer = AIOKafkaConsumer(**kafka_engine.options.consumer_settings("group", "worker 1"))
+    assert consumer._enable_auto_commit is False
+    assert consumer._auto_offset_reset == "none"
+    assert consumer._group_instance_id == "worker 1"
+    assert consumer._isolation_level == "read_committed"
+    assert [assignor.name for assignor in consumer._partition_assignment_strategy] == ["roundrobin"]
+    assert consumer._request_timeout_ms > consumer._rebalance_timeout_ms > consumer._session_timeout_ms / 2
+    await consumer.stop()
+
+
+async def test_kafka_options_ask_for_verified_tls_and_hide_passwords() -> None:
+    options = KafkaOptions(
+        bootstrap_servers="localhost:9",
+        security_protocol="SASL_SSL",
+        sasl_username="broker",
+        sasl_password="not to be seen",
+        tls_key_password="not to be seen either",
+    )
+    tls = options.client_settings()["ssl_context"]
+    assert tls.check_hostname
+    assert tls.verify_mode is ssl.CERT_REQUIRED
+    assert "not to be seen" not in repr(options)
+    with pytest.raises(ValueError, match="sasl_username"):
+        KafkaOptions(bootstrap_servers="localhost:9", security_protocol="SASL_SSL")
+
+
+async def test_kafka_contents_reach_no_log(kafka_engine: KafkaEngine, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("aiokafka.conn").setLevel(logging.DEBUG)
+    await kafka_engine.make_topic()
+    log, reader, diary = kafka_engine.open_log(), kafka_engine.open_reader(), Diary()
+    await log.append(kafka_engine.topic, key=b"PLANTED-KEY", value=b"PLANTED-VALUE", headers={"h": b"PLANTED-HEADER"})
+    with pytest.raises(NotDurable):
+        await log.append("no such topic", key=b"PLANTED-KEY", value=b"PLANTED-VALUE", headers={})
+    await reader.start(diary)
+    await read_records(reader, diary, 1)
+    assert "aiokafka" in {record.name.partition(".")[0] for record in caplog.records}
+    assert "PLANTED" not in caplog.text
+
+
+async def test_kafka_topics_are_made_once(kafka_engine: KafkaEngine) -> None:
+    await ensure_topics(kafka_engine.options, {kafka_engine.topic: 3}, replication_factor=1)
+    log = kafka_engine.open_log()
+    before = await log.extents(kafka_engine.topic)
+    await ensure_topics(kafka_engine.options, {kafka_engine.topic: 5}, replication_factor=1)
+    assert await log.extents(kafka_engine.topic) == before
+    assert len(before) == 3
+    with pytest.raises(LogUnavailable, match="InvalidReplicationFactor"):
+        await ensure_topics(kafka_engine.options, {f"{kafka_engine.topic}-two": 1}, replication_factor=9)
+
+
+async def test_kafka_tells_when_a_record_was_appended_whatever_its_sender_says(kafka_engine: KafkaEngine) -> None:
+    await kafka_engine.make_topic()
+    foreign = AIOKafkaProducer(bootstrap_servers=kafka_engine.options.bootstrap_servers)
+    await foreign.start()
+    await foreign.send_and_wait(kafka_engine.topic, b"old", timestamp_ms=1)
+    await foreign.send_and_wait(kafka_engine.topic, None, key=b"no value", headers=[("h", None)])
+    await foreign.stop()
+    reader, diary = kafka_engine.open_reader(), Diary()
+    await reader.start(diary)
+    records = await read_records(reader, diary, 2)
+    assert all(datetime.now(UTC) - record.appended_at < timedelta(minutes=1) for record in records)
+    assert {(record.key, record.value, record.headers.get("h")) for record in records} == {
+        (None, b"old", None),
+        (b"no value", b"", b""),
+    }
+
+
+async def test_kafka_header_whose_name_is_no_text_stalls_nothing(kafka_engine: KafkaEngine) -> None:
+    """A client in C can name a header with any bytes."""
+    await ensure_topics(kafka_engine.options, {kafka_engine.topic: 1}, replication_factor=1)
+    log, reader, diary = kafka_engine.open_log(), kafka_engine.open_reader(), Diary()
+    await append_many(log, kafka_engine.topic, ["before"])
+    await append_batch_with_bad_header(kafka_engine.options.bootstrap_servers, kafka_engine.topic)
+    await append_many(log, kafka_engine.topic, ["after"])
+    await reader.start(diary)
+    records = await read_records(reader, diary, 5)
+    assert [record.value for record in records] == [b"before", b"good", b"bad", b"good too", b"after"]
+    assert [record.offset for record in records] == [0, 1, 2, 3, 4]
+    assert records[2].headers == {"\\xff\\xfe--": b"value"}
+    assert await log.read(Partition(kafka_engine.topic, 0), 2) == records[2]
+
+
+async def append_batch_with_bad_header(bootstrap_servers: str, topic: str) -> None:
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 10_000)
+    builder.append(0, None, None, b"good", [])
+    builder.append(1, None, None, b"bad", [("????", b"value")])
+    builder.append(2, None, None, b"good too", [])
+    batch = bytearray(bytes(builder.build()).replace(b"????", b"\xff\xfe--"))
+    batch[17:21] = calc_crc32c(bytes(batch[21:])).to_bytes(4)
+    client = AIOKafkaClient(bootstrap_servers=bootstrap_servers)
+    await client.bootstrap()
+    leader = client.get_random_node()
+    asked = [(topic, [(0, bytes(batch))])]
+    request = ProduceRequest(transactional_id=None, required_acks=-1, timeout=5000, topics=asked)
+    response = await client.send(leader, request)
+    await client.close()
+    [(_topic, [(_partition, code, *_rest)])] = response.topics
+    assert code == 0
+
+
+async def test_kafka_records_of_an_aborted_transaction_are_not_read_and_leave_no_lag(kafka_engine: KafkaEngine) -> None:
+    await ensure_topics(kafka_engine.options, {kafka_engine.topic: 1}, replication_factor=1)
+    foreign = AIOKafkaProducer(
+        bootstrap_servers=kafka_engine.options.bootstrap_servers, transactional_id=kafka_engine.topic
+    )
+    await foreign.start()
+    async with foreign.transaction():
+        await foreign.send(kafka_engine.topic, b"committed")
+    with contextlib.suppress(ConnectionError):
+        async with foreign.transaction():
+            await foreign.send_and_wait(kafka_engine.topic, b"aborted")
+            raise ConnectionError
+    await foreign.stop()
+    reader, diary = kafka_engine.open_reader(), Diary()
+    await reader.start(diary)
+    [record] = await read_records(reader, diary, 1)
+    assert record.value == b"committed"
+    place = record.partition
+    async with asyncio.timeout(LIMIT_S):
+        while (await reader.contact())[place] != record.offset + 1:
+            assert await reader.poll(records_max=10, wait_s=0.1) == {}
+
+
+async def test_kafka_producer_that_broke_is_replaced(kafka_engine: KafkaEngine) -> None:
+    await kafka_engine.make_topic()
+    events: list[str] = []
+    log = KafkaLog(kafka_engine.options, on_event=lambda name, _details: events.append(name))
+    await append_many(log, kafka_engine.topic, ["before"])
+    log._producer._sender.sender_task.cancel()
+    await asyncio.wait({log._producer._sender.sender_task})
+    await append_many(log, kafka_engine.topic, ["after"])
+    assert events == ["kafka_producer_replaced"]
+    await log.close()
+
+
+async def test_kafka_that_was_never_there_is_said_so_at_once() -> None:
+    options = kafka_options(f"127.0.0.1:{free_port()}")
+    log = KafkaLog(options)
+    reader = KafkaLogReader(options, topic="topic", group="group", member="worker")
+    began_at = time.monotonic()
+    with pytest.raises(NotDurable):
+        await log.append("topic", key=None, value=b"", headers={})
+    with pytest.raises(LogUnavailable):
+        await log.extents("topic")
+    with pytest.raises(LogUnavailable):
+        await reader.start(Diary())
+    with pytest.raises(LogUnavailable):
+        await ensure_topics(options, {"topic": 1}, replication_factor=1)
+    assert time.monotonic() - began_at < 2
+    await log.close()
+    await reader.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""The rule that decides whether social care is told: every combination of what agrees."""
+
+from __future__ import annotations
+
+from datetime import date
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.domain.matching import Match, NoMatch, Unsure, candidate_blocks, match_child
+from schemas.alert import IdentityFact
+from schemas.attendance import NhsNumberProblem, PersonName
+from tests.factories import make_attendance, make_entry, make_nhs_number
+
+BIRTH_DATES = {True: date(2015, 3, 2), False: date(2011, 1, 1), None: None}
+NAMES: dict[bool | None, tuple[PersonName, ...]] = {
+    True: (PersonName(family="TESTER", given="CASEY"),),
+    False: (PersonName(family="OTHER", given="SOMEBODY"),),
+    None: (),
+}
+VERDICTS = list(product((True, False, None), repeat=2))
+
+
+@pytest.mark.parametrize(("born", "named"), VERDICTS)
+def test_an_equal_number_matches_when_birth_date_or_name_agrees(born: bool | None, named: bool | None) -> None:
+    judgement = match_child(make_attendance(birth_date=BIRTH_DATES[born], names=NAMES[named]), make_entry())
+    if born or named:
+        assert isinstance(judgement, Match)
+    else:
+        assert isinstance(judgement, Unsure)
+    agrees = [IdentityFact.NHS_NUMBER, *[IdentityFact.BIRTH_DATE] * bool(born), *[IdentityFact.NAME] * bool(named)]
+    differs = [*[IdentityFact.BIRTH_DATE] * (born is False), *[IdentityFact.NAME] * (named is False)]
+    assert list(judgement.agrees) == agrees
+    assert list(judgement.differs) == differs
+
+
+@pytest.mark.parametrize(("born", "named"), VERDICTS)
+@pytest.mark.parametrize("problem", NhsNumberProblem)
+def test_without_a_number_only_both_together_go_to_a_person(
+    born: bool | None, named: bool | None, problem: NhsNumberProblem
+) -> None:
+    facts = make_attendance(
+        nhs_number=None, nhs_number_problem=problem, birth_date=BIRTH_DATES[born], names=NAMES[named]
+    )
+    judgement = match_child(facts, make_entry())
+    if born and named:
+        assert isinstance(judgement, Unsure)
+        assert judgement.agrees == (IdentityFact.BIRTH_DATE, IdentityFact.NAME)
+        assert "no usable NHS number" in judgement.reason
+    else:
+        assert judgement == NoMatch()
+
+
+def test_two_different_valid_numbers_are_two_people_even_with_equal_name_and_birth_date() -> None:
+    assert match_child(make_attendance(nhs_number=make_nhs_number(2)), make_entry()) == NoMatch()
+
+
+@pytest.mark.parametrize("status", [None, *(f"{code:02d}" for code in range(1, 9))])
+def test_the_trace_status_of_the_number_is_no_gate(status: str | None) -> None:
+    assert isinstance(match_child(make_attendance(nhs_number_status=status), make_entry()), Match)
+
+
+@pytest.mark.parametrize(
+    ("born", "named", "words"),
+    [
+        (False, False, "the date of birth differs and the name differs"),
+        (None, False, "the date of birth is not given and the name differs"),
+        (False, None, "the date of birth differs and the name is not given"),
+        (None, None, "the date of birth is not given and the name is not given"),
+    ],
+)
+def test_a_doubt_says_why_without_saying_what(born: bool | None, named: bool | None, words: str) -> None:
+    facts = make_attendance(birth_date=BIRTH_DATES[born], names=NAMES[named])
+    judgement = match_child(facts, make_entry())
+    assert isinstance(judgement, Unsure)
+    assert judgement.reason == f"same NHS number, but {words}"
+    assert "OTHER" not in judgement.reason and "2011" not in judgement.reason
+
+
+def test_a_person_without_a_birth_date_has_no_block() -> None:
+    assert candidate_blocks(None) == ()
+
+
+@given(st.dates(), st.dates())
+def test_people_meet_in_a_block_exactly_when_born_on_one_day(one: date, other: date) -> None:
+    assert bool(set(candidate_blocks(one)) & set(candidate_blocks(other))) == (one == other)
