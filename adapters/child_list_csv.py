@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
+import ipaddress
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -82,6 +84,28 @@ class _Fields:
             raise _FieldProblem(name, "must be a port number")
         return int(text)
 
+    def networks(self, name: str) -> tuple[str, ...]:
+        words = self.words(name)
+        try:
+            for word in words:
+                ipaddress.ip_network(word, strict=False)
+        except ValueError as error:
+            raise _FieldProblem(name, "must be networks like 10.1.0.0/16, with spaces between them") from error
+        return words
+
+    def web_address(self, name: str) -> str | None:
+        text = self.optional(name)
+        if text is None:
+            return None
+        try:
+            parts = urlsplit(text)
+            is_complete = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_complete = False
+        if not is_complete:
+            raise _FieldProblem(name, "must be an address like https://alerts.example.org/path")
+        return text
+
     def flag(self, name: str) -> bool:
         text = (self.optional(name) or "no").casefold()
         if text not in _FLAGS:
@@ -135,59 +159,69 @@ class ClinicianLine(msgspec.Struct, frozen=True, kw_only=True):
     password: str | None
 
 
-def read_children(file: bytes) -> Iterator[ChildListEntry | RowProblem]:
-    """One entry or problem per row of a child list."""
+Rows = Iterator[tuple[int, Row | RowProblem]]
+"""What stands in each row, with the row's number as a spreadsheet shows it: the header is 1, blank lines count."""
+
+
+def read_children(file: bytes) -> Rows[ChildListEntry]:
+    """One entry or problem per row of a child list. Raises MalformedFile, at once or on the way."""
     return _read(file, ("local_id", "nhs_number", "family_name", "birth_date", "plan_type", "start_date"), _child)
 
 
-def read_authorities(file: bytes) -> Iterator[AuthorityLine | RowProblem]:
+def read_authorities(file: bytes) -> Rows[AuthorityLine]:
     """One authority or problem per row."""
     return _read(file, ("code", "name", "office_telephone", "emergency_telephone"), _authority)
 
 
-def read_workers(file: bytes) -> Iterator[WorkerLine | RowProblem]:
+def read_workers(file: bytes) -> Rows[WorkerLine]:
     """One worker or problem per row."""
     return _read(file, ("code", "authority", "name"), _worker)
 
 
-def read_sites(file: bytes) -> Iterator[SiteLine | RowProblem]:
+def read_sites(file: bytes) -> Rows[SiteLine]:
     """One site or problem per row."""
     return _read(file, ("code", "name"), _site)
 
 
-def read_clinicians(file: bytes) -> Iterator[ClinicianLine | RowProblem]:
+def read_clinicians(file: bytes) -> Rows[ClinicianLine]:
     """One clinician or problem per row."""
     return _read(file, ("login", "name", "organisation"), _clinician)
 
 
-def _read(file: bytes, columns: Sequence[str], compose: Callable[[_Fields], Row]) -> Iterator[Row | RowProblem]:
-    try:
-        text = file.decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise MalformedFile("the file is not CSV in UTF-8") from error
+def _read(file: bytes, columns: Sequence[str], compose: Callable[[_Fields], Row]) -> Rows[Row]:
+    rows = _read_rows(file)
+    _, header = next(rows, (1, []))
+    missing = [column for column in columns if column not in header]
     if missing:
         raise MalformedFile("the file has no column " + ", ".join(missing))
-    return _compose_rows(reader, compose)
+    named = [column for column in header if column]
+    if len(set(named)) < len(named):
+        raise MalformedFile("two columns of the file have the same name")
+    return _compose_rows(rows, header, compose)
 
 
-def _compose_rows(reader: csv.DictReader[str], compose: Callable[[_Fields], Row]) -> Iterator[Row | RowProblem]:
-    number = 1
-    while True:
-        number += 1
+def _read_rows(file: bytes) -> Iterator[tuple[int, list[str]]]:
+    number = 0
+    try:
+        for number, row in enumerate(csv.reader(io.StringIO(file.decode("utf-8-sig"), newline=""), strict=True), 1):
+            if row:
+                yield number, row
+    except UnicodeDecodeError as error:
+        raise MalformedFile("the file is not CSV in UTF-8") from error
+    except csv.Error as error:
+        raise MalformedFile(f"row {number + 1} is not CSV") from error
+
+
+def _compose_rows(
+    rows: Iterator[tuple[int, list[str]]], header: Sequence[str], compose: Callable[[_Fields], Row]
+) -> Rows[Row]:
+    for number, row in rows:
         try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise MalformedFile(f"row {number} is not CSV") from error
-        try:
-            if None in values:
+            if len(row) > len(header):
                 raise _FieldProblem("row", "has more fields than the header")
-            yield compose(_Fields(values))
+            yield number, compose(_Fields(dict(zip(header, row, strict=False))))
         except _FieldProblem as problem:
-            yield RowProblem(row=number, field=problem.field, advice=problem.advice)
+            yield number, RowProblem(row=number, field=problem.field, advice=problem.advice)
 
 
 def _child(fields: _Fields) -> ChildListEntry:
@@ -218,7 +252,7 @@ def _authority(fields: _Fields) -> AuthorityLine:
             name=fields.required("name"),
             office_telephone=fields.required("office_telephone"),
             emergency_telephone=fields.required("emergency_telephone"),
-            webhook_url=fields.optional("webhook_url"),
+            webhook_url=fields.web_address("webhook_url"),
         ),
         webhook_secret=fields.optional("webhook_secret"),
         topic_secret=fields.optional("topic_secret"),
@@ -242,16 +276,20 @@ def _worker(fields: _Fields) -> WorkerLine:
 
 
 def _site(fields: _Fields) -> SiteLine:
+    reply_host, reply_port = fields.optional("reply_host"), fields.port("reply_port")
+    if (reply_host is None) != (reply_port is None):
+        missing = "reply_host" if reply_host is None else "reply_port"
+        raise _FieldProblem(missing, "is missing: reply_host and reply_port belong together")
     return SiteLine(
         site=Site(
             code=fields.ods_code("code"),
             name=fields.required("name"),
             telephone=fields.optional("telephone"),
             authorities=fields.words("authorities"),
-            reply_host=fields.optional("reply_host"),
-            reply_port=fields.port("reply_port"),
+            reply_host=reply_host,
+            reply_port=reply_port,
             replies_for_adults=fields.flag("replies_for_adults"),
-            peers=fields.words("peers"),
+            peers=fields.networks("peers"),
         ),
         credential=fields.optional("credential"),
         topic_secret=fields.optional("topic_secret"),

@@ -359,8 +359,12 @@ class KafkaLogReader:
         self._closed = False
 
     async def start(self, assignment: Assignment) -> None:
-        """Join the group; partitions are assigned during the polls that follow. Raises LogUnavailable."""
+        """Join the group, after ``close`` anew; partitions are assigned by the polls that follow.
+
+        Raises LogUnavailable.
+        """
         self._assignment = assignment
+        self._fetching = self._revoke_failure = None
         async with _failing_as_unavailable(self._options.start_timeout_s):
             await self._cluster.find_topic(self._topic)
             consumer = AIOKafkaConsumer(**self._options.consumer_settings(self._group, self._member))
@@ -370,6 +374,8 @@ class KafkaLogReader:
                 await consumer.stop()
                 raise
         self._consumer = consumer
+        self._closed = False
+        self._pulse.restart()
         consumer.subscribe([self._topic], listener=_Rebalances(self._on_revoked, self._on_assigned))
         self._background = [asyncio.create_task(self._pulse.beat()), asyncio.create_task(self._watch_topic())]
 
@@ -687,6 +693,7 @@ class _Pulse:
 
     def restart(self) -> None:
         """Forget that it stood still."""
+        self._beat_at = time.monotonic()
         self._was_stopped = False
 
 

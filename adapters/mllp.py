@@ -54,7 +54,7 @@ class FrameReader:
                 self.fault = "frame_too_large"
                 break
             frames.append(message)
-        if self.in_frame and len(self._buffer) > self._frame_bytes_max + 1:
+        if self.in_frame and len(self._buffer) - self.awaits_last_byte > self._frame_bytes_max:
             self.fault = "frame_too_large"
         return frames
 
@@ -513,7 +513,7 @@ class MllpClient:
             async with asyncio.timeout(self._options.answer_timeout_s):
                 writer.write(frame(message))
                 await writer.drain()
-                answer = await self._read_answer(reader)
+                answer, is_in_step = await self._read_answer(reader)
         except TimeoutError:
             link.drop()
             raise NoAnswer("answer_timeout") from None
@@ -524,6 +524,8 @@ class MllpClient:
             link.drop()
             raise
         link.used_at = asyncio.get_running_loop().time()
+        if not is_in_step:
+            link.drop()
         return answer
 
     async def _connection(self, link: _Link, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -544,15 +546,16 @@ class MllpClient:
             raise NotSent("connect_failed") from None
         return link.reader, link.writer
 
-    async def _read_answer(self, reader: asyncio.StreamReader) -> bytes:
+    async def _read_answer(self, reader: asyncio.StreamReader) -> tuple[bytes, bool]:
+        """The first message that comes, and whether nothing came behind it."""
         frames = FrameReader(frame_bytes_max=self._options.answer_bytes_max, garbage_bytes_max=1024)
         while received := await reader.read(65_536):
             if answers := frames.feed(received):
-                return answers[0]
+                return answers[0], len(answers) == 1 and not frames.held_bytes
             if frames.fault is not None:
                 raise NoAnswer(frames.fault)
         if (answer := frames.finish()) is not None:
-            return answer
+            return answer, False
         raise NoAnswer("connection_closed")
 
 

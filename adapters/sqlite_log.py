@@ -252,20 +252,21 @@ class SqliteLogReader:
     def __init__(self, options: SqliteLogOptions, *, topic: str, group: str, member: str) -> None:
         self._options = options
         self._topic = topic
-        self._file = _LogFile(options)
-        directory = options.path.with_name(f"{options.path.name}.groups") / _file_name(group) / _file_name(topic)
-        self._membership = _Membership(directory, member)
-        self._thread = _DatabaseThread("sqlite-log-reader")
+        self._member = member
+        groups = options.path.with_name(f"{options.path.name}.groups")
+        self._directory = groups / _file_name(group) / _file_name(topic)
+        self._open()
         self._assignment: Assignment | None = None
         self._positions: dict[int, int] = {}
         self._log_ids: dict[int, str | None] = {}
         self._balance_at = float("-inf")
         self._turn = 0
-        self._closed = False
 
     async def start(self, assignment: Assignment) -> None:
-        """Join the group; partitions are taken by the polls that follow. Raises LogUnavailable."""
+        """Join the group, after ``close`` anew; partitions are taken by the polls that follow. Raises LogUnavailable."""
         self._assignment = assignment
+        if self._closed:
+            self._open()
         await self._ask(self._membership.join)
 
     async def poll(self, *, records_max: int, wait_s: float) -> dict[Partition, Sequence[LogRecord]]:
@@ -309,10 +310,18 @@ class SqliteLogReader:
                 await self._assignment.on_revoked([Partition(self._topic, n) for n in sorted(self._positions)])
         finally:
             self._positions.clear()
+            self._balance_at = float("-inf")
             self._closed = True
             with contextlib.suppress(LogUnavailable):
                 await _run_within(self._thread, self._let_go, self._options.close_timeout_s)
             self._thread.stop()
+
+    def _open(self) -> None:
+        """Begin afresh: a job of the former thread may still be stuck in what it held."""
+        self._file = _LogFile(self._options)
+        self._membership = _Membership(self._directory, self._member)
+        self._thread = _DatabaseThread("sqlite-log-reader")
+        self._closed = False
 
     async def _balance(self) -> None:
         """Give up the partitions that belong to others now, and take those that belong to this member.

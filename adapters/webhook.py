@@ -199,7 +199,8 @@ def _read_address(address: str, options: WebhookOptions) -> httpx.URL:
         url = httpx.URL(address)
     except (httpx.InvalidURL, ValueError):
         raise _NotPosted(OutcomeClass.PERMANENT, "bad_address") from None
-    if url.scheme not in ("https", "http") or not url.host or url.userinfo or _is_odd_number(url.host):
+    is_complete = url.scheme in ("https", "http") and url.host and (url.port is None or 0 < url.port < 65_536)
+    if not is_complete or url.userinfo or _is_odd_number(url.host):
         raise _NotPosted(OutcomeClass.PERMANENT, "bad_address")
     if url.scheme == "http" and not options.allow_plain_http:
         raise _NotPosted(OutcomeClass.PERMANENT, "plain_http")

@@ -89,6 +89,8 @@ TOPIC_OF_OWNER: Final = {"authority": "social-care-alerts", "organisation": "cli
 """Where Kafka users find what is for them."""
 TOPICS: Final = (attendance.TOPIC, *TOPIC_OF_OWNER.values())
 DEVELOPMENT_KEYS_NAME: Final = "development-keys"
+KAFKA_REPLICAS_MIN: Final = 3
+"""With ``acks=all`` and one replica allowed to be away, what was acknowledged survives the loss of a server."""
 
 
 def load_keyring(settings: Settings) -> Keyring:
@@ -115,8 +117,10 @@ def check_safety(settings: Settings) -> list[str]:
         problems.append("CPIS_PUBLIC_URL: people must reach the pages by https")
     if settings.webhook_allow_private:
         problems.append("CPIS_WEBHOOK_ALLOW_PRIVATE: only in development")
-    if settings.kafka_bootstrap_servers and settings.kafka_security_protocol == "PLAINTEXT":
-        problems.append("CPIS_KAFKA_SECURITY_PROTOCOL: PLAINTEXT only in development")
+    if settings.kafka_bootstrap_servers and settings.kafka_security_protocol in ("PLAINTEXT", "SASL_PLAINTEXT"):
+        problems.append("CPIS_KAFKA_SECURITY_PROTOCOL: without TLS only in development")
+    if settings.kafka_bootstrap_servers and settings.kafka_replication_factor < KAFKA_REPLICAS_MIN:
+        problems.append("CPIS_KAFKA_REPLICATION_FACTOR: an attendance that stands on fewer than 3 servers can be lost")
     return problems
 
 
@@ -195,14 +199,14 @@ def rules_of(settings: Settings) -> Rules:
     )
 
 
-def run_part(name: PartName, settings: Settings, *, supervised: bool) -> int:
+def run_part(name: PartName, settings: Settings, *, supervised_by: int | None) -> int:
     """Run one part in this process until SIGTERM, or until its supervisor is gone; returns the exit code."""
     telemetry.configure(name.value)
     log(LogEvent.PART_STARTED, part=name.value, pid=os.getpid())
-    return asyncio.run(_run(name, settings, supervised))
+    return asyncio.run(_run(name, settings, supervised_by))
 
 
-async def _run(name: PartName, settings: Settings, supervised: bool) -> int:
+async def _run(name: PartName, settings: Settings, supervised_by: int | None) -> int:
     problems = check_safety(settings)
     if problems:
         raise ConfigurationError("; ".join(problems))
@@ -215,7 +219,7 @@ async def _run(name: PartName, settings: Settings, supervised: bool) -> int:
             settings.data_dir,
             lambda: part.alive_at,
             exit_s=settings.silent_exit_s,
-            supervised=supervised,
+            supervised_by=supervised_by,
         )
         liveness.start()
         log(LogEvent.PART_READY, part=name.value)

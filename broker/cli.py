@@ -90,7 +90,7 @@ def main() -> None:
 @app.command()
 def serve(
     only: Annotated[str, typer.Option(help="Parts to run, comma-separated; empty: all.")] = "",
-    supervised: Annotated[bool, typer.Option(hidden=True)] = False,
+    supervised_by: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Run the broker: every part as a process of its own, or only the named parts. SIGTERM drains and exits 0."""
     names = [part.strip() for part in only.split(",") if part.strip()] or [part.value for part in PartName]
@@ -99,7 +99,7 @@ def serve(
         _fail(f"no such part: {', '.join(unknown)}; parts are {', '.join(PartName)}", EXIT_CONFIGURATION)
     settings = Settings()
     if len(names) == 1:
-        raise typer.Exit(bootstrap.run_part(PartName(names[0]), settings, supervised=supervised))
+        raise typer.Exit(bootstrap.run_part(PartName(names[0]), settings, supervised_by=supervised_by or None))
     problems = bootstrap.check_safety(settings)
     if problems:
         raise ConfigurationError("; ".join(problems))

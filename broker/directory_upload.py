@@ -102,14 +102,14 @@ class DirectoryUpload:
 
     async def _load(
         self,
-        rows: Iterable[Line | RowProblem],
+        rows: Iterable[tuple[int, Line | RowProblem]],
         save: Callable[[AsyncConnection, Line], Awaitable[list[Issued]]],
         action: str,
     ) -> ImportReport:
         loaded, refused, issued = 0, [], []
         async with self._database.writing() as connection:
             await directory.ensure_owners(connection, [(BROKER_OWNER, "Operators of the broker")])
-            for number, row in enumerate(rows, start=2):
+            for number, row in rows:
                 if isinstance(row, RowProblem):
                     refused.append(row)
                     continue

@@ -40,8 +40,10 @@ def parse_keys(text: str) -> dict[str, bytes]:
             key = base64.b64decode(encoded, validate=True)
         except ValueError as error:
             raise KeyringError(f"field key {number} is not base64") from error
-        if not key_id.isalnum() or len(key_id) > 16 or len(key) != KEY_BYTES:
+        if not (key_id.isascii() and key_id.isalnum()) or len(key_id) > 16 or len(key) != KEY_BYTES:
             raise KeyringError(f"field key {number} must be ID:BASE64 with 1-16 letters or digits and 32 bytes")
+        if key_id in keys:
+            raise KeyringError(f"field key {number} has the id of another")
         keys[key_id] = key
     if not keys:
         raise KeyringError("no field keys")
@@ -84,7 +86,8 @@ class Keyring:
 
     def index(self, kind: str, *values: str) -> bytes:
         """The blind index of ``values`` as a ``kind``: equal for equal values, meaningless without the key."""
-        message = "\x1f".join((kind, *values)).encode("utf-8", "surrogatepass")
+        # Lengths before values: no value can pass for two.
+        message = "".join([f"{len(value)}:{value}" for value in (kind, *values)]).encode("utf-8", "surrogatepass")
         return hmac.digest(self._index_key, message, sha256)[:INDEX_BYTES]
 
     def derive_id(self, kind: str, *values: str) -> str:

@@ -50,7 +50,7 @@ async def upload_children(
 ) -> UploadReport:
     """Load a CSV list. Raises MalformedFile or UnknownAuthority, and then nothing was stored."""
     rows = list(read_children(file))
-    problems = [row for row in rows if isinstance(row, RowProblem)]
+    problems = [row for _, row in rows if isinstance(row, RowProblem)]
     entries, repeated = _without_repeats(keyring, authority, rows)
     refused = tuple(sorted((*problems, *repeated), key=lambda problem: problem.row))
     async with database.writing() as connection:
@@ -77,12 +77,12 @@ async def upload_children(
 
 
 def _without_repeats(
-    keyring: Keyring, authority: str, rows: Sequence[ChildListEntry | RowProblem]
+    keyring: Keyring, authority: str, rows: Sequence[tuple[int, ChildListEntry | RowProblem]]
 ) -> tuple[list[ChildListEntry], list[RowProblem]]:
     """One person may have one plan of each type: a second row for the same one is refused, the first stands."""
     kept: dict[str, ChildListEntry] = {}
     repeated = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         if isinstance(row, RowProblem):
             continue
         entry_id = derive_entry_id(keyring, authority, row)

@@ -60,7 +60,7 @@ class LogReader(Protocol):
     """One member of a consumer group on one topic."""
 
     async def start(self, assignment: Assignment) -> None:
-        """Join the group; ``assignment`` is asked for the offsets to start from."""
+        """Join the group, after ``close`` anew; ``assignment`` is asked for the offsets to start from."""
         ...
 
     async def poll(self, *, records_max: int, wait_s: float) -> dict[Partition, Sequence[LogRecord]]:

@@ -80,6 +80,8 @@ def _host_in(host: str, networks: Sequence[str]) -> bool:
         return True
     try:
         address = ipaddress.ip_address(host)
+        # A listener on both families shows an IPv4 peer as an IPv6 address.
+        address = getattr(address, "ipv4_mapped", None) or address
         return any(address in ipaddress.ip_network(network, strict=False) for network in networks)
     except ValueError:
         return False

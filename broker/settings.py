@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -27,7 +27,9 @@ class Settings(BaseSettings):
     environment: Environment = Field(default=Environment.PRODUCTION, description="production, or development")
     data_dir: Path = Field(default=Path("var"), description="Where the embedded engines and snapshots keep their files")
     database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data directory")
-    database_connections_max: int = Field(default=10, ge=1, le=200, description="Connections one process may hold")
+    database_connections_max: int = Field(
+        default=10, ge=2, le=200, description="Connections one process may hold; the dispatcher listens on one of them"
+    )
 
     kafka_bootstrap_servers: str = Field(default="", description="host:port,...; empty: the embedded log")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
@@ -92,7 +94,7 @@ class Settings(BaseSettings):
         default=50, ge=1, le=1000, description="Deliveries of one lane sent under one lease"
     )
     delivery_lanes_max: int = Field(default=32, ge=1, le=1000, description="Lanes one dispatcher works on at one time")
-    delivery_timeout_s: float = Field(default=10.0, gt=0, description="One attempt")
+    delivery_timeout_s: float = Field(default=10.0, gt=0, description="One attempt; at most a third of the lease")
     delivery_give_up_hours: float = Field(default=24.0 * 42, gt=0, description="Transient failures are retried so long")
     dispatch_poll_s: float = Field(default=0.5, gt=0, le=60, description="Fallback when no notification comes")
     webhook_allowed_hosts: str = Field(default="", description="Comma-separated; empty: any public host")
@@ -103,6 +105,14 @@ class Settings(BaseSettings):
     )
     look_back_hours: float = Field(default=72.0, gt=0, description="Visits a changed list entry is matched against")
     list_stale_hours: float = Field(default=72.0, gt=0, description="An older list is named stale in replies")
+
+    @field_validator("delivery_timeout_s")
+    @classmethod
+    def _fits_in_lease(cls, timeout_s: float, others: ValidationInfo) -> float:
+        """An attempt is begun only when the lease outlasts it twice over: with a shorter one nothing is ever sent."""
+        if timeout_s * 3 > others.data.get("delivery_lease_s", 0):
+            raise ValueError("must be at most a third of CPIS_DELIVERY_LEASE_S")
+        return timeout_s
 
     @property
     def is_development(self) -> bool:

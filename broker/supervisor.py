@@ -49,9 +49,8 @@ class Supervisor:
         wait_s = _FIRST_RESTART_WAIT_S
         while not self._stopping.is_set():
             began = time.monotonic()
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "broker", "serve", "--only", part, "--supervised", env=self._environment
-            )
+            command = (sys.executable, "-m", "broker", "serve", "--only", part, "--supervised-by", str(os.getpid()))
+            child = await asyncio.create_subprocess_exec(*command, env=self._environment)
             self._children[part] = child
             code = await self._await_end(child)
             if self._stopping.is_set():

@@ -19,7 +19,10 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.:/+-]{0,80}", re.ASCII)
-_NUMBER_OF_A_PERSON: Final = re.compile(r"(?<![0-9A-Za-z])[0-9]{10}(?![0-9A-Za-z])", re.ASCII)
+_NUMBER_OF_A_PERSON: Final = re.compile(
+    r"(?<![0-9A-Za-z])([0-9]{10,}|[0-9]{3}[-_.:/+][0-9]{3}[-_.:/+][0-9]{4})(?![0-9A-Za-z])", re.ASCII
+)
+"""An NHS number however it is written, or a telephone number."""
 
 
 class LogEvent(StrEnum):
@@ -60,10 +63,13 @@ _log = structlog.get_logger()
 
 def log(event: LogEvent, **fields: str | int | float | None) -> None:
     """Write one event as a line of JSON. Fields are counts and closed words, never anything personal."""
-    for name, field in fields.items():
-        if isinstance(field, str) and (not _WORD.fullmatch(field) or _NUMBER_OF_A_PERSON.search(field)):
-            fields[name] = "(withheld)"
-    _log.info(event.value, **fields)
+    _log.info(event.value, **{name: field if _may_be_logged(field) else "(withheld)" for name, field in fields.items()})
+
+
+def _may_be_logged(field: object) -> bool:
+    if isinstance(field, str):
+        return _WORD.fullmatch(field) is not None and _NUMBER_OF_A_PERSON.search(field) is None
+    return field is None or isinstance(field, int | float)
 
 
 class _LibraryHandler(logging.Handler):
@@ -86,6 +92,7 @@ def configure(part: str) -> None:
     )
     structlog.contextvars.clear_contextvars()
     logging.basicConfig(handlers=[_LibraryHandler()], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
 
     def report_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
@@ -94,6 +101,9 @@ def configure(part: str) -> None:
 
     sys.excepthook = report_crash
     threading.excepthook = lambda arguments: report_crash(
+        arguments.exc_type, arguments.exc_value or arguments.exc_type(), arguments.exc_traceback
+    )
+    sys.unraisablehook = lambda arguments: report_crash(
         arguments.exc_type, arguments.exc_value or arguments.exc_type(), arguments.exc_traceback
     )
 

@@ -11,7 +11,7 @@ NhsNumber = NewType("NhsNumber", str)
 OwnerId = NewType("OwnerId", str)
 """Who a row belongs to: ``authority:706``, ``organisation:RXX``, ``broker:operations``."""
 
-_SPACES_AND_HYPHENS: Final = str.maketrans("", "", "  -‐‑‒–")
+_SPACES_AND_HYPHENS: Final = str.maketrans("", "", " \u00a0\u2009\u202f-\u2010\u2011\u2012\u2013")
 _WEIGHTED_ZEROS: Final = ord("0") * sum(range(1, 11))
 _ODS_CODE: Final = re.compile(r"[A-Z0-9]{3,10}", re.ASCII)
 
@@ -32,7 +32,9 @@ def parse_nhs_number(text: str) -> NhsNumber | None:
 
 def parse_ods_code(text: str) -> str | None:
     """Return an Organisation Data Service code in capitals, or None when it cannot be one."""
-    code = text.strip().upper()
+    code = text.strip()
+    # Checked before: some letters beyond ASCII have capitals within it.
+    code = code.upper() if code.isascii() else ""
     return code if _ODS_CODE.fullmatch(code) else None
 
 

@@ -58,7 +58,7 @@ def make_settings(data_dir: Path, **changes: object) -> Settings:
         "field_keys": f"test:{generate_key()}",
         "index_key": generate_key(),
     }
-    return Settings(_env_file=None, **(values | changes))  # type: ignore[arg-type]
+    return Settings(_env_file=None, **(values | changes))  # type: ignore[call-arg,arg-type]
 
 
 def make_attendance(**changes: object) -> Attendance:

@@ -113,6 +113,10 @@ class System:
         """Wait until the MLLP door takes connections."""
         await until(lambda: _listens(self.mllp_port), limit_s=START_S, what="the MLLP door")
 
+    async def until_pages(self) -> None:
+        """Wait until the pages can be reached."""
+        await until(lambda: _listens(self.http_port), limit_s=START_S, what="the pages")
+
     async def send_day(self, messages: int, *, timeout_s: float = 60.0) -> None:
         """Let the department send so many messages and wait until each is answered."""
         for _ in range(messages):

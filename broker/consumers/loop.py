@@ -96,16 +96,16 @@ class ConsumeLoop:
         self._stopping = asyncio.Event()
         self._busy = asyncio.Lock()
         self._next_contact_at = 0.0
-        self.alive_at = time.monotonic()
-        """When log and loop last proved that they work (monotonic seconds); the watchdog reads it."""
+        self._is_member = False
+        self.alive_at = self.worked_at = time.monotonic()
+        """When the loop last showed life, and when it last did its work or had none (monotonic seconds)."""
 
     def stop(self) -> None:
         """Finish the batch in hand and end ``run``."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Consume until stopped. Ends by an error only when the group cannot be joined or on a bug."""
-        await self._reader.start(self)
+        """Consume until stopped. Ends by an error only on a bug; a log that is away is tried again."""
         try:
             while not self._stopping.is_set():
                 await self._turn_or_wait()
@@ -143,10 +143,13 @@ class ConsumeLoop:
 
     async def _turn_or_wait(self) -> None:
         try:
+            if not self._is_member:
+                await self._reader.start(self)
+                self._is_member = True
             await self._turn()
         except (LogGap, Fenced) as error:
             log(LogEvent.REJOINED, group=self._options.group, error=type(error).__name__)
-            await self._rejoin()
+            await self._leave()
         except LogError as error:
             log(LogEvent.LOG_UNAVAILABLE, group=self._options.group, error=type(error).__name__)
             await self._pause(1)
@@ -162,12 +165,16 @@ class ConsumeLoop:
             await self._prove_alive()
 
     async def _prove_alive(self) -> None:
-        """An empty poll proves nothing: a consumer can stop silently. Ask the log itself where it ends."""
+        """An empty poll proves nothing: a consumer can stop silently. Ask the log itself where it ends.
+
+        While the log holds more than was handled, only handling it is a sign of life.
+        """
         ends = await self._reader.contact()
         lag = sum(max(0, end - self._held[part].next_offset) for part, end in ends.items() if part in self._held)
         LAG.labels(group=self._options.group).set(lag)
-        self.alive_at = time.monotonic()
-        self._next_contact_at = self.alive_at + self._options.contact_interval_s
+        self._next_contact_at = time.monotonic() + self._options.contact_interval_s
+        if not lag:
+            self.alive_at = self.worked_at = time.monotonic()
 
     async def _handle_waiting(self, partition: Partition, waiting: Sequence[LogRecord]) -> None:
         held = self._held.get(partition)
@@ -237,7 +244,7 @@ class ConsumeLoop:
                 self._report_retry(error, turn)
                 await self._pause(turn)
             else:
-                self.alive_at = time.monotonic()
+                self.alive_at = self.worked_at = time.monotonic()
                 return result
         return None
 
@@ -299,16 +306,16 @@ class ConsumeLoop:
         )
 
     def _report_retry(self, error: Exception, turn: int) -> None:
-        # The loop lives and says so: an outage of the database is not a silent stop.
+        # The loop lives and says so: an outage of the database is not a silent stop, but no work either.
         self.alive_at = time.monotonic()
         log(LogEvent.BATCH_RETRIED, group=self._options.group, error=type(error).__name__, turn=turn)
 
-    async def _rejoin(self) -> None:
+    async def _leave(self) -> None:
         """Take the partitions anew: the stored offsets say where to go on, and a gap in the log is found and said."""
+        self._is_member = False
         await self._release_all()
         await self._reader.close()
         await self._pause(1)
-        await self._reader.start(self)
 
     async def _release_all(self) -> None:
         for partition in list(self._held):

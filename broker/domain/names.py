@@ -47,7 +47,8 @@ def _pair_alike(family: str, given: str, listed_family: str, listed_given: str) 
 def _first_alike(given: str, listed: str) -> bool:
     if not given or not listed:
         return True
-    return _alike(given.split(maxsplit=1)[0], listed.split(maxsplit=1)[0])
+    # Anne-Marie, Anne Marie and Annemarie are one name: compared as a whole as well.
+    return _alike(given, listed) or _alike(given.split(maxsplit=1)[0], listed.split(maxsplit=1)[0])
 
 
 def _alike(one: str, other: str) -> bool:

@@ -85,8 +85,9 @@ def _searched(lists: ListsSearched, now: datetime) -> str:
         sentence = "No authority's list could be searched."
     else:
         hours = max(0, int((now - lists.oldest_confirmed_at).total_seconds() // 3600))
+        age = "1 hour" if hours == 1 else f"{hours} hours"
         plural = "authority's list was" if lists.authorities_searched == 1 else "authorities' lists were"
-        sentence = f"{lists.authorities_searched} {plural} searched, the oldest {hours} hours old."
+        sentence = f"{lists.authorities_searched} {plural} searched, the oldest {age} old."
     if lists.own_authorities_missing:
         sentence += f" No list from this site's own authority {_join(lists.own_authorities_missing)}."
     if lists.own_authorities_stale:

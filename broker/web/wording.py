@@ -15,7 +15,7 @@ from schemas.attendance import Event
 from schemas.child_list import PlanType
 from schemas.directory import Role
 
-_TELEPHONE: Final = re.compile(r"\+?[0-9][0-9 ()-]{4,30}", re.ASCII)
+_TELEPHONE: Final = re.compile(r"[+(]?[0-9][0-9 ()-]{4,30}", re.ASCII)
 
 ARRIVAL_MODES: Final[Mapping[str, str]] = {
     "A": "By ambulance",

@@ -42,12 +42,12 @@ def test_programs_may_only_read_and_only_what_operators_may() -> None:
 def test_a_route_without_a_rule_is_refused() -> None:
     app = FastAPI(openapi_url=None, dependencies=[Depends(admit)])
     app.add_api_route("/forgotten", nothing, methods=["GET"])
-    with pytest.raises(RuntimeError, match="routes without an access rule.*/forgotten"):
+    with pytest.raises(RuntimeError, match=r"routes without an access rule.*/forgotten"):
         check_access(app.routes, {})
 
 
 def test_a_rule_without_a_route_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="access rules without a route.*/gone"):
+    with pytest.raises(RuntimeError, match=r"access rules without a route.*/gone"):
         check_access([], {("GET", "/gone"): SIGNED_IN})
 
 

@@ -98,7 +98,8 @@ def test_facts_and_numbers_are_written_to_be_read_out() -> None:
 
 
 def test_a_telephone_number_can_be_dialled_and_anything_else_is_text() -> None:
-    assert show_telephone("(01632) 960301") == "(01632) 960301", "begins with no digit, so it stays text"
+    assert 'href="tel:01632960301"' in show_telephone("(01632) 960301")
+    assert show_telephone("01632 960301, ask for the nurse in charge") == "01632 960301, ask for the nurse in charge"
     assert show_telephone("01632 960301") == '<a class="telephone" href="tel:01632960301">01632 960301</a>'
     assert show_telephone('" onclick="x') == "&#34; onclick=&#34;x"
 

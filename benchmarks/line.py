@@ -1,0 +1,161 @@
+"""The consumer over a prepared log: messages decided a second, beside the floor and the naive build.
+
+Each round has a topic of its own with the next messages of one department's day. All three subjects read that topic
+and write to the same database, one after the other; which goes first changes from round to round. The clock runs from
+the first records in hand to the last commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from benchmarks.figures import Figure, Subject
+from benchmarks.installation import Installation, Scale, fill_log
+from benchmarks.naive import NaiveStore
+from benchmarks.plain import PlainLink, answer_everything, plain_log, plain_table
+from broker import bootstrap
+from broker.clock import SystemClock
+from broker.consumers import attendance
+from broker.consumers.attendance import RECORD_SEAL, AttendanceConsumer
+from broker.consumers.loop import Batch, ConsumeLoop, Handler, LoopOptions
+from broker.settings import Settings
+
+WHAT = "decided by the consumer"
+PATIENCE_S = 300.0
+
+
+@dataclass(kw_only=True)
+class Lap:
+    """How long a subject took for how many messages."""
+
+    messages: int = 0
+    commits: int = 0
+    began_at: float = 0.0
+    ended_at: float = 0.0
+
+    def begin(self) -> None:
+        """Records are in hand; only the first call counts."""
+        self.began_at = self.began_at or time.perf_counter()
+
+    def note(self, messages: int) -> None:
+        """A commit came back."""
+        self.messages += messages
+        self.commits += 1
+        self.ended_at = time.perf_counter()
+
+    @property
+    def per_second(self) -> float:
+        """Messages a second."""
+        return self.messages / (self.ended_at - self.began_at)
+
+
+async def measure_line(installation: Installation, scale: Scale, say: Callable[[str], None]) -> list[Figure]:
+    """Messages a second of each subject, round by round. The first round warms up and does not count."""
+    department = installation.town.department(installation.town.attending, seed=7)
+    rates: dict[Subject, list[float]] = {subject: [] for subject in Subject}
+    for number in range(scale.rounds + 1):
+        settings = installation.with_prefix(f"line{number}.")
+        await fill_log(settings, [department.next_message() for _ in range(scale.messages)])
+        runs: dict[Subject, Callable[[], Awaitable[Lap]]] = {
+            Subject.PRODUCT: lambda settings=settings: decide_with_product(settings, scale.messages),
+            Subject.FLOOR: lambda settings=settings: consume_plainly(settings, scale.messages),
+            Subject.NAIVE: lambda settings=settings: consume_naively(settings, scale.naive_messages),
+        }
+        order = list(Subject)
+        for subject in order[number % 3 :] + order[: number % 3]:
+            gc.collect()
+            async with asyncio.timeout(PATIENCE_S):
+                lap = await runs[subject]()
+            if number:
+                rates[subject].append(lap.per_second)
+                size = lap.messages / lap.commits
+                say(f"  round {number}  {subject:<8} {lap.per_second:>9,.0f} messages/s  ({size:.0f} in a commit)")
+    return [
+        Figure(
+            what=WHAT,
+            engines=installation.engines.name,
+            subject=subject,
+            unit="messages/s",
+            rounds=tuple(rates[subject]),
+        )
+        for subject in Subject
+    ]
+
+
+class _Timed:
+    """The product's own handler with a clock beside it."""
+
+    def __init__(self, handler: Handler, lap: Lap, messages: int) -> None:
+        self._handler = handler
+        self._lap = lap
+        self._messages = messages
+        self.loop: ConsumeLoop | None = None
+
+    async def handle(self, batch: Batch) -> int:
+        self._lap.begin()
+        handled = await self._handler.handle(batch)
+        self._lap.note(handled)
+        if self._lap.messages >= self._messages and self.loop is not None:
+            self.loop.stop()
+        return handled
+
+    async def quarantine(self, batch: Batch, reason: str) -> int:
+        raise AssertionError(f"no message of this day is refused, but one was: {reason}")
+
+
+async def decide_with_product(settings: Settings, messages: int) -> Lap:
+    """The consume loop and the attendance consumer, put together as ``serve --only attendances`` does."""
+    lap = Lap()
+    database, group = bootstrap.open_database(settings), settings.name_on_log(attendance.GROUP)
+    keyring, rules = bootstrap.load_keyring(settings), bootstrap.rules_of(settings)
+    timed = _Timed(AttendanceConsumer(database, keyring, SystemClock(), rules), lap, messages)
+    reader = bootstrap.open_reader(settings, topic=settings.name_on_log(attendance.TOPIC), group=group)
+    options = LoopOptions(group=group, records_max=settings.batch_records_max, poll_wait_s=settings.poll_wait_s)
+    timed.loop = ConsumeLoop(reader, timed, database, SystemClock(), options)
+    try:
+        await timed.loop.run()
+    finally:
+        await database.close()
+    return lap
+
+
+async def consume_plainly(settings: Settings, messages: int) -> Lap:
+    """The same bytes from the same log, one row for each, committed in batches of the same size. Nothing is decided."""
+    lap = Lap()
+    source, table = plain_log(settings), plain_table(settings)
+    await source.open()
+    await table.open()
+    while lap.messages < messages:
+        if rows := await source.poll(settings.batch_records_max):
+            lap.begin()
+            await table.save(rows)
+            lap.note(len(rows))
+    await table.close()
+    await source.close()
+    return lap
+
+
+async def consume_naively(settings: Settings, messages: int) -> Lap:
+    """The same bytes, one at a time: opened, read with hl7apy, committed with the ORM, a reply sent and awaited."""
+    lap = Lap()
+    keyring, source, store = bootstrap.load_keyring(settings), plain_log(settings), NaiveStore(settings)
+    listener = await asyncio.start_server(answer_everything, "127.0.0.1", 0)
+    link = PlainLink(listener.sockets[0].getsockname()[1])
+    await source.open()
+    await store.open()
+    while lap.messages < messages:
+        for _, _, value in await source.poll(1):
+            lap.begin()
+            message = keyring.open(value, about=RECORD_SEAL)
+            await store.keep(message)
+            await link.send(message)
+            lap.note(1)
+    await link.close()
+    await store.close()
+    await source.close()
+    listener.close()
+    return lap

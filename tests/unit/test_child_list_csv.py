@@ -1,0 +1,329 @@
+"""Lists and directories as officers really send them: every bad row is told where and how to mend it, without its
+value, and costs itself alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.child_list_csv import (
+    AuthorityLine,
+    ClinicianLine,
+    MalformedFile,
+    RowProblem,
+    SiteLine,
+    WorkerLine,
+    read_authorities,
+    read_children,
+    read_clinicians,
+    read_sites,
+    read_workers,
+)
+from schemas.attendance import PersonName
+from schemas.child_list import ChildListEntry, PlanType
+from schemas.directory import Role
+
+CHILD = {
+    "local_id": "L1",
+    "nhs_number": "999 000 0018",
+    "family_name": "Tester",
+    "given_name": "Casey",
+    "birth_date": "2015-03-02",
+    "postcode": "ZZ99 1AA",
+    "plan_type": "child_protection_plan",
+    "start_date": "2026-01-10",
+    "end_date": "",
+    "worker": "W1",
+    "team": "North",
+}
+AUTHORITY = {
+    "code": "706",
+    "name": "Northfold Borough Council",
+    "office_telephone": "01632 960101",
+    "emergency_telephone": "01632 960102",
+    "webhook_url": "https://alerts.example.org/706",
+}
+WORKER = {"code": "W1", "authority": "706", "name": "Ash Worker", "team": "", "login": "", "role": "", "password": ""}
+SITE = {
+    "code": "RZ1",
+    "name": "Fenwick General Hospital",
+    "telephone": "01632 960301",
+    "authorities": "706 707",
+    "reply_host": "127.0.0.1",
+    "reply_port": "2576",
+    "replies_for_adults": "no",
+    "peers": "10.1.0.0/16 2001:db8::/32",
+    "credential": "",
+    "topic_secret": "",
+}
+CLINICIAN = {"login": "bo@rz1.example.org", "name": "Bo Nurse", "organisation": "RZ1", "password": ""}
+
+
+def quote(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
+
+
+def csv_file(*rows: dict[str, str], end: str = "\r\n") -> bytes:
+    lines = [",".join(rows[0]), *(",".join(quote(text) for text in row.values()) for row in rows)]
+    return (end.join(lines) + end).encode()
+
+
+def children(*rows: dict[str, str]) -> list[ChildListEntry | RowProblem]:
+    return read_all(csv_file(*rows))
+
+
+def read_all(file: bytes) -> list[ChildListEntry | RowProblem]:
+    """What stands in each row, once the row's number and its problem's are seen to agree."""
+    found = list(read_children(file))
+    assert all(row.row == number for number, row in found if isinstance(row, RowProblem))
+    return [row for _, row in found]
+
+
+def problem_of(row: dict[str, str]) -> RowProblem:
+    """The problem of one bad row between two good ones."""
+    first, problem, last = children(CHILD, row, CHILD)
+    assert isinstance(first, ChildListEntry)
+    assert isinstance(last, ChildListEntry)
+    assert isinstance(problem, RowProblem)
+    assert problem.row == 3
+    return problem
+
+
+def test_a_good_row_is_read_in_full() -> None:
+    assert children(CHILD | {"end_date": "2026-12-31"}) == [
+        ChildListEntry(
+            local_id="L1",
+            nhs_number="9990000018",  # type: ignore[arg-type]
+            name=PersonName(family="Tester", given="Casey"),
+            birth_date=date(2015, 3, 2),
+            plan_type=PlanType.CHILD_PROTECTION,
+            start_on=date(2026, 1, 10),
+            end_on=date(2026, 12, 31),
+            postcode="ZZ99 1AA",
+            allocated_worker="W1",
+            team="North",
+        )
+    ]
+
+
+def test_only_the_required_columns_are_needed_and_unknown_ones_are_passed_over() -> None:
+    needed = ("local_id", "nhs_number", "family_name", "birth_date", "plan_type", "start_date")
+    [entry] = children({name: CHILD[name] for name in needed} | {"our_own_column": "x"})
+    assert isinstance(entry, ChildListEntry)
+    assert (entry.name.given, entry.end_on, entry.allocated_worker) == ("", None, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "advice"),
+    [
+        ("local_id", "", "is missing"),
+        ("local_id", "   ", "is missing"),
+        ("nhs_number", "", "is missing"),
+        ("nhs_number", "9990000019", "must be a valid NHS number of ten digits; please check it"),
+        ("nhs_number", "9.990000018E9", "must be a valid NHS number of ten digits; please check it"),
+        ("nhs_number", "3333333333", "must be a valid NHS number of ten digits; please check it"),
+        ("family_name", "", "is missing"),
+        ("family_name", "SECRET\x00NAME", "must be plain text of at most 500 characters"),
+        ("family_name", "S" * 501, "must be plain text of at most 500 characters"),
+        ("given_name", "S" * 100_000, "must be plain text of at most 500 characters"),
+        ("birth_date", "", "is missing"),
+        ("birth_date", "02/03/2015", "must be a date like 2026-01-31"),
+        ("birth_date", "2015-02-29", "must be a date like 2026-01-31"),
+        ("birth_date", "42065", "must be a date like 2026-01-31"),
+        ("birth_date", "٢٠١٥-٠٣-٠٢", "must be a date like 2026-01-31"),
+        ("birth_date", "2015-03-02T00:00", "must be a date like 2026-01-31"),
+        ("start_date", "soon", "must be a date like 2026-01-31"),
+        ("end_date", "never", "must be a date like 2026-01-31"),
+        ("end_date", "2026-01-09", "must not be before the start date"),
+        (
+            "plan_type",
+            "CPP",
+            "must be one of child_protection_plan, looked_after_child, unborn_child_protection_plan",
+        ),
+        ("postcode", "P" * 501, "must be plain text of at most 500 characters"),
+        ("worker", "W\x001", "must be plain text of at most 500 characters"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else None,
+)
+def test_each_kind_of_bad_row_says_where_and_how_without_the_value(field: str, value: str, advice: str) -> None:
+    problem = problem_of(CHILD | {field: value})
+    assert (problem.field, problem.advice) == (field, advice)
+    assert len(value.strip()) < 4 or value not in problem.advice
+
+
+def test_a_row_with_more_fields_than_the_header_is_refused() -> None:
+    file = csv_file(CHILD, CHILD, CHILD).splitlines()
+    file[2] += b",surplus"
+    found = read_all(b"\r\n".join(file))
+    assert found[1] == RowProblem(row=3, field="row", advice="has more fields than the header")
+    assert isinstance(found[2], ChildListEntry)
+
+
+def test_a_row_with_fewer_fields_misses_them() -> None:
+    found = read_all(csv_file(CHILD) + b"L2,9990000026,Tester\r\n" + csv_file(CHILD).splitlines()[1])
+    assert isinstance(found[1], RowProblem)
+    assert (found[1].row, found[1].advice) == (3, "is missing")
+    assert isinstance(found[2], ChildListEntry)
+
+
+def test_rows_are_counted_as_a_spreadsheet_counts_them() -> None:
+    """Blank lines count; a line break within quotes does not."""
+    good, bad = csv_file(CHILD).splitlines()[1], csv_file(CHILD | {"birth_date": "x"}).splitlines()[1]
+    header = csv_file(CHILD).splitlines()[0]
+    broken = csv_file(CHILD | {"team": "North\nby the river"}).removeprefix(header).strip()
+    found = list(read_children(b"\r\n".join([b"", header, good, b"", b"", broken, bad, b"", good, bad, b""])))
+    assert [(number, isinstance(row, RowProblem)) for number, row in found] == [
+        (3, False),
+        (6, False),
+        (7, True),
+        (9, False),
+        (10, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=HYPERLINK(1)", "+441632960101", "-2", "@SUM(A1)", "=cmd|'/c calc'!A0", "\t=1", "%0A=1", "<script>", "'; --"],
+)
+def test_formula_text_is_only_text(text: str) -> None:
+    [entry] = children(CHILD | {"family_name": text})
+    assert isinstance(entry, ChildListEntry)
+    assert entry.name.family == text.strip()
+    assert problem_of(CHILD | {"nhs_number": text}).field == "nhs_number"
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_byte_order_marks_and_every_line_end_are_read(end: str, mark: bytes) -> None:
+    found = read_all(mark + csv_file(CHILD, CHILD | {"local_id": "L2"}, end=end))
+    assert [entry.local_id for entry in found if isinstance(entry, ChildListEntry)] == ["L1", "L2"]
+
+
+def test_quotes_commas_and_accents_are_read() -> None:
+    [entry] = children(CHILD | {"family_name": 'Tester, "Tess"', "given_name": "Zoë"})
+    assert isinstance(entry, ChildListEntry)
+    assert entry.name == PersonName(family='Tester, "Tess"', given="Zoë")
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        (b"", "no column"),
+        (b"\r\n\r\n", "no column"),
+        (b"local_id,nhs_number\r\nL1,1\r\n", "family_name, birth_date, plan_type, start_date"),
+        (b"\xff\xfe" + csv_file(CHILD).decode().encode("utf-16-le"), "not CSV in UTF-8"),
+        (csv_file(CHILD).replace(b"Casey", b"Zo\xeb"), "not CSV in UTF-8"),
+        (b"PK\x03\x04\xff\xff", "not CSV in UTF-8"),
+        (csv_file(CHILD, CHILD).replace(b"Tester", b'"Tester'), "row 2 is not CSV"),
+        (csv_file(CHILD, CHILD) + b'L3,"Tes"ter"', "row 4 is not CSV"),
+        (csv_file(CHILD) + b"L3," + b"S" * 200_000, "row 3 is not CSV"),
+        (b'"local_id', "row 1 is not CSV"),
+        (csv_file(CHILD).replace(b"team", b"worker"), "two columns of the file have the same name"),
+    ],
+    ids=["empty", "blank", "columns", "utf-16", "latin-1", "zip", "open quote", "quote", "200 KB", "header", "twice"],
+)
+def test_a_malformed_file_says_why_without_its_contents(file: bytes, told: str) -> None:
+    with pytest.raises(MalformedFile) as refused:
+        list(read_children(file))
+    assert told in str(refused.value)
+    assert "Tester" not in str(refused.value) and "SSS" not in str(refused.value)
+
+
+@given(st.binary(max_size=300), st.sampled_from([b"", csv_file(CHILD)]))
+def test_whatever_the_bytes_it_is_rows_or_a_malformed_file(junk: bytes, before: bytes) -> None:
+    try:
+        found = read_all(before + junk)
+    except MalformedFile:
+        return
+    assert all(isinstance(row, ChildListEntry | RowProblem) for row in found)
+
+
+# Directories
+
+
+def only(rows: Iterator[tuple[int, object]]) -> object:
+    [(number, row)] = rows
+    assert number == 2
+    return row
+
+
+def test_an_authority_is_read() -> None:
+    line = only(read_authorities(csv_file(AUTHORITY | {"topic_secret": "c2VjcmV0"})))
+    assert isinstance(line, AuthorityLine)
+    assert line.authority.emergency_telephone == "01632 960102"
+    assert (line.webhook_secret, line.topic_secret) == (None, "c2VjcmV0")
+
+
+def test_a_site_is_read() -> None:
+    line = only(read_sites(csv_file(SITE | {"replies_for_adults": "YES"})))
+    assert isinstance(line, SiteLine)
+    assert line.site.authorities == ("706", "707")
+    assert line.site.peers == ("10.1.0.0/16", "2001:db8::/32")
+    assert (line.site.reply_port, line.site.replies_for_adults) == (2576, True)
+
+
+def test_a_worker_is_a_social_worker_unless_said_otherwise() -> None:
+    lines = [only(read_workers(csv_file(WORKER | {"role": role}))) for role in ("", "social_worker", "duty_worker")]
+    roles = [line.role for line in lines if isinstance(line, WorkerLine)]
+    assert roles == [Role.SOCIAL_WORKER, Role.SOCIAL_WORKER, Role.DUTY_WORKER]
+
+
+def test_a_clinician_is_read() -> None:
+    line = only(read_clinicians(csv_file(CLINICIAN)))
+    assert isinstance(line, ClinicianLine)
+    assert (line.organisation, line.password) == ("RZ1", None)
+
+
+@pytest.mark.parametrize(
+    ("read", "good", "field", "value"),
+    [
+        (read_authorities, AUTHORITY, "code", "70"),
+        (read_authorities, AUTHORITY, "name", ""),
+        (read_authorities, AUTHORITY, "office_telephone", ""),
+        (read_authorities, AUTHORITY, "emergency_telephone", ""),
+        (read_authorities, AUTHORITY, "webhook_url", "cases.example.org/alerts"),
+        (read_authorities, AUTHORITY, "webhook_url", "ftp://alerts.example.org"),
+        (read_authorities, AUTHORITY, "webhook_url", "https:///alerts"),
+        (read_authorities, AUTHORITY, "webhook_url", "https://alerts.example.org:99999/"),
+        (read_authorities, AUTHORITY, "webhook_url", "https://[::1/"),
+        (read_workers, WORKER, "authority", "7 06"),
+        (read_workers, WORKER, "role", "operator"),
+        (read_workers, WORKER, "role", "clinician"),
+        (read_sites, SITE, "code", "RZ1^"),
+        (read_sites, SITE, "reply_port", "0"),
+        (read_sites, SITE, "reply_port", "65536"),
+        (read_sites, SITE, "reply_port", "２５７６"),
+        (read_sites, SITE, "reply_port", "9" * 400),
+        (read_sites, SITE, "reply_port", ""),
+        (read_sites, SITE, "reply_host", ""),
+        (read_sites, SITE, "replies_for_adults", "maybe"),
+        (read_sites, SITE, "peers", "10.1.0.0/33"),
+        (read_sites, SITE, "peers", "10.1.0.0/16 fenwick.example.org"),
+        (read_clinicians, CLINICIAN, "organisation", "?"),
+        (read_clinicians, CLINICIAN, "login", ""),
+    ],
+)
+def test_each_kind_of_bad_directory_row_names_its_field_and_not_its_value(
+    read: Callable[[bytes], Iterator[tuple[int, object]]], good: dict[str, str], field: str, value: str
+) -> None:
+    (_, first), (_, problem) = read(csv_file(good, good | {field: value}))
+    assert not isinstance(first, RowProblem)
+    assert isinstance(problem, RowProblem)
+    assert (problem.row, problem.field) == (3, field)
+    assert not value or value not in problem.advice
+
+
+def test_empty_columns_at_the_end_are_passed_over() -> None:
+    """Spreadsheets write them."""
+    lines = csv_file(CHILD, CHILD).splitlines()
+    assert all(isinstance(row, ChildListEntry) for row in read_all(b"\r\n".join(line + b",,," for line in lines)))
+
+
+def test_a_site_may_be_answered_elsewhere_and_send_from_anywhere() -> None:
+    line = only(read_sites(csv_file(SITE | {"reply_host": "", "reply_port": "", "peers": ""})))
+    assert isinstance(line, SiteLine)
+    assert (line.site.reply_host, line.site.reply_port, line.site.peers) == (None, None, ())
