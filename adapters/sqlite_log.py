@@ -254,19 +254,24 @@ class SqliteLogReader:
         self._topic = topic
         self._member = member
         groups = options.path.with_name(f"{options.path.name}.groups")
-        self._directory = groups / _file_name(group) / _file_name(topic)
+        self._directory = groups / _file_name(group, topic)
         self._open()
         self._assignment: Assignment | None = None
         self._positions: dict[int, int] = {}
         self._log_ids: dict[int, str | None] = {}
         self._balance_at = float("-inf")
         self._turn = 0
+        self._closed = False
 
     async def start(self, assignment: Assignment) -> None:
-        """Join the group, after ``close`` anew; partitions are taken by the polls that follow. Raises LogUnavailable."""
+        """Join the group, after ``close`` anew; partitions are taken by the polls that follow.
+
+        Raises LogUnavailable.
+        """
         self._assignment = assignment
         if self._closed:
             self._open()
+            self._closed = False
         await self._ask(self._membership.join)
 
     async def poll(self, *, records_max: int, wait_s: float) -> dict[Partition, Sequence[LogRecord]]:
@@ -321,7 +326,6 @@ class SqliteLogReader:
         self._file = _LogFile(self._options)
         self._membership = _Membership(self._directory, self._member)
         self._thread = _DatabaseThread("sqlite-log-reader")
-        self._closed = False
 
     async def _balance(self) -> None:
         """Give up the partitions that belong to others now, and take those that belong to this member.
@@ -363,7 +367,8 @@ class SqliteLogReader:
         self._turn += 1
         order = order[self._turn % len(order) :] + order[: self._turn % len(order)]
         positions = {number: (self._positions[number], self._log_ids[number]) for number in order}
-        found = await self._ask(lambda: self._file.read_waiting(self._topic, positions, records_max))
+        log_id, found = await self._ask(lambda: self._file.read_waiting(self._topic, positions, records_max))
+        self._log_ids.update(dict.fromkeys(order, log_id))
         for partition, records in found.items():
             self._positions[partition.number] = records[-1].offset + 1
         return found
@@ -435,8 +440,8 @@ class _LogFile:
 
     def read_waiting(
         self, topic: str, positions: Mapping[int, tuple[int, str | None]], records_max: int
-    ) -> dict[Partition, Sequence[LogRecord]]:
-        """Records from each position on, up to the limits, one partition after the other.
+    ) -> tuple[str, dict[Partition, Sequence[LogRecord]]]:
+        """The ``log_id``, and records from each position on, up to the limits, one partition after the other.
 
         A position is an offset and the ``log_id`` it was chosen for (None: any). Raises LogGap.
         """
@@ -459,7 +464,7 @@ class _LogFile:
                     found[partition] = records
                     records_max -= len(records)
                     bytes_left -= sum(len(record.value) for record in records)
-        return found
+        return log_id, found
 
     def create_topic(self, topic: str, partitions: int) -> None:
         if not 1 <= partitions <= self._options.partitions_max:
@@ -598,7 +603,7 @@ class _Membership:
 
     def __init__(self, directory: Path, member: str) -> None:
         self._directory = directory
-        self._member = _file_name(member)
+        self._member = member
         self._own: int | None = None
         self._taken: dict[int, int] = {}
         self.name = ""
@@ -607,7 +612,7 @@ class _Membership:
         """Lock a new file of one's own. Whoever looks for the dead may have deleted it before it was locked."""
         self._directory.mkdir(parents=True, exist_ok=True)
         while self._own is None:
-            self.name = f"member-{self._member}.{secrets.token_hex(8)}"
+            self.name = f"member-{_file_name(self._member, secrets.token_hex(8))}"
             own = os.open(self._directory / self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(own, fcntl.LOCK_EX)
             if os.fstat(own).st_nlink:
@@ -811,8 +816,9 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _file_name(text: str) -> str:
-    return quote(text, safe="")
+def _file_name(*names: str) -> str:
+    """One file name for several names, whatever is in them."""
+    return ",".join(quote(name, safe="") for name in names)
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

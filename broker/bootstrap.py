@@ -40,7 +40,7 @@ from broker.dispatcher import Dispatcher, DispatchOptions
 from broker.intake import Intake
 from broker.jobs.runner import JobOptions, JobRunner
 from broker.keyring import Keyring, KeyringError, generate_key, parse_keys
-from broker.liveness import Liveness, is_ready, read_statuses
+from broker.liveness import Liveness, Vitals, is_ready, measure_quiet_s, read_statuses
 from broker.ports import Channel, Log, LogReader
 from broker.senders import SNAPSHOT_NAME, Senders
 from broker.settings import Settings
@@ -68,13 +68,8 @@ class ConfigurationError(Exception):
     """A setting is missing or unsafe; the text says which and what to do."""
 
 
-class Part(Protocol):
+class Part(Vitals, Protocol):
     """One running part."""
-
-    @property
-    def alive_at(self) -> float:
-        """When it last showed life (monotonic seconds)."""
-        ...
 
     async def run(self) -> None:
         """Work until stopped."""
@@ -199,34 +194,25 @@ def rules_of(settings: Settings) -> Rules:
     )
 
 
-def run_part(name: PartName, settings: Settings, *, supervised_by: int | None) -> int:
+def run_part(name: PartName, settings: Settings, *, beat_fd: int | None) -> int:
     """Run one part in this process until SIGTERM, or until its supervisor is gone; returns the exit code."""
     telemetry.configure(name.value)
     log(LogEvent.PART_STARTED, part=name.value, pid=os.getpid())
-    return asyncio.run(_run(name, settings, supervised_by))
+    return asyncio.run(_run(name, settings, beat_fd))
 
 
-async def _run(name: PartName, settings: Settings, supervised_by: int | None) -> int:
+async def _run(name: PartName, settings: Settings, beat_fd: int | None) -> int:
     problems = check_safety(settings)
     if problems:
         raise ConfigurationError("; ".join(problems))
-    async with _PARTS[name](settings) as part:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, part.stop)
-        liveness = Liveness(
-            name.value,
-            settings.data_dir,
-            lambda: part.alive_at,
-            exit_s=settings.silent_exit_s,
-            supervised_by=supervised_by,
-        )
-        liveness.start()
-        log(LogEvent.PART_READY, part=name.value)
-        try:
+    with Liveness(name.value, settings.data_dir, exit_s=settings.silent_exit_s, beat_fd=beat_fd) as liveness:
+        async with _PARTS[name](settings) as part:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, part.stop)
+            liveness.follow(part)
+            log(LogEvent.PART_READY, part=name.value)
             await part.run()
-        finally:
-            liveness.stop()
     log(LogEvent.PART_STOPPED, part=name.value)
     return 0
 
@@ -239,7 +225,7 @@ class IntakePart:
         self._log = log_
         self._settings = settings
         self._stopping = asyncio.Event()
-        self.alive_at = time.monotonic()
+        self.alive_at = self.worked_at = time.monotonic()
 
     def stop(self) -> None:
         """Take nothing more, answer what was taken."""
@@ -252,7 +238,7 @@ class IntakePart:
             while not self._stopping.is_set():
                 try:
                     await self._log.extents(self._settings.name_on_log(attendance.TOPIC))
-                    self.alive_at = time.monotonic()
+                    self.alive_at = self.worked_at = time.monotonic()
                 except LogError as error:
                     log(LogEvent.LOG_UNAVAILABLE, group="intake", error=type(error).__name__)
                 with suppress(TimeoutError):
@@ -273,7 +259,7 @@ class WebPart:
 
     def __init__(self, server: uvicorn.Server) -> None:
         self._server = server
-        self.alive_at = time.monotonic()
+        self.alive_at = self.worked_at = time.monotonic()
 
     def stop(self) -> None:
         """Finish the requests in hand and end."""
@@ -290,7 +276,7 @@ class WebPart:
     async def _keep_beating(self) -> None:
         while True:
             # The pages are served from this very event loop: that it turns is that they live.
-            self.alive_at = time.monotonic()
+            self.alive_at = self.worked_at = time.monotonic()
             await asyncio.sleep(1)
 
 
@@ -305,6 +291,11 @@ class DispatchPart:
     def alive_at(self) -> float:
         """When the dispatcher last looked for work."""
         return self._dispatcher.alive_at
+
+    @property
+    def worked_at(self) -> float:
+        """When it last could look for work."""
+        return self._dispatcher.worked_at
 
     def stop(self) -> None:
         """Finish the attempts in hand and end."""
@@ -388,8 +379,9 @@ async def _dispatch(settings: Settings) -> AsyncIterator[Part]:
 @asynccontextmanager
 async def _jobs(settings: Settings) -> AsyncIterator[Part]:
     database = open_database(settings)
+    options = JobOptions(lease=timedelta(seconds=settings.job_lease_s))
     try:
-        yield JobRunner(database, load_keyring(settings), SystemClock(), rules_of(settings), JobOptions())
+        yield JobRunner(database, load_keyring(settings), SystemClock(), rules_of(settings), options)
     finally:
         await database.close()
 
@@ -461,7 +453,7 @@ async def read_status(settings: Settings, database: Database) -> Status:
         PartShown(
             name=status.part,
             state=status.state if is_ready(status, now=now, silent_s=settings.silent_not_ready_s) else "not ready",
-            silent_s=max(status.silent_s, now - status.written_at),
+            silent_s=measure_quiet_s(status, now=now),
             ready=is_ready(status, now=now, silent_s=settings.silent_not_ready_s),
         )
         for status in read_statuses(settings.data_dir)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
@@ -80,8 +81,9 @@ def main() -> None:
     except ConfigurationError as error:
         _fail(f"configuration: {error}", EXIT_CONFIGURATION)
     except ValidationError as error:
-        names = ", ".join(f"CPIS_{'_'.join(map(str, problem['loc'])).upper()}" for problem in error.errors())
-        _fail(f"configuration: these settings are not valid: {names}", EXIT_CONFIGURATION)
+        _fail(
+            f"configuration: {'; '.join(_describe_problem(problem) for problem in error.errors())}", EXIT_CONFIGURATION
+        )
     except Exception as error:
         at = innermost_line(error.__traceback__)
         _fail(f"unexpected: {type(error).__name__} at {at}; please report it", EXIT_NOT_WELL)
@@ -90,7 +92,7 @@ def main() -> None:
 @app.command()
 def serve(
     only: Annotated[str, typer.Option(help="Parts to run, comma-separated; empty: all.")] = "",
-    supervised_by: Annotated[int, typer.Option(hidden=True)] = 0,
+    beat_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the broker: every part as a process of its own, or only the named parts. SIGTERM drains and exits 0."""
     names = [part.strip() for part in only.split(",") if part.strip()] or [part.value for part in PartName]
@@ -99,12 +101,12 @@ def serve(
         _fail(f"no such part: {', '.join(unknown)}; parts are {', '.join(PartName)}", EXIT_CONFIGURATION)
     settings = Settings()
     if len(names) == 1:
-        raise typer.Exit(bootstrap.run_part(PartName(names[0]), settings, supervised_by=supervised_by or None))
+        raise typer.Exit(bootstrap.run_part(PartName(names[0]), settings, beat_fd=beat_fd))
     problems = bootstrap.check_safety(settings)
     if problems:
         raise ConfigurationError("; ".join(problems))
     bootstrap.load_keyring(settings)
-    supervisor = Supervisor(names, child_environment(), settings.data_dir / "metrics")
+    supervisor = Supervisor(names, child_environment(), settings.data_dir / "metrics", silent_s=settings.silent_exit_s)
     raise typer.Exit(asyncio.run(supervisor.run()))
 
 
@@ -289,24 +291,35 @@ def add_operator(login: str, name: Annotated[str, typer.Option(help="The person'
 
 @app.command()
 def health(
-    part: Annotated[str, typer.Option(help="Only this part; empty: every part seen here.")] = "",
+    part: Annotated[str, typer.Option(help="Only this part, without asking the database; empty: all.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """What the parts on this machine last said of themselves; exit 1 unless all are ready."""
+    """What the parts on this machine last said of themselves, and whether the database answers; exit 1 unless ready."""
     settings = Settings()
     now = time.time()
-    found = {
-        status.part: is_ready(status, now=now, silent_s=settings.silent_not_ready_s)
-        for status in read_statuses(settings.data_dir)
-        if status.part == part or (not part and status.state != "stopped")
-    }
+    found: dict[str, bool] = {}
+    for status in read_statuses(settings.data_dir):
+        if status.part == part or (not part and status.state != "stopped"):
+            is_well = is_ready(status, now=now, silent_s=settings.silent_not_ready_s)
+            found[status.part] = is_well and found.get(status.part, True)
+    are_ready = bool(found) and all(found.values())
+    if not part:
+        found["database"] = asyncio.run(_database_answers(settings))
     if as_json:
         _print_json(found)
     else:
         for name, ready in found.items():
             console.print(f"{name}: {'ready' if ready else 'not ready'}")
-    if not found or not all(found.values()):
+    if not are_ready or not all(found.values()):
         raise typer.Exit(EXIT_NOT_WELL)
+
+
+async def _database_answers(settings: Settings) -> bool:
+    database = bootstrap.open_database(settings)
+    try:
+        return await database.answers()
+    finally:
+        await database.close()
 
 
 def _run(job: Callable[[Settings, Database], Awaitable[Result]]) -> Result:
@@ -341,6 +354,12 @@ async def _migrate(_: Settings, database: Database) -> str:
 
 
 _MIGRATE = _migrate
+
+
+def _describe_problem(problem: ErrorDetails) -> str:
+    """Which setting and why, never the value: it may be a secret."""
+    variable = "_".join(("CPIS", *map(str, problem["loc"]))).upper()
+    return f"{variable} {problem['msg']}" if problem["loc"] else problem["msg"]
 
 
 def _operator() -> str:

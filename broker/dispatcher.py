@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import msgspec
@@ -64,8 +64,8 @@ class Dispatcher:
         self._options = options
         self._stopping = asyncio.Event()
         self._woken = asyncio.Event()
-        self.alive_at = time.monotonic()
-        """When the dispatcher last looked for work (monotonic seconds); the watchdog reads it."""
+        self.alive_at = self.worked_at = time.monotonic()
+        """When the dispatcher last looked for work, and when it last could (monotonic seconds)."""
 
     def stop(self) -> None:
         """Finish the attempts in hand and end ``run``."""
@@ -84,7 +84,7 @@ class Dispatcher:
             lanes = await self._lease(self._options.lanes_max - len(working))
             self.alive_at = time.monotonic()
             for lane in lanes:
-                task = asyncio.create_task(self._guard(self._work(lane)))
+                task = asyncio.create_task(self._guard(lane))
                 working.add(task)
                 task.add_done_callback(working.discard)
                 task.add_done_callback(lambda _: self._woken.set())
@@ -97,7 +97,7 @@ class Dispatcher:
             return []
         try:
             async with self._database.writing() as connection:
-                return await outbox.lease_lanes(
+                lanes = await outbox.lease_lanes(
                     connection,
                     by=self._options.name,
                     lanes_max=lanes_max,
@@ -107,15 +107,17 @@ class Dispatcher:
         except Exception as error:
             log(LogEvent.LANE_FAILED, lane="", code=type(error).__name__)
             return []
+        self.worked_at = time.monotonic()
+        return lanes
 
-    async def _guard(self, work: Awaitable[None]) -> None:
+    async def _guard(self, lane: LeasedLane) -> None:
         """Whatever goes wrong on one lane, its lease runs out and it is taken up again."""
         try:
-            await work
+            await self._work(lane)
         except LeaseLost:
-            log(LogEvent.LEASE_LOST, lane="")
+            log(LogEvent.LEASE_LOST, lane=lane.id)
         except Exception as error:
-            log(LogEvent.LANE_FAILED, lane="", code=type(error).__name__)
+            log(LogEvent.LANE_FAILED, lane=lane.id, code=type(error).__name__)
 
     async def _work(self, lane: LeasedLane) -> None:
         async with self._database.writing() as connection:
@@ -161,6 +163,9 @@ class Dispatcher:
                 return await channel.send(parcel)
         except TimeoutError:
             return Outcome(outcome=OutcomeClass.AMBIGUOUS, code="timeout")
+        except Exception as error:
+            # Channels do not raise. One that does all the same must count as an attempt, or it would be one for ever.
+            return Outcome(outcome=OutcomeClass.AMBIGUOUS, code=type(error).__name__)
 
     async def _settle(self, lane: LeasedLane, delivery: DueDelivery, outcome: Outcome) -> NextStep:
         now = self._clock.now()

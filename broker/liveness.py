@@ -3,11 +3,12 @@
 Every second it writes the part's status file, which ``_status`` and ``health`` read. A part that shows no life for
 ``exit_s`` ends its process: the supervisor or the container engine starts it anew, and its partitions go to somebody
 who works. A process that cannot even do that (stopped by a signal, or stuck in C code that holds Python's lock) leaves
-its status file as it is: then it is not ready, and the supervisor kills it.
+its status file as it is, which is not ready, and its supervisor without a beat: that kills it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import fcntl
 import os
@@ -61,12 +62,12 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Liveness:
     """Watches the part of this process, from before it starts until after it has let go of everything."""
 
-    def __init__(self, part: str, data_dir: Path, *, exit_s: float, supervisor: int) -> None:
-        """``supervisor`` is the process that would have to start this one anew; 0 when there is none."""
+    def __init__(self, part: str, data_dir: Path, *, exit_s: float, beat_fd: int | None) -> None:
+        """``beat_fd`` is the end of a pipe that the supervisor listens to; None when there is none."""
         self._part = part
         self._directory = data_dir / STATUS_DIRECTORY
         self._exit_s = exit_s
-        self._supervisor = supervisor
+        self._beat_fd = beat_fd
         self._began_at = time.monotonic()
         self._vitals: Vitals | None = None
         self._ended = threading.Event()
@@ -86,8 +87,8 @@ class Liveness:
         faulthandler.cancel_dump_traceback_later()
         self._write("stopped" if kind is None else "failed", silent_s=0.0, idle_s=0.0)
 
-    def part_started(self, vitals: Vitals) -> None:
-        """The part has all it needs: from now on its own signs of life count."""
+    def follow(self, vitals: Vitals) -> None:
+        """The part has all it needs to run: from now on its own signs of life count."""
         self._vitals = vitals
 
     def _claim_path(self) -> Path:
@@ -107,14 +108,22 @@ class Liveness:
             faulthandler.dump_traceback_later(self._exit_s + _STUCK_GRACE_S, exit=True)
             silent_s, idle_s = self._measure()
             self._write("running" if self._vitals else "starting", silent_s=silent_s, idle_s=idle_s)
-            if self._supervisor and os.getppid() != self._supervisor:
-                # The supervisor was killed: without it nobody would end this process, or start it anew.
-                os.kill(os.getpid(), signal.SIGTERM)
-                self._supervisor = 0
+            self._beat()
             if silent_s > self._exit_s:
                 log(LogEvent.PART_SILENT, part=self._part, seconds=round(silent_s))
                 os._exit(EXIT_SILENT)
             self._ended.wait(_INTERVAL_S)
+
+    def _beat(self) -> None:
+        if self._beat_fd is None:
+            return
+        try:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._beat_fd, b".")
+        except OSError:
+            # The supervisor was killed: without it nobody would end this process, or start it anew.
+            self._beat_fd = None
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _measure(self) -> tuple[float, float]:
         now = time.monotonic()
@@ -147,7 +156,11 @@ def read_statuses(data_dir: Path) -> list[PartStatus]:
     return found
 
 
+def measure_quiet_s(status: PartStatus, *, now: float) -> float:
+    """How long ago the process last lived and could work; ``now`` is seconds since the epoch."""
+    return max(status.silent_s, status.idle_s) + max(0.0, now - status.written_at)
+
+
 def is_ready(status: PartStatus, *, now: float, silent_s: float) -> bool:
-    """Whether a part ran, lived and worked lately; ``now`` is seconds since the epoch."""
-    is_well = max(status.silent_s, status.idle_s, now - status.written_at) < silent_s
-    return status.state == "running" and is_well
+    """Whether the process runs, and lived and could work less than ``silent_s`` ago."""
+    return status.state == "running" and measure_quiet_s(status, now=now) < silent_s

@@ -96,6 +96,7 @@ class Settings(BaseSettings):
     delivery_lanes_max: int = Field(default=32, ge=1, le=1000, description="Lanes one dispatcher works on at one time")
     delivery_timeout_s: float = Field(default=10.0, gt=0, description="One attempt; at most a third of the lease")
     delivery_give_up_hours: float = Field(default=24.0 * 42, gt=0, description="Transient failures are retried so long")
+    job_lease_s: float = Field(default=60.0, gt=0, description="How long one jobs part holds the work it claimed")
     dispatch_poll_s: float = Field(default=0.5, gt=0, le=60, description="Fallback when no notification comes")
     webhook_allowed_hosts: str = Field(default="", description="Comma-separated; empty: any public host")
     webhook_allow_private: bool = Field(default=False, description="Private addresses and plain http (development)")

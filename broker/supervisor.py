@@ -20,6 +20,8 @@ _FIRST_RESTART_WAIT_S: Final = 0.2
 _LONGEST_RESTART_WAIT_S: Final = 10.0
 _STEADY_S: Final = 30.0
 """A part that ran so long starts anew without waiting."""
+_STUCK_GRACE_S: Final = 4
+"""A part ends itself when it is silent; one that cannot do so is killed so much later."""
 EXIT_CONFIGURATION: Final = 2
 """A part that ends with this code is not started again: no restart mends a setting."""
 
@@ -27,13 +29,14 @@ EXIT_CONFIGURATION: Final = 2
 class Supervisor:
     """Keeps the parts running until SIGTERM; then every part drains and the exit code is 0."""
 
-    def __init__(self, parts: Sequence[str], environment: dict[str, str], metrics: Path) -> None:
+    def __init__(self, parts: Sequence[str], environment: dict[str, str], metrics: Path, *, silent_s: float) -> None:
+        """``silent_s`` is how long a part may be silent before it ends itself."""
         self._parts = parts
+        self._silent_s = silent_s
         self._environment = environment | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
         self._metrics = metrics
         self._stopping = asyncio.Event()
         self._misconfigured = False
-        self._children: dict[str, asyncio.subprocess.Process] = {}
 
     async def run(self) -> int:
         """Run until stopped; 2 when a part could not start because of its settings."""
@@ -49,10 +52,7 @@ class Supervisor:
         wait_s = _FIRST_RESTART_WAIT_S
         while not self._stopping.is_set():
             began = time.monotonic()
-            command = (sys.executable, "-m", "broker", "serve", "--only", part, "--supervised-by", str(os.getpid()))
-            child = await asyncio.create_subprocess_exec(*command, env=self._environment)
-            self._children[part] = child
-            code = await self._await_end(child)
+            code = await self._run_once(part)
             if self._stopping.is_set():
                 return
             log(LogEvent.PART_EXITED, part=part, code=code)
@@ -64,6 +64,25 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), min(wait_s, _LONGEST_RESTART_WAIT_S))
 
+    async def _run_once(self, part: str) -> int:
+        """Start the part and wait until it ends. It beats on a pipe, and learns by it when we are no more."""
+        hearing_fd, beat_fd = os.pipe()
+        for end in (hearing_fd, beat_fd):
+            os.set_blocking(end, False)
+        arguments = ("-m", "broker", "serve", "--only", part, "--beat-fd", str(beat_fd))
+        try:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, *arguments, env=self._environment, pass_fds=(beat_fd,)
+            )
+        finally:
+            os.close(beat_fd)
+        watching = asyncio.create_task(self._kill_when_stuck(part, child, hearing_fd))
+        try:
+            return await self._await_end(child)
+        finally:
+            watching.cancel()
+            os.close(hearing_fd)
+
     async def _await_end(self, child: asyncio.subprocess.Process) -> int:
         """Wait for the child; when we are stopping, let it drain, and end it if it does not."""
         ending = asyncio.ensure_future(child.wait())
@@ -71,12 +90,25 @@ class Supervisor:
         await asyncio.wait((ending, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not ending.done():
-            child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
             try:
                 await asyncio.wait_for(asyncio.shield(ending), DRAIN_S)
             except TimeoutError:
-                child.kill()
+                _kill(child)
         return await ending
+
+    async def _kill_when_stuck(self, part: str, child: asyncio.subprocess.Process, hearing_fd: int) -> None:
+        """Kill a child that does not beat any more: it was stopped by a signal, or cannot run even its watchdog.
+
+        Seconds are counted in looks: while this process itself stood still, nothing was missed.
+        """
+        quiet_looks = 0
+        while quiet_looks < self._silent_s + _STUCK_GRACE_S:
+            await asyncio.sleep(1)
+            quiet_looks = 0 if _has_beaten(hearing_fd) else quiet_looks + 1
+        log(LogEvent.PART_SILENT, part=part, seconds=quiet_looks)
+        _kill(child)
 
     def _clear_metrics(self) -> None:
         """Counters of processes that are gone would be added up for ever."""
@@ -88,3 +120,15 @@ class Supervisor:
 def child_environment() -> dict[str, str]:
     """What a part inherits."""
     return dict(os.environ)
+
+
+def _has_beaten(hearing_fd: int) -> bool:
+    try:
+        return bool(os.read(hearing_fd, 4096))
+    except BlockingIOError:
+        return False
+
+
+def _kill(child: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()

@@ -566,9 +566,9 @@ class PostgresServer(_Server):
             command += ["-c", f"{name}={value}"]
         self._launch(command, self._is_ready, self.START_LIMIT_S, self._as_user)
 
-    def create_database(self, name: str) -> str:
-        """Make an empty database and return its SQLAlchemy address."""
-        self._execute(f"CREATE DATABASE {_identifier(name)}")
+    def create_database(self, name: str, *, template: str = "template1") -> str:
+        """Make an empty database, or a copy of one that nobody is connected to; return its SQLAlchemy address."""
+        self._execute(f"CREATE DATABASE {_identifier(name)} TEMPLATE {_identifier(template)}")
         return self.url(name)
 
     def drop_database(self, name: str) -> None:

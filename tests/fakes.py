@@ -252,6 +252,7 @@ class MemoryLogReader:
                 raise LogGap(f"{partition.topic}/{partition.number}: the topic was deleted or made again")
             if not extent.first <= offset <= extent.end:
                 raise LogGap(f"{partition.topic}/{partition.number}: {offset} is outside the log")
+            self._log_ids[partition] = extent.log_id
             records = self._log.records_from(partition, offset)[:records_max]
             if records:
                 found[partition] = records

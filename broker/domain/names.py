@@ -20,7 +20,7 @@ NAME_SIMILARITY_MIN: Final = 0.92
 def fold_name(text: str) -> str:
     """Letters and single spaces only: accents, case, hyphens, apostrophes and titles' dots do not count."""
     plain = unicodedata.normalize("NFKD", text).casefold()
-    return _NOT_LETTERS.sub("", _WORD_BREAKS.sub(" ", plain)).strip()
+    return " ".join(_NOT_LETTERS.sub("", _WORD_BREAKS.sub(" ", plain)).split())
 
 
 def names_agree(shown: Sequence[PersonName], listed: PersonName) -> bool | None:

@@ -38,8 +38,8 @@ class JobRunner:
         self._rules = rules
         self._options = options
         self._stopping = asyncio.Event()
-        self.alive_at = time.monotonic()
-        """When the part last looked for work (monotonic seconds); the watchdog reads it."""
+        self.alive_at = self.worked_at = time.monotonic()
+        """When the part last looked for work, and when it last could (monotonic seconds)."""
 
     def stop(self) -> None:
         """End ``run`` after what is in hand."""
@@ -56,10 +56,12 @@ class JobRunner:
     async def run_once(self) -> int:
         """One round; returns how much was done."""
         try:
-            return await self._run_look_backs() + await self._hand_over_overdue()
+            done = await self._run_look_backs() + await self._hand_over_overdue()
         except Exception as error:
             log(LogEvent.JOB_FAILED, kind="round", error=type(error).__name__)
             return 0
+        self.worked_at = time.monotonic()
+        return done
 
     async def _run_look_backs(self) -> int:
         async with self._database.writing() as connection:

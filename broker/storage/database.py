@@ -17,6 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 SQLITE_BUSY_TIMEOUT_MS = 10_000
+POSTGRES_SETTINGS = {
+    # A worker that hangs in the middle of a transaction must not hold up those who take over from it.
+    "idle_in_transaction_session_timeout": "15s",
+    # Who waits for a lock longer than that tries again and says so, instead of falling silent.
+    "lock_timeout": "10s",
+}
 
 
 class Database:
@@ -41,7 +47,11 @@ class Database:
                 pool_timeout=statement_timeout_s,
                 pool_pre_ping=True,
                 hide_parameters=True,
-                connect_args={"timeout": 5, "command_timeout": statement_timeout_s},
+                connect_args={
+                    "timeout": 5,
+                    "command_timeout": statement_timeout_s,
+                    "server_settings": POSTGRES_SETTINGS,
+                },
             )
 
     @contextlib.asynccontextmanager

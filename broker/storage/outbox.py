@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import case, func, or_, select, text, update
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.retry import NextStep
@@ -80,7 +80,8 @@ async def add_deliveries(
     await connection.execute(
         statement.on_conflict_do_update(
             index_elements=["id"],
-            set_={"next_due_at": _earlier(_lanes.c.next_due_at, statement.excluded.next_due_at)},
+            # A lane that is due already stays so; one that waits for its recipient to come back goes on waiting.
+            set_={"next_due_at": func.coalesce(_lanes.c.next_due_at, statement.excluded.next_due_at)},
         ),
         [
             {"id": lane, "channel": first.channel.value, "owner": first.owner, "next_due_at": now, "epoch": 0}
@@ -185,10 +186,6 @@ async def count_states(connection: AsyncConnection) -> dict[str, int]:
     """Deliveries by state."""
     rows = await connection.execute(select(_deliveries.c.state, func.count()).group_by(_deliveries.c.state))
     return dict(rows.all())
-
-
-def _earlier(stored: Any, new: Any) -> Any:
-    return case((stored.is_(None), new), (stored < new, stored), else_=new)
 
 
 def _row(keyring: Keyring, delivery: NewDelivery, now: datetime) -> dict[str, object]:

@@ -25,7 +25,7 @@ _LAG: Final = "cpis_lag_records"
 
 
 class PartShown(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of the broker. ``silent_s``: seconds since it last showed life."""
+    """One process of a part of the broker. ``silent_s``: seconds since it last showed life and could work."""
 
     name: str
     state: str

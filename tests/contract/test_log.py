@@ -782,6 +782,21 @@ async def test_who_leaves_hands_over_at_once(engine: Engine) -> None:
     assert len(await read_records(second, twos, 20)) == 20
 
 
+async def test_who_left_can_join_anew(engine: Engine) -> None:
+    log, reader, diary = engine.open_log(), engine.open_reader(), Diary()
+    await append_many(log, engine.topic, names("a", 20))
+    await reader.start(diary)
+    assert len(await read_records(reader, diary, 20)) == 20
+    await reader.close()
+    assert not diary.assigned
+    await append_many(log, engine.topic, names("b", 20))
+    again = Diary()
+    await reader.start(again)
+    await read_records(reader, again, 40)
+    assert sorted(again.values()) == sorted(names("a", 20) + names("b", 20))
+    assert sum((await reader.contact()).values()) == 40
+
+
 async def test_groups_do_not_disturb_each_other(engine: Engine) -> None:
     log = engine.open_log()
     await append_many(log, engine.topic, names("r", 5))
@@ -890,6 +905,9 @@ async def test_a_topic_that_was_made_again_is_noticed(engine: Engine) -> None:
     before = {extent.log_id for extent in (await log.extents(engine.topic)).values()}
     await reader.start(diary)
     await read_records(reader, diary, 4)
+    for partition in diary.assigned:
+        await reader.seek(partition, diary.starts.get(partition, 0))
+    assert await reader.poll(records_max=100, wait_s=0.1) == {}
     await engine.delete_topic()
     await engine.make_topic()
     await append_many(log, engine.topic, names("new", 40))
@@ -1077,7 +1095,7 @@ async def test_sqlite_refuses_when_too_much_waits(tmp_path: Path) -> None:
 
 
 async def test_sqlite_refuses_when_the_disk_is_full_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
-    log = SqliteLog(replace(sqlite_options(tmp_path / "log.sqlite3"), file_bytes_max=512 * 1024))
+    log = SqliteLog(replace(sqlite_options(tmp_path / "log.sqlite3"), file_bytes_max=512 * 1024, trim_records_max=3))
     await log.create_topic("topic", 1)
     kept = 0
     with pytest.raises(NotDurable, match="SQLITE_FULL"):
@@ -1089,6 +1107,7 @@ async def test_sqlite_refuses_when_the_disk_is_full_and_goes_on_when_there_is_ro
     assert await log.read(partition, kept - 1) is not None
     await log.trim(partition, kept // 2)
     assert await log.append("topic", key=None, value=bytes(20_000), headers={}) == (partition, kept)
+    assert (await log.extents("topic"))[partition].first == kept // 2
     await log.close()
 
 
@@ -1283,6 +1302,27 @@ async def test_kafka_producer_that_broke_is_replaced(kafka_engine: KafkaEngine) 
     await append_many(log, kafka_engine.topic, ["after"])
     assert events == ["kafka_producer_replaced"]
     await log.close()
+
+
+async def test_kafka_log_that_is_closed_while_kafka_is_away_leaves_nothing_behind(fragile_server: KafkaServer) -> None:
+    """An idempotent producer goes on trying for ever by itself."""
+    options = replace(kafka_options(fragile_server.bootstrap_servers), append_timeout_s=0.5, close_timeout_s=0.5)
+    engine = KafkaEngine(fragile_server, options)
+    await engine.make_topic()
+    try:
+        before = asyncio.all_tasks()
+        log = engine.open_log()
+        await append_again(log, engine.topic)
+        async with engine.unreachable():
+            outcomes = await asyncio.gather(
+                *(log.append(engine.topic, key=None, value=bytes(100_000), headers={}) for _ in range(20)),
+                return_exceptions=True,
+            )
+            assert {type(outcome) for outcome in outcomes} == {NotDurable}
+            await log.close()
+            await until(lambda: asyncio.all_tasks() <= before)
+    finally:
+        await engine.close()
 
 
 async def test_kafka_reader_that_stood_still_without_losing_its_place_loses_no_record(

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import msgspec
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from broker.domain.audit_chain import GENESIS, AuditRecord, chain_hash
@@ -52,6 +52,7 @@ def test_the_record_before_is_covered() -> None:
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
+@settings(deadline=None)
 @given(st.tuples(TEXTS, TEXTS, TEXTS, TEXTS), st.tuples(TEXTS, TEXTS, TEXTS, TEXTS))
 def test_text_cannot_move_from_one_field_to_another(
     one: tuple[str, str, str, str], other: tuple[str, str, str, str]

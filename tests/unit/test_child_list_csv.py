@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import date
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.child_list_csv import (
@@ -233,6 +233,7 @@ def test_a_malformed_file_says_why_without_its_contents(file: bytes, told: str) 
     assert "Tester" not in str(refused.value) and "SSS" not in str(refused.value)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([b"", csv_file(CHILD)]))
 def test_whatever_the_bytes_it_is_rows_or_a_malformed_file(junk: bytes, before: bytes) -> None:
     try:

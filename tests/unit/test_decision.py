@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.domain.decision import Candidate, Decision, Known, decide, differing_facts
@@ -181,6 +181,7 @@ KNOWN = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(FACTS, st.lists(CANDIDATES, max_size=6), KNOWN)
 def test_laws_that_hold_for_every_visit(facts: Attendance, candidates: list[Candidate], known: Known) -> None:
     decision = decide(facts, candidates, known, site=None, on=TODAY)

@@ -6,7 +6,7 @@ import base64
 import traceback
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.keyring import INDEX_BYTES, Keyring, KeyringError, generate_key, parse_keys
@@ -18,6 +18,7 @@ RING = Keyring(OLD, INDEX_KEY)
 TEXTS = st.text(max_size=20)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_what_is_sealed_opens_again_and_hides_its_contents(plain: bytes, about: str) -> None:
     sealed = RING.seal(plain, about=about)
@@ -76,6 +77,7 @@ def test_every_shortened_envelope_is_noticed() -> None:
             RING.open(sealed[:length], about="a")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_bytes_that_are_no_envelope_are_only_ever_a_keyring_error(junk: bytes) -> None:
     for start in (b"", b"\x01\x02k1"):
@@ -90,6 +92,7 @@ def test_no_error_carries_contents_or_keys() -> None:
         assert "SECRETNAME" not in "".join(traceback.format_exception(refused.value))
 
 
+@settings(deadline=None)
 @given(st.tuples(TEXTS, st.lists(TEXTS, max_size=3)), st.tuples(TEXTS, st.lists(TEXTS, max_size=3)))
 def test_blind_indexes_meet_exactly_for_equal_values_of_one_kind(
     one: tuple[str, list[str]], other: tuple[str, list[str]]

@@ -6,7 +6,7 @@ from datetime import date
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.domain.matching import Match, NoMatch, Unsure, candidate_blocks, match_child
@@ -83,6 +83,7 @@ def test_a_person_without_a_birth_date_has_no_block() -> None:
     assert candidate_blocks(None) == ()
 
 
+@settings(deadline=None)
 @given(st.dates(), st.dates())
 def test_people_meet_in_a_block_exactly_when_born_on_one_day(one: date, other: date) -> None:
     assert bool(set(candidate_blocks(one)) & set(candidate_blocks(other))) == (one == other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.domain.names import fold_name, names_agree
@@ -80,6 +80,8 @@ def test_an_empty_repetition_beside_a_real_one_does_not_count() -> None:
     assert names_agree([name("", ""), name("TESTER", "CASEY")], name("Tester", "Casey")) is True
 
 
+@settings(deadline=None)
+@example("Smith & Jones (née Tester)")
 @given(st.text(max_size=30))
 def test_folding_leaves_letters_and_single_spaces_and_is_final(text: str) -> None:
     folded = fold_name(text)
@@ -92,11 +94,13 @@ def test_folding_leaves_letters_and_single_spaces_and_is_final(text: str) -> Non
 NAMES = st.builds(PersonName, family=st.text(max_size=20), given=st.text(max_size=20))
 
 
+@settings(deadline=None)
 @given(st.lists(NAMES, max_size=3), NAMES)
 def test_comparing_never_fails_for_data(shown: list[PersonName], listed: PersonName) -> None:
     assert names_agree(shown, listed) in (True, False, None)
 
 
+@settings(deadline=None)
 @given(NAMES)
 def test_a_name_never_differs_from_itself(one: PersonName) -> None:
     assert names_agree([one], one) is not False

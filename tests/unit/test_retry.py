@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.domain.retry import FIRST_WAIT_S, LONGEST_WAIT_S, NextStep, next_step
@@ -48,6 +48,7 @@ def test_waits_double_up_to_the_longest(outcome: OutcomeClass) -> None:
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(AGAIN), st.integers(1, 10**9), st.none() | st.floats())
 def test_every_wait_has_its_bounds(outcome: OutcomeClass, attempts: int, retry_after_s: float | None) -> None:
     waited = wait_s(step(outcome, attempts=attempts, retry_after_s=retry_after_s))
@@ -71,6 +72,7 @@ def test_a_late_success_is_a_success() -> None:
 
 
 @pytest.mark.parametrize("outcome", OutcomeClass)
+@settings(deadline=None)
 @given(code=st.text(max_size=20))
 def test_the_class_decides_and_never_the_text(outcome: OutcomeClass, code: str) -> None:
     assert step(outcome, code=code) == step(outcome)

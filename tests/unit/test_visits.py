@@ -6,7 +6,7 @@ import random
 from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.domain.visits import age_on, fold_visit, is_adult, london_day, opens_visit
@@ -38,6 +38,7 @@ MESSAGES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(MESSAGES, min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_every_order_of_arrival_gives_the_same_visit(said: list[Attendance], chance: random.Random) -> None:
     marked = [(f"marker-{number}".encode(), message) for number, message in enumerate(said)]
@@ -45,6 +46,7 @@ def test_every_order_of_arrival_gives_the_same_visit(said: list[Attendance], cha
     assert fold_visit(shuffled) == fold_visit(marked)
 
 
+@settings(deadline=None)
 @given(st.lists(MESSAGES, min_size=1, max_size=8))
 def test_what_was_ever_said_is_never_forgotten(said: list[Attendance]) -> None:
     visit = fold_visit([(bytes([number]), message) for number, message in enumerate(said)])

@@ -1,0 +1,299 @@
+"""One running installation whose parts are made to die, and the verdict on it afterwards.
+
+The verdict is the independent ledger's, and that of an oracle which knows the town: every visit during which the
+department wrote a listed person's own NHS number is one alert to each authority that lists the person, and nothing
+else is an alert.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from broker import bootstrap
+from broker.clock import SystemClock
+from broker.list_upload import upload_children
+from broker.storage import audit
+from mock_nhs.department import AdtMessage, Department, Identity, digest_number
+from mock_nhs.journal import read_journal
+from mock_nhs.town import CHILD_PROTECTION, Listing, write_children
+from tests import ledger
+from tests.crash.nursery import Child, Nursery
+from tests.crash.points import POINTS
+from tests.system import SITE, START_S, WITHOUT_PAGES, System, open_system, until
+
+CAUGHT_UP_S: Final = 30.0
+DEATH_S: Final = 40.0
+PACE_S: Final = 0.008
+MESSAGES_MAX: Final = 600
+KNOWN_BY_NUMBER: Final = {Identity.TRACED: 0.95, Identity.RENAMED: 0.05}
+"""Only identities of which the oracle is certain; doubtful ones go to a person, not to a list of alerts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blow:
+    """One death to come: a point, and the how-manieth time it is reached."""
+
+    point: str
+    count: int
+
+    @property
+    def part(self) -> str:
+        """The part that dies."""
+        return POINTS[self.point].part
+
+    def __str__(self) -> str:
+        return f"{self.point}:{self.count}"
+
+
+@dataclass
+class Scene:
+    """The installation, its forked parts, and what became of them."""
+
+    system: System
+    nursery: Nursery
+    children: dict[str, list[Child]] = field(default_factory=dict)
+    started: Counter[str] = field(default_factory=Counter)
+    late_listings: list[Listing] = field(default_factory=list)
+    kills: int = 0
+    caught_up_s: list[float] = field(default_factory=list)
+
+    def start(self, part: str, *planted: str) -> Child:
+        """Start one more process of the part, with deaths and bugs planted as ``tests.crash.points`` takes them."""
+        output = self.system.directory / f"{part}-{self.started[part]}.log"
+        self.started[part] += 1
+        child = self.nursery.fork([*planted, "--", "serve", "--only", part], self.system.environment, output)
+        self.children.setdefault(part, []).append(child)
+        return child
+
+    def running(self, part: str) -> list[Child]:
+        """The processes of the part that run."""
+        self.children[part] = [child for child in self.children.get(part, []) if child.poll() is None]
+        return self.children[part]
+
+    async def until_ready(self, part: str) -> None:
+        """Wait until every process of the part that runs has said that it is ready, and so can be told to drain."""
+        for child in self.running(part):
+            await until(
+                lambda child=child: b'"part_ready"' in child.output.read_bytes() or child.poll() is not None,
+                limit_s=START_S,
+                what=f"{part} ready",
+            )
+
+    async def stop(self, part: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End every process of the part, drained unless ``number`` says otherwise."""
+        if number is signal.SIGTERM:
+            await self.until_ready(part)
+        running = self.running(part)
+        for child in running:
+            child.send_signal(number)
+        for child in running:
+            assert await child.wait(30) == (0 if number is signal.SIGTERM else -number), self.system.last_words()
+
+    async def stop_all(self) -> None:
+        """End every part without ceremony."""
+        for part in self.children:
+            await self.stop(part, signal.SIGKILL)
+
+    async def offer(self, messages: int, *, pace_s: float = PACE_S) -> list[AdtMessage]:
+        """Let the department send so many messages."""
+        sent = []
+        for _ in range(messages):
+            sent.append(self.system.department.next_message())
+            await self.system.ed.offer(sent[-1])
+            await asyncio.sleep(pace_s)
+        return sent
+
+    async def list_more(self, people: int) -> None:
+        """An authority lists more persons, those first who attended lately: look-backs find their visits."""
+        listed = {listing.person.nhs_number for listing in [*self.system.town.listings, *self.late_listings]}
+        attended = [visit.person for visit in self.system.department.open.values()]
+        persons = {person.nhs_number: person for person in [*attended, *self.system.town.people]}
+        found = [person for number, person in persons.items() if number not in listed][:people]
+        authority, on = self.system.town.authorities[0].code, self.system.town.on
+        added = [
+            Listing(
+                authority=authority,
+                local_id=f"L{len(self.late_listings) + number}",
+                person=person,
+                plan_type=CHILD_PROTECTION,
+                start_date=on,
+                end_date=None,
+                worker="",
+                team="",
+            )
+            for number, person in enumerate(found)
+        ]
+        self.late_listings += added
+        path = self.system.directory / "town" / "late.csv"
+        write_children(path, added)
+        settings = self.system.settings
+        database = bootstrap.open_database(settings)
+        try:
+            report = await upload_children(
+                database,
+                bootstrap.load_keyring(settings),
+                SystemClock(),
+                authority=authority,
+                file=path.read_bytes(),
+                uploaded_by="test",
+            )
+        finally:
+            await database.close()
+        assert report.changed == people
+
+    async def strike(self, blows: Sequence[Blow], *, messages: int) -> None:
+        """Each blow's part dies at its point while the department sends, and is started again unharmed."""
+        before = self._repeats()
+        deaths = []
+        for blow in blows:
+            careful = POINTS[blow.point].careful
+            await self.stop(blow.part, signal.SIGKILL if careful else signal.SIGTERM)
+            deaths.append(asyncio.create_task(self._die_and_rise(blow, self.start(blow.part, str(blow)))))
+        await self.offer(messages // 2)
+        if any(blow.part == "jobs" for blow in blows):
+            await self.list_more(3)
+        await self.offer(messages - messages // 2)
+        offered = messages
+        while not all(death.done() for death in deaths):
+            assert offered < MESSAGES_MAX, f"never died: {', '.join(map(str, blows))}\n{self.system.last_words()}"
+            await self.offer(1, pace_s=0.1)
+            offered += 1
+        await asyncio.gather(*deaths)
+        await self.catch_up()
+        self._judge_repeats(before, crashes=sum(blow.part == "dispatch" for blow in blows))
+
+    async def catch_up(self) -> ledger.Books:
+        """Wait until the books balance, and judge them; not longer than a broker may take."""
+        began = time.monotonic()
+        assert await self.system.ed.settle(timeout_s=CAUGHT_UP_S), "not every message was answered"
+        books = await self.system.until_settled(limit_s=CAUGHT_UP_S - (time.monotonic() - began))
+        await until(lambda: not self.alert_differences(), limit_s=CAUGHT_UP_S, what=f"{self.alert_differences()}")
+        self.caught_up_s.append(time.monotonic() - began)
+        return books
+
+    async def at_rest(self, quiet_s: float) -> list[str]:
+        """Wait until nothing has changed for so long; what the harness then finds wrong."""
+        seen: object = None
+        since = time.monotonic()
+        while time.monotonic() - since < quiet_s:
+            books = await ledger.reckon(self.system.sources())
+            now = (str(books), dict(self.system.ed.answers))
+            if now != seen:
+                seen, since = now, time.monotonic()
+            await asyncio.sleep(0.2)
+        return [*books.problems, *self.alert_differences()]
+
+    def alert_differences(self) -> list[str]:
+        """Alerts that are due and did not come, and those that came and are not due."""
+        due, received = self._due_alerts(), self._received_alerts()
+        lost, more = due - received, received - due
+        return [f"{lost.total()} alerts did not come: LOST"] * bool(lost) + [
+            f"{more.total()} alerts are not due: PHANTOM or DUPLICATE"
+        ] * bool(more)
+
+    async def verify_audit(self) -> None:
+        """Every owner's chain must be whole."""
+        database = bootstrap.open_database(self.system.settings)
+        try:
+            async with database.reading() as connection:
+                owners = await audit.list_chains(connection)
+                broken = {owner: await audit.verify_chain(connection, owner) for owner in owners}
+        finally:
+            await database.close()
+        assert broken
+        assert not any(broken.values()), broken
+
+    async def _die_and_rise(self, blow: Blow, child: Child) -> None:
+        code = await child.wait(DEATH_S)
+        assert code == -signal.SIGKILL, f"{blow} ended with {code}\n{self.system.last_words()}"
+        self.kills += 1
+        self.start(blow.part)
+
+    def _due_alerts(self) -> Counter[tuple[str, str]]:
+        """By authority and its own number for the person."""
+        visits = {
+            line["visit_number"]: line["person_digest"]
+            for line in self._department("offered")
+            if line["nhs_number_digest"] == line["person_digest"] and not line["unreadable"]
+        }
+        of_person = Counter(visits.values())
+        town = self.system.town
+        listed = {
+            (listing.authority, listing.local_id, digest_number(listing.person.nhs_number))
+            for listing in [*town.listings, *self.late_listings]
+            if listing.is_current(town.on)
+        }
+        return +Counter({(authority, local_id): of_person[digest] for authority, local_id, digest in listed})
+
+    def _received_alerts(self) -> Counter[tuple[str, str]]:
+        return Counter((line["authority"], line["local_id"]) for line in self._case_system("alert"))
+
+    def _repeats(self) -> Counter[str]:
+        """Repeats so far, by recipient."""
+        repeats = Counter(f"authority {line['authority']}" for line in self._case_system("alert_repeated"))
+        repeats["department"] = len(self._department("reply_repeated"))
+        return repeats
+
+    def _judge_repeats(self, before: Counter[str], *, crashes: int) -> None:
+        """That they carry the key and the content of the first, the ledger has checked."""
+        more = self._repeats() - before
+        assert all(count <= crashes for count in more.values()), f"repeats: {dict(more)}"
+
+    def _department(self, what: str) -> list[dict[str, Any]]:
+        return [line for line in read_journal(self.system.directory / "department.jsonl") if line["what"] == what]
+
+    def _case_system(self, what: str) -> list[dict[str, Any]]:
+        return [line for line in read_journal(self.system.directory / "case-system.jsonl") if line["what"] == what]
+
+
+@asynccontextmanager
+async def open_scene(
+    directory: Path,
+    nursery: Nursery,
+    *,
+    seed: int = 1,
+    kafka: str = "",
+    database_url: str = "",
+    parts: Sequence[str] = WITHOUT_PAGES,
+    **variables: str,
+) -> AsyncIterator[Scene]:
+    """An installation with its parts running. Few messages are read one at a time after a death: see LoopOptions."""
+    settings = {
+        "CPIS_BATCH_RECORDS_MAX": "50",
+        "CPIS_DELIVERY_LEASE_S": "4.5",
+        "CPIS_DELIVERY_TIMEOUT_S": "1.5",
+        "CPIS_JOB_LEASE_S": "4.5",
+    } | variables
+    async with open_system(directory, database_url=database_url, kafka=kafka, seed=seed, **settings) as system:
+        site = next(site for site in system.town.sites if site.code == SITE)
+        system.department = Department(
+            site=SITE,
+            credential=site.credential,
+            people=system.town.people,
+            seed=seed,
+            identities=KNOWN_BY_NUMBER,
+            faults=system.faults,
+        )
+        scene = Scene(system, nursery)
+        try:
+            for part in parts:
+                scene.start(part)
+            if "intake" in parts:
+                await system.until_listening()
+            yield scene
+        finally:
+            await scene.stop_all()
+
+
+def draw_blow(point: str, draws: random.Random) -> Blow:
+    """A death at the point, at a time that certainly comes."""
+    return Blow(point=point, count=draws.randint(POINTS[point].count_min, POINTS[point].count_max))
