@@ -294,28 +294,33 @@ class KafkaLog:
             return
         self._closed = True
         async with self._starting:
-            if self._producer is not None:
-                await _end_producer(self._producer, self._options.close_timeout_s)
+            producer, self._producer = self._producer, None
+            if producer is not None:
+                await _end_producer(producer, self._options.close_timeout_s)
         await self._cluster.close()
 
     async def _ready_producer(self) -> Any:
         """The producer; a new one in place of one whose background task has ended, which never recovers."""
-        async with self._starting:
-            if self._closed:
-                raise NotDurable("the log is closed")
-            if self._producer is not None and self._producer._sender.sender_task.done():
-                broken, self._producer = self._producer, None
-                self._on_event("kafka_producer_replaced", {})
-                await _end_producer(broken, self._options.close_timeout_s)
-            if self._producer is None:
-                producer = AIOKafkaProducer(**self._options.producer_settings())
-                try:
-                    await producer.start()
-                except BaseException:
-                    await producer.stop()
-                    raise
-                self._producer = producer
-            return self._producer
+        if self._producer is None or _is_broken(self._producer):
+            async with self._starting:
+                await self._replace_producer()
+        return self._producer
+
+    async def _replace_producer(self) -> None:
+        if self._closed:
+            raise NotDurable("the log is closed")
+        if self._producer is not None and _is_broken(self._producer):
+            broken, self._producer = self._producer, None
+            self._on_event("kafka_producer_replaced", {})
+            await _end_producer(broken, self._options.close_timeout_s)
+        if self._producer is None:
+            producer = AIOKafkaProducer(**self._options.producer_settings())
+            try:
+                await producer.start()
+            except BaseException:
+                await producer.stop()
+                raise
+            self._producer = producer
 
 
 class KafkaLogReader:
@@ -986,6 +991,10 @@ def _as_record(partition: Partition, record: Any) -> LogRecord:
         headers={name: value or b"" for name, value in record.headers},
         appended_at=datetime.fromtimestamp(timestamp_ms / 1000, UTC),
     )
+
+
+def _is_broken(producer: Any) -> bool:
+    return bool(producer._sender.sender_task.done())
 
 
 async def _end_producer(producer: Any, limit_s: float) -> None:

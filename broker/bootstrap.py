@@ -404,6 +404,7 @@ async def _web(settings: Settings) -> AsyncIterator[Part]:
             access_log=False,
             log_config=None,
             server_header=False,
+            limit_concurrency=settings.http_connections_max,
             timeout_graceful_shutdown=10,
         )
     )

@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     http_host: str = Field(default="127.0.0.1", description="Where the pages listen")
     http_port: int = Field(default=8000, ge=0, le=65535, description="Port of the pages")
     http_body_bytes_max: int = Field(default=1_048_576, ge=1024, description="A larger request is refused")
+    http_connections_max: int = Field(default=256, ge=1, description="Connections and requests at one time")
     public_url: str = Field(default="http://127.0.0.1:8000", description="How people reach the pages; stands in alerts")
     session_hours_max: float = Field(default=10.0, gt=0, le=24, description="A signed-in person signs in again after")
     session_idle_minutes_max: float = Field(

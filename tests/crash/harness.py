@@ -12,11 +12,14 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
+
+from sqlalchemy import text
 
 from broker import bootstrap
 from broker.clock import SystemClock
@@ -34,6 +37,7 @@ CAUGHT_UP_S: Final = 30.0
 DEATH_S: Final = 40.0
 PACE_S: Final = 0.008
 MESSAGES_MAX: Final = 600
+LISTED_LATE: Final = 3
 KNOWN_BY_NUMBER: Final = {Identity.TRACED: 0.95, Identity.RENAMED: 0.05}
 """Only identities of which the oracle is certain; doubtful ones go to a person, not to a list of alerts."""
 
@@ -60,6 +64,8 @@ class Scene:
 
     system: System
     nursery: Nursery
+    bugs: Mapping[str, str] = field(default_factory=dict)
+    """Which bug each part has."""
     children: dict[str, list[Child]] = field(default_factory=dict)
     started: Counter[str] = field(default_factory=Counter)
     late_listings: list[Listing] = field(default_factory=list)
@@ -67,10 +73,11 @@ class Scene:
     caught_up_s: list[float] = field(default_factory=list)
 
     def start(self, part: str, *planted: str) -> Child:
-        """Start one more process of the part, with deaths and bugs planted as ``tests.crash.points`` takes them."""
+        """Start one more process of the part, with deaths planted as ``tests.crash.points`` takes them."""
+        bug = ("--bug", self.bugs[part]) if part in self.bugs else ()
         output = self.system.directory / f"{part}-{self.started[part]}.log"
         self.started[part] += 1
-        child = self.nursery.fork([*planted, "--", "serve", "--only", part], self.system.environment, output)
+        child = self.nursery.fork([*planted, *bug, "--", "serve", "--only", part], self.system.environment, output)
         self.children.setdefault(part, []).append(child)
         return child
 
@@ -152,7 +159,6 @@ class Scene:
 
     async def strike(self, blows: Sequence[Blow], *, messages: int) -> None:
         """Each blow's part dies at its point while the department sends, and is started again unharmed."""
-        before = self._repeats()
         deaths = []
         for blow in blows:
             careful = POINTS[blow.point].careful
@@ -160,7 +166,7 @@ class Scene:
             deaths.append(asyncio.create_task(self._die_and_rise(blow, self.start(blow.part, str(blow)))))
         await self.offer(messages // 2)
         if any(blow.part == "jobs" for blow in blows):
-            await self.list_more(3)
+            await self.list_more(LISTED_LATE)
         await self.offer(messages - messages // 2)
         offered = messages
         while not all(death.done() for death in deaths):
@@ -168,16 +174,24 @@ class Scene:
             await self.offer(1, pace_s=0.1)
             offered += 1
         await asyncio.gather(*deaths)
+
+    async def strike_and_judge(self, blows: Sequence[Blow], *, messages: int) -> None:
+        """The same, and what must hold afterwards: nothing lost, doubled or made up, caught up in time."""
+        before = self.repeats()
+        await self.strike(blows, messages=messages)
         await self.catch_up()
-        self._judge_repeats(before, crashes=sum(blow.part == "dispatch" for blow in blows))
+        # One delivery of each recipient at most was on its way when the dispatcher died.
+        self.judge_repeats(before, crashes=sum(blow.part == "dispatch" for blow in blows))
 
     async def catch_up(self) -> ledger.Books:
         """Wait until the books balance, and judge them; not longer than a broker may take."""
         began = time.monotonic()
         assert await self.system.ed.settle(timeout_s=CAUGHT_UP_S), "not every message was answered"
-        books = await self.system.until_settled(limit_s=CAUGHT_UP_S - (time.monotonic() - began))
-        await until(lambda: not self.alert_differences(), limit_s=CAUGHT_UP_S, what=f"{self.alert_differences()}")
+        await until(self._has_no_jobs, limit_s=CAUGHT_UP_S, what="the end of the look-backs")
+        books = await self.system.until_settled(limit_s=max(0.0, CAUGHT_UP_S - (time.monotonic() - began)))
+        assert not self.alert_differences()
         self.caught_up_s.append(time.monotonic() - began)
+        assert self.caught_up_s[-1] <= CAUGHT_UP_S
         return books
 
     async def at_rest(self, quiet_s: float) -> list[str]:
@@ -212,6 +226,26 @@ class Scene:
         assert broken
         assert not any(broken.values()), broken
 
+    def repeats(self) -> Counter[str]:
+        """Repeats so far, by recipient."""
+        repeats = Counter(f"authority {line['authority']}" for line in self._case_system("alert_repeated"))
+        repeats["department"] = len(self._department("reply_repeated"))
+        return repeats
+
+    def judge_repeats(self, before: Counter[str], *, crashes: int) -> None:
+        """At most one each for every crash; that they carry key and content of the first, the ledger has checked."""
+        more = self.repeats() - before
+        assert all(count <= crashes for count in more.values()), f"repeats: {dict(more)}"
+
+    async def _has_no_jobs(self) -> bool:
+        database = bootstrap.open_database(self.system.settings)
+        try:
+            async with database.reading() as connection:
+                waiting = await connection.execute(text("SELECT count(*) FROM jobs WHERE state = 'open'"))
+                return int(waiting.scalar_one()) == 0
+        finally:
+            await database.close()
+
     async def _die_and_rise(self, blow: Blow, child: Child) -> None:
         code = await child.wait(DEATH_S)
         assert code == -signal.SIGKILL, f"{blow} ended with {code}\n{self.system.last_words()}"
@@ -237,17 +271,6 @@ class Scene:
     def _received_alerts(self) -> Counter[tuple[str, str]]:
         return Counter((line["authority"], line["local_id"]) for line in self._case_system("alert"))
 
-    def _repeats(self) -> Counter[str]:
-        """Repeats so far, by recipient."""
-        repeats = Counter(f"authority {line['authority']}" for line in self._case_system("alert_repeated"))
-        repeats["department"] = len(self._department("reply_repeated"))
-        return repeats
-
-    def _judge_repeats(self, before: Counter[str], *, crashes: int) -> None:
-        """That they carry the key and the content of the first, the ledger has checked."""
-        more = self._repeats() - before
-        assert all(count <= crashes for count in more.values()), f"repeats: {dict(more)}"
-
     def _department(self, what: str) -> list[dict[str, Any]]:
         return [line for line in read_journal(self.system.directory / "department.jsonl") if line["what"] == what]
 
@@ -264,6 +287,7 @@ async def open_scene(
     kafka: str = "",
     database_url: str = "",
     parts: Sequence[str] = WITHOUT_PAGES,
+    bugs: Mapping[str, str] = MappingProxyType({}),
     **variables: str,
 ) -> AsyncIterator[Scene]:
     """An installation with its parts running. Few messages are read one at a time after a death: see LoopOptions."""
@@ -283,7 +307,7 @@ async def open_scene(
             identities=KNOWN_BY_NUMBER,
             faults=system.faults,
         )
-        scene = Scene(system, nursery)
+        scene = Scene(system, nursery, bugs)
         try:
             for part in parts:
                 scene.start(part)

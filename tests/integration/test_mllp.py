@@ -81,6 +81,30 @@ async def connected(
         writer.transport.abort()
 
 
+@asynccontextmanager
+async def listening(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[int]:
+    """A server that is not ours. Its port; when it ends, every connection has been served to its end."""
+    serving_now: set[asyncio.Task[None]] = set()
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving_now.add(task)
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(connection, HOST, 0)
+    yield int(server.sockets[0].getsockname()[1])
+    server.close()
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(*serving_now)
+    await server.wait_closed()
+
+
 async def read_answers(reader: asyncio.StreamReader, count: int) -> list[bytes]:
     return [(await reader.readuntil(b"\x1c\r"))[1:-2] for _ in range(count)]
 
@@ -525,17 +549,13 @@ async def test_the_client_keeps_no_more_connections_than_allowed() -> None:
         writer.write(frame(b"AA"))
         await read_to_end(reader)
         closed.set()
-        writer.close()
 
-    first = await asyncio.start_server(once, HOST, 0)
-    async with serving(echo) as second:
+    async with listening(once) as first, serving(echo) as second:
         client = MllpClient(MllpClientOptions(kept_max=1))
-        await client.send_message(HOST, first.sockets[0].getsockname()[1], b"1")
+        await client.send_message(HOST, first, b"1")
         await client.send_message(HOST, second.port, b"2")
         await asyncio.wait_for(closed.wait(), PATIENCE_S)
         await client.close()
-    first.close()
-    await first.wait_closed()
 
 
 async def test_nobody_listening_means_that_nothing_was_sent() -> None:
@@ -559,39 +579,51 @@ async def test_nobody_listening_means_that_nothing_was_sent() -> None:
 async def test_after_the_message_left_the_client_cannot_know(answer: bytes | None, code: str) -> None:
     done = asyncio.Event()
 
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\x1c\r")
         if answer is not None:
             writer.write(answer)
             await done.wait()
-        writer.close()
 
-    server = await asyncio.start_server(handler, HOST, 0)
-    client = MllpClient(MllpClientOptions(answer_timeout_s=0.1, answer_bytes_max=1_000))
-    with pytest.raises(NoAnswer) as caught:
-        await client.send_message(HOST, server.sockets[0].getsockname()[1], b"1")
-    assert caught.value.code == code
-    done.set()
-    await client.close()
-    server.close()
-    await server.wait_closed()
+    async with listening(serve) as port:
+        client = MllpClient(MllpClientOptions(answer_timeout_s=0.1, answer_bytes_max=1_000))
+        with pytest.raises(NoAnswer) as caught:
+            await client.send_message(HOST, port, b"1")
+        assert caught.value.code == code
+        done.set()
+        await client.close()
 
 
 async def test_a_late_answer_is_never_taken_for_the_next_messages_own() -> None:
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with_message = await reader.readuntil(b"\x1c\r")
-        if with_message == frame(b"1"):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.readuntil(b"\x1c\r") == frame(b"1"):
             writer.write(frame(b"ACK 1") + frame(b"ACK 1 again"))
         else:
             writer.write(frame(b"ACK 2"))
         await read_to_end(reader)
-        writer.close()
 
-    server = await asyncio.start_server(handler, HOST, 0)
-    client = MllpClient(MllpClientOptions())
-    port = server.sockets[0].getsockname()[1]
-    assert await client.send_message(HOST, port, b"1") == b"ACK 1"
-    assert await client.send_message(HOST, port, b"2") == b"ACK 2"
-    await client.close()
-    server.close()
-    await server.wait_closed()
+    async with listening(serve) as port:
+        client = MllpClient(MllpClientOptions())
+        assert await client.send_message(HOST, port, b"1") == b"ACK 1"
+        assert await client.send_message(HOST, port, b"2") == b"ACK 2"
+        await client.close()
+
+
+async def test_what_comes_unasked_between_two_messages_is_not_taken_for_an_answer() -> None:
+    sent_unasked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        message = await reader.readuntil(b"\x1c\r")
+        writer.write(frame(b"ACK " + message[1:-2]))
+        await writer.drain()
+        writer.write(frame(b"unasked"))
+        await writer.drain()
+        sent_unasked.set()
+        await read_to_end(reader)
+
+    async with listening(serve) as port:
+        client = MllpClient(MllpClientOptions())
+        assert await client.send_message(HOST, port, b"1") == b"ACK 1"
+        await sent_unasked.wait()
+        assert await client.send_message(HOST, port, b"2") == b"ACK 2"
+        await client.close()
