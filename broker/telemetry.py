@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from enum import StrEnum
 from types import TracebackType
 from typing import Final
@@ -54,10 +55,11 @@ class LogEvent(StrEnum):
     LEASE_LOST = "lease_lost"  # lane
     ESCALATED = "escalated"  # owner, count
     JOB_FAILED = "job_failed"  # kind, error
-    LIBRARY = "library"  # logger, level, error
+    LIBRARY = "library"  # logger, level, error, count
     CRASHED = "crashed"  # part, error, at
 
 
+_LIBRARY_REPEAT_S: Final = 10.0
 _log = structlog.get_logger()
 
 
@@ -73,11 +75,24 @@ def _may_be_logged(field: object) -> bool:
 
 
 class _LibraryHandler(logging.Handler):
-    """Libraries may put anything in a message: only where it came from is kept."""
+    """Libraries may put anything in a message: only where it came from is kept.
+
+    During an outage some say the same dozens of times a second: it is written once in ten seconds, with how often.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str, str | None], tuple[float, int]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
-        log(LogEvent.LIBRARY, logger=record.name, level=record.levelname, error=error)
+        what = (record.name, record.levelname, error)
+        last_at, unsaid = self._said.get(what, (-_LIBRARY_REPEAT_S, 0))
+        if time.monotonic() - last_at < _LIBRARY_REPEAT_S:
+            self._said[what] = (last_at, unsaid + 1)
+            return
+        self._said[what] = (time.monotonic(), 0)
+        log(LogEvent.LIBRARY, logger=record.name, level=record.levelname, error=error, count=unsaid + 1)
 
 
 def configure(part: str) -> None:

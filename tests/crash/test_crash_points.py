@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Kafka
-from tests.crash.harness import Blow, draw_blow, open_scene
+from tests.crash.harness import Blow, Scene, draw_blow, open_scene
 from tests.crash.nursery import Nursery
 from tests.crash.points import POINTS, find_owner
 
@@ -37,27 +38,17 @@ def side_by_side(seed: int) -> list[list[Blow]]:
     return [[draw_blow(name, draws) for name in row if name] for row in zip_longest(*of_parts)]
 
 
-async def crash_through(
-    directory: Path,
-    nursery: Nursery,
-    rounds: Sequence[Sequence[Blow]],
-    *,
-    seed: int,
-    kafka: str = "",
-    database_url: str = "",
-) -> list[float]:
-    """Strike every blow on one installation, judging after each round; the seconds each took to catch up."""
-    async with open_scene(directory, nursery, seed=seed, kafka=kafka, database_url=database_url) as scene:
-        for blows in rounds:
-            await scene.strike_and_judge(blows, messages=MESSAGES)
-        struck = [blow for blows in rounds for blow in blows]
-        assert sorted(blow.point for blow in struck) == sorted(POINTS)
-        assert scene.kills == len(struck)
-        topic, alerts = await scene.system.count()
-        assert topic.balances
-        assert alerts.balances
-        await scene.verify_audit()
-        return scene.caught_up_s
+async def crash_through(scene: Scene, rounds: Sequence[Sequence[Blow]]) -> None:
+    """Strike every blow on one installation, judging after each round, and the whole at the end."""
+    for blows in rounds:
+        await scene.strike_and_judge(blows, messages=MESSAGES)
+    struck = [blow for blows in rounds for blow in blows]
+    assert sorted(blow.point for blow in struck) == sorted(POINTS)
+    assert scene.kills == len(struck)
+    topic, alerts = await scene.system.count()
+    assert topic.balances
+    assert alerts.balances
+    await scene.verify_audit()
 
 
 def test_every_named_point_is_a_function_of_the_product() -> None:
@@ -68,31 +59,30 @@ def test_every_named_point_is_a_function_of_the_product() -> None:
 
 
 async def test_killed_at_every_point_nothing_is_lost_doubled_or_made_up(
-    tmp_path: Path, nursery: Nursery
-) -> None:
-    async with asyncio.TaskGroup() as group:
-        for seed in SEEDS:
-            group.create_task(crash_through(tmp_path / str(seed), nursery, side_by_side(seed), seed=seed))
-
-
-async def test_killed_at_every_point_on_kafka_and_postgresql(
     kafka_server: Kafka, postgres_url: str, tmp_path: Path, nursery: Nursery
 ) -> None:
-    await crash_through(
-        tmp_path,
-        nursery,
-        side_by_side(DISTRIBUTED_SEED),
-        seed=DISTRIBUTED_SEED,
-        kafka=kafka_server.bootstrap_servers,
-        database_url=postgres_url,
-    )
+    """Three seeds on the embedded engines and one on Kafka and PostgreSQL, which mostly wait, at the same time."""
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        for seed in SEEDS:
+            scene = await stack.enter_async_context(open_scene(tmp_path / str(seed), nursery, seed=seed))
+            group.create_task(crash_through(scene, side_by_side(seed)))
+        distributed = open_scene(
+            tmp_path / "distributed",
+            nursery,
+            seed=DISTRIBUTED_SEED,
+            kafka=kafka_server.bootstrap_servers,
+            database_url=postgres_url,
+        )
+        scene = await stack.enter_async_context(distributed)
+        group.create_task(crash_through(scene, side_by_side(DISTRIBUTED_SEED)))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", NIGHTLY_SEEDS)
 async def test_killed_at_each_point_by_itself(seed: int, tmp_path: Path, nursery: Nursery) -> None:
-    await crash_through(tmp_path, nursery, one_by_one(seed), seed=seed)
+    async with open_scene(tmp_path, nursery, seed=seed) as scene:
+        await crash_through(scene, one_by_one(seed))
 
 
 @pytest.mark.soak
@@ -100,11 +90,6 @@ async def test_killed_at_each_point_by_itself(seed: int, tmp_path: Path, nursery
 async def test_killed_at_each_point_by_itself_on_kafka_and_postgresql(
     kafka_server: Kafka, postgres_url: str, tmp_path: Path, nursery: Nursery
 ) -> None:
-    await crash_through(
-        tmp_path,
-        nursery,
-        one_by_one(DISTRIBUTED_SEED),
-        seed=DISTRIBUTED_SEED,
-        kafka=kafka_server.bootstrap_servers,
-        database_url=postgres_url,
-    )
+    servers = kafka_server.bootstrap_servers
+    async with open_scene(tmp_path, nursery, seed=5, kafka=servers, database_url=postgres_url) as scene:
+        await crash_through(scene, one_by_one(5))

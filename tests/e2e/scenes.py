@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from broker.liveness import PartStatus, is_ready, read_statuses
 from broker.settings import Settings
 from tests.conftest import Kafka
 from tests.engines import PostgresServer
-from tests.system import System, until
+from tests.system import System, open_system, until
 
 Found = TypeVar("Found")
 
@@ -50,6 +50,20 @@ class Stage:
     """What all scenes of a module share."""
 
     request: pytest.FixtureRequest
+    _setting_up: asyncio.Lock
+
+    @asynccontextmanager
+    async def open_system(
+        self, directory: Path, *, database_url: str = "", kafka: str = "", **variables: str
+    ) -> AsyncIterator[System]:
+        """As tests.system.open_system. One installation is set up after the other: Alembic's context is global."""
+        async with AsyncExitStack() as stack:
+            async with self._setting_up:
+                opening = open_system(
+                    directory, database_url=database_url, kafka=kafka, seed=1, connections=2, **variables
+                )
+                system = await stack.enter_async_context(opening)
+            yield system
 
     @property
     def kafka(self) -> Kafka:
@@ -94,7 +108,7 @@ def play(
 ) -> Played[Found]:
     """Play those scenes whose tests were chosen, all at once. ``scenes`` are by the names of their tests."""
     chosen = {item.name for item in request.session.items} & scenes.keys()
-    stage = Stage(request)
+    stage = Stage(request, asyncio.Lock())
 
     async def play_all() -> dict[str, Found | BaseException]:
         names = sorted(chosen)

@@ -44,7 +44,7 @@ from tests.e2e.scenes import (
     until_ready,
 )
 from tests.engines import KafkaServer, PostgresServer, TcpProxy
-from tests.system import System, open_system, until
+from tests.system import System, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -85,7 +85,9 @@ async def stop_kafka(stage: Stage, directory: Path) -> Finding:
     found = Finding()
     async with (
         own_kafka() as kafka,
-        open_system(directory, database_url=stage.make_database(directory), kafka=kafka.bootstrap_servers) as system,
+        stage.open_system(
+            directory, database_url=stage.make_database(directory), kafka=kafka.bootstrap_servers
+        ) as system,
     ):
         system.start(SERVED)
         async with sending(system, per_second=PER_SECOND):
@@ -122,7 +124,9 @@ async def freeze_connection(stage: Stage, directory: Path) -> Finding:
     proxy = TcpProxy()
     async with (
         own_kafka(proxy) as kafka,
-        open_system(directory, database_url=stage.make_database(directory), kafka=kafka.bootstrap_servers) as system,
+        stage.open_system(
+            directory, database_url=stage.make_database(directory), kafka=kafka.bootstrap_servers
+        ) as system,
     ):
         system.start("intake", "dispatch")
         system.start("attendances", CPIS_KAFKA_BOOTSTRAP_SERVERS=proxy.address)
@@ -155,7 +159,9 @@ async def freeze_replies(stage: Stage, directory: Path) -> Finding:
     proxy = TcpProxy()
     async with (
         own_kafka(proxy) as kafka,
-        open_system(directory, database_url=stage.make_database(directory), kafka=kafka.bootstrap_servers) as system,
+        stage.open_system(
+            directory, database_url=stage.make_database(directory), kafka=kafka.bootstrap_servers
+        ) as system,
     ):
         system.start("intake", "dispatch", "attendances")
         system.start("attendances", CPIS_KAFKA_BOOTSTRAP_SERVERS=proxy.address)
@@ -194,7 +200,7 @@ async def until_shared(system: System, workers: int = 2) -> None:
 async def stop_worker(stage: Stage, directory: Path) -> Finding:
     """SIGSTOP a worker in the middle of a transaction: another takes over, and once woken it writes nothing."""
     found = Finding()
-    async with open_system(
+    async with stage.open_system(
         directory, database_url=stage.make_database(directory), kafka=stage.kafka.bootstrap_servers
     ) as system:
         system.start("intake", "dispatch", "attendances", "attendances")
@@ -270,7 +276,7 @@ async def block_loop(stage: Stage, directory: Path) -> Finding:
     """The event loops of two consumers stand still: one sleeps, the other does not even let its watchdog run."""
     found = Finding()
     trigger = directory / "trigger"
-    async with open_system(directory) as system:
+    async with stage.open_system(directory) as system:
         system.start("intake", "dispatch")
         for block in (SLEEPS, HOLDS_THE_LOCK):
             system.start("attendances", through=("-c", BLOCKED.format(trigger=str(trigger), block=block)))
@@ -315,7 +321,7 @@ async def deliver_nothing(stage: Stage, directory: Path) -> Finding:
     """The Kafka client is connected, a member, and answers; it only delivers nothing any more."""
     found = Finding()
     trigger = directory / "trigger"
-    async with open_system(directory, kafka=stage.kafka.bootstrap_servers) as system:
+    async with stage.open_system(directory, kafka=stage.kafka.bootstrap_servers) as system:
         system.start("intake", "dispatch")
         system.start("attendances", through=("-c", DELIVERS_NOTHING.format(trigger=str(trigger))))
         [silent] = system.parts["attendances"]
@@ -344,7 +350,7 @@ async def stop_database(stage: Stage, directory: Path) -> Finding:
     try:
         await asyncio.to_thread(server.start)
         url = await asyncio.to_thread(server.create_database, "broker")
-        async with open_system(directory, database_url=url) as system:
+        async with stage.open_system(directory, database_url=url) as system:
             credentials = await _make_operator(system)
             system.start(ALL)
             async with (

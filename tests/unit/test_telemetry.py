@@ -135,7 +135,18 @@ def test_libraries_are_cut_down_to_logger_level_and_error_class() -> None:
         {"event": "library", "logger": "sqlalchemy.pool", "level": "ERROR", "error": "KeyError"},
         {"event": "library", "logger": WITHHELD, "level": "CRITICAL", "error": None},
     ]
-    assert all(set(line) == {"event", "logger", "level", "error", "timestamp"} for line in lines)
+    assert all(set(line) == {"event", "logger", "level", "error", "count", "timestamp"} for line in lines)
+
+
+def test_a_library_that_repeats_itself_is_heard_once_in_a_while() -> None:
+    code, lines = run_configured(
+        """
+        import logging
+        for _ in range(500):
+            logging.getLogger("aiokafka").error("gone")
+        """
+    )
+    assert (code, len(lines)) == (0, 1)
 
 
 def test_warnings_are_cut_down_as_well() -> None:
