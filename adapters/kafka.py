@@ -7,8 +7,8 @@ producer and no lingering; no automatic commits; ``auto_offset_reset="none"``; e
 Offsets come from the Assignment, never from Kafka: a partition is read once ``on_assigned`` has answered and its
 offset was sought. Offsets committed by ``note_progress`` are for operators.
 
-Topics are recognised by the id that Kafka gives each when it is made (KIP-516), which aiokafka does not ask for:
-the request is defined here, in aiokafka's own terms.
+Topics are recognised by the id that Kafka gives each when it is made (KIP-516), which aiokafka does not ask for: see
+``kafka_cluster`` and ``kafka_protocol``.
 """
 
 from __future__ import annotations
@@ -16,167 +16,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
-import ssl
 import time
-from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from io import BytesIO
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
     KafkaError,
-    LeaderNotAvailableError,
     NoError,
     NoOffsetForPartitionError,
-    NotLeaderForPartitionError,
     OffsetOutOfRangeError,
     TopicAlreadyExistsError,
-    UnknownTopicOrPartitionError,
     for_code,
 )
-from aiokafka.protocol.abstract import AbstractType
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.fetch import FetchRequest
-from aiokafka.protocol.offset import OffsetRequest
-from aiokafka.protocol.types import (
-    Array,
-    Boolean,
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Schema,
-    String,
-    TaggedFields,
-)
-from aiokafka.record.default_records import _DefaultRecordBatchPy
 
 from adapters.errors import LogError, LogGap, LogUnavailable, NotDurable
+from adapters.kafka_cluster import RETRY_S, Cluster, as_record
+from adapters.kafka_options import RECORD_OVERHEAD_BYTES, KafkaOptions, milliseconds
 from schemas.record import LogRecord, Partition, PartitionExtent
 
 OnEvent = Callable[[str, Mapping[str, int | str]], None]
 
-EARLIEST = -2
-LATEST = -1
-READ_COMMITTED = 1
-BATCH_PREFIX_BYTES = 12
-TIMESTAMP_MS_MAX = 253_402_300_799_000  # the last second of the year 9999
-RECORD_OVERHEAD_BYTES = 64 * 1024
 POLL_SLICE_S = 0.1
-RETRY_S = 0.05
 
 
 def _ignore_event(_name: str, _details: Mapping[str, int | str]) -> None:
     """What happens to events when nobody asked for them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KafkaOptions:
-    """How to reach Kafka, and the limits.
-
-    ``rebalance_timeout_s`` is what ``on_revoked`` may take at most. A request of a reader may take longer by
-    ``request_timeout_s``: so long a reader needs to notice by itself that a connection has gone silent.
-    """
-
-    bootstrap_servers: str
-    client_id: str = "cpis-broker"
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    tls_authorities_path: Path | None = None
-    tls_certificate_path: Path | None = None
-    tls_key_path: Path | None = None
-    tls_key_password: str | None = field(default=None, repr=False)
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
-    sasl_username: str | None = None
-    sasl_password: str | None = field(default=None, repr=False)
-    append_timeout_s: float = 10.0
-    request_timeout_s: float = 4.0
-    contact_timeout_s: float = 5.0
-    start_timeout_s: float = 15.0
-    close_timeout_s: float = 5.0
-    create_timeout_s: float = 30.0
-    session_timeout_s: float = 10.0
-    heartbeat_s: float = 3.0
-    rebalance_timeout_s: float = 20.0
-    poll_interval_max_s: float = 300.0
-    metadata_age_max_s: float = 30.0
-    topic_check_s: float = 5.0
-    appends_max: int = 20_000
-    record_bytes_max: int = 4 * 1024 * 1024
-    batch_bytes_max: int = 256 * 1024
-    fetch_bytes_max: int = 16 * 1024 * 1024
-    fetch_wait_s: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Raises ValueError where limits contradict each other."""
-        if self.session_timeout_s < 3 * self.heartbeat_s:
-            raise ValueError("session_timeout_s must be at least three times heartbeat_s")
-        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
-            raise ValueError("SASL needs sasl_username and sasl_password")
-
-    def client_settings(self) -> dict[str, Any]:
-        """What every aiokafka client is given."""
-        return {
-            "bootstrap_servers": self.bootstrap_servers,
-            "client_id": self.client_id,
-            "request_timeout_ms": _milliseconds(self.request_timeout_s),
-            "metadata_max_age_ms": _milliseconds(self.metadata_age_max_s),
-            "security_protocol": self.security_protocol,
-            "ssl_context": self._make_tls() if self.security_protocol.endswith("SSL") else None,
-            "sasl_mechanism": self.sasl_mechanism,
-            "sasl_plain_username": self.sasl_username,
-            "sasl_plain_password": self.sasl_password,
-        }
-
-    def producer_settings(self) -> dict[str, Any]:
-        """Nothing is confirmed before every in-sync replica has it, and a retry never doubles or reorders."""
-        return {
-            **self.client_settings(),
-            "acks": "all",
-            "enable_idempotence": True,
-            "linger_ms": 0,
-            "max_request_size": self.record_bytes_max + RECORD_OVERHEAD_BYTES,
-            "max_batch_size": self.batch_bytes_max,
-        }
-
-    def consumer_settings(self, group: str, member: str) -> dict[str, Any]:
-        """A fetch returns what is there and waits only for the first byte.
-
-        Joining waits for the slowest member's ``on_revoked``, so its request must be allowed to take longer.
-        """
-        return {
-            **self.client_settings(),
-            "enable_auto_commit": False,
-            "auto_offset_reset": "none",
-            "isolation_level": "read_committed",
-            "fetch_min_bytes": 1,
-            "fetch_max_wait_ms": _milliseconds(self.fetch_wait_s),
-            "fetch_max_bytes": self.fetch_bytes_max,
-            "max_partition_fetch_bytes": self.record_bytes_max + RECORD_OVERHEAD_BYTES,
-            "group_id": group,
-            "group_instance_id": member,
-            "partition_assignment_strategy": (RoundRobinPartitionAssignor,),
-            "request_timeout_ms": _milliseconds(self.rebalance_timeout_s + self.request_timeout_s),
-            "session_timeout_ms": _milliseconds(self.session_timeout_s),
-            "heartbeat_interval_ms": _milliseconds(self.heartbeat_s),
-            "rebalance_timeout_ms": _milliseconds(self.rebalance_timeout_s),
-            "max_poll_interval_ms": _milliseconds(self.poll_interval_max_s),
-        }
-
-    def _make_tls(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self.tls_authorities_path)
-        if self.tls_certificate_path is not None:
-            context.load_cert_chain(self.tls_certificate_path, self.tls_key_path, self.tls_key_password)
-        return context
 
 
 class Assignment(Protocol):
@@ -224,7 +92,7 @@ async def ensure_topics(
         for _topic, code, *_ in response.topic_errors:
             if code not in (NoError.errno, TopicAlreadyExistsError.errno):
                 raise for_code(code)()
-        cluster = _Cluster(options)
+        cluster = Cluster(options)
         try:
             for name in topics:
                 while not await cluster.has_leaders(name):  # noqa: ASYNC110  # Kafka tells only who asks
@@ -240,7 +108,7 @@ class KafkaLog:
         _keep_contents_out_of_logs()
         self._options = options
         self._on_event = on_event
-        self._cluster = _Cluster(options)
+        self._cluster = Cluster(options)
         self._producer: Any = None
         self._starting = asyncio.Lock()
         self._appends = 0
@@ -346,7 +214,7 @@ class KafkaLogReader:
         self._group = group
         self._member = member
         self._on_event = on_event
-        self._cluster = _Cluster(options)
+        self._cluster = Cluster(options)
         self._consumer: Any = None
         self._assignment: Assignment | None = None
         self._calling = asyncio.Lock()
@@ -537,7 +405,7 @@ class KafkaLogReader:
     def _begin_fetch(self, records_max: int, wait_s: float) -> None:
         ready = [TopicPartition(*partition) for partition in self._assigned & self._places.keys()]
         wanted = ready or [TopicPartition(self._topic, -1)]  # none at all would mean any
-        getting = self._consumer.getmany(*wanted, timeout_ms=_milliseconds(wait_s), max_records=records_max)
+        getting = self._consumer.getmany(*wanted, timeout_ms=milliseconds(wait_s), max_records=records_max)
         self._fetching = asyncio.create_task(getting)
         self._fetching_since = (self._generation, self._rewinds)
 
@@ -574,7 +442,7 @@ class KafkaLogReader:
         for place, records in fetched.items():
             partition = Partition(*place)
             wanted = [
-                _as_record(partition, record) for record in records if record.offset >= self._places[partition].next
+                as_record(partition, record) for record in records if record.offset >= self._places[partition].next
             ]
             if wanted:
                 found[partition] = wanted
@@ -702,297 +570,6 @@ class _Pulse:
         self._was_stopped = False
 
 
-class _Topic(NamedTuple):
-    """A topic's id and the broker that leads each partition (-1: none)."""
-
-    name: str
-    log_id: str
-    leaders: Mapping[int, int]
-
-
-class _Cluster:
-    """Questions to the cluster that aiokafka's producer and consumer do not ask. Connects when first used."""
-
-    def __init__(self, options: KafkaOptions) -> None:
-        self._options = options
-        self._client: Any = None
-        self._connecting = asyncio.Lock()
-
-    async def find_topic(self, name: str) -> _Topic | None:
-        """What the cluster says of a topic, None when there is no such topic."""
-        response = await self._ask_any(_TopicsRequest(name))
-        [(code, _name, topic_id, _is_internal, partitions, *_rest)] = response.topics
-        if for_code(code) is UnknownTopicOrPartitionError:
-            return None
-        if code != NoError.errno:
-            raise for_code(code)()
-        log_id = urlsafe_b64encode(topic_id).decode().rstrip("=")
-        return _Topic(name, log_id, {number: leader for _code, number, leader, *_rest in partitions})
-
-    async def has_leaders(self, name: str) -> bool:
-        """Whether the topic is there and every partition has a leader."""
-        topic = await self.find_topic(name)
-        return topic is not None and -1 not in topic.leaders.values()
-
-    async def extents(self, name: str) -> dict[Partition, PartitionExtent]:
-        """What the cluster holds of each partition of a topic; nothing of an unknown one.
-
-        Asks again while leaders change hands: limit the time.
-        """
-        while (topic := await self.find_topic(name)) is not None:
-            try:
-                firsts = await self._find_offsets(topic, EARLIEST)
-                ends = await self._find_offsets(topic, LATEST)
-            except (LeaderNotAvailableError, NotLeaderForPartitionError, UnknownTopicOrPartitionError):
-                await asyncio.sleep(RETRY_S)
-            else:
-                return {
-                    Partition(name, number): PartitionExtent(log_id=topic.log_id, first=first, end=ends[number])
-                    for number, first in sorted(firsts.items())
-                }
-        return {}
-
-    async def fetch_batch(self, partition: Partition, offset: int) -> list[LogRecord]:
-        """The records from ``offset`` on of the batch it is in, read with every tolerance for text."""
-        client = await self._connected()
-        topic = await self.find_topic(partition.topic)
-        leader = -1 if topic is None else topic.leaders.get(partition.number, -1)
-        if leader == -1:
-            raise LeaderNotAvailableError
-        asked = [(partition.topic, [(partition.number, offset, self._options.fetch_bytes_max)])]
-        response = await client.send(leader, FetchRequest(0, 1, self._options.fetch_bytes_max, READ_COMMITTED, asked))
-        [(_name, [(_number, code, _end, *_rest, fetched)])] = response.topics
-        if code != NoError.errno:
-            raise for_code(code)()
-        for batch in _split_batches(fetched):
-            records = [] if batch.is_control_batch else [_as_record(partition, record) for record in batch]
-            if wanted := [record for record in records if record.offset >= offset]:
-                return wanted
-        return []
-
-    async def leave_group(self, group: str, member: str) -> None:
-        """Have the group give this member's partitions to others at once."""
-        client = await self._connected()
-        coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
-        await client.send(coordinator, _LeaveRequest(group, member), group=ConnectionGroup.COORDINATION)
-
-    async def close(self) -> None:
-        """Disconnect."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            await client.close()
-
-    async def _find_offsets(self, topic: _Topic, when: int) -> dict[int, int]:
-        client = await self._connected()
-        offsets: dict[int, int] = {}
-        for leader in set(topic.leaders.values()):
-            if leader == -1:
-                raise LeaderNotAvailableError
-            asked = [(number, when) for number in topic.leaders if topic.leaders[number] == leader]
-            response = await client.send(leader, OffsetRequest(-1, READ_COMMITTED, [(topic.name, asked)]))
-            for _name, answers in response.topics:
-                for number, code, _timestamp, offset in answers:
-                    if code != NoError.errno:
-                        raise for_code(code)()
-                    offsets[number] = offset
-        return offsets
-
-    async def _ask_any(self, request: _TopicsRequest) -> Any:
-        """Ask one broker after the other. When none answers, the next question begins from the bootstrap servers."""
-        client = await self._connected()
-        brokers = list(client.cluster.brokers())
-        random.shuffle(brokers)
-        failure: KafkaError | None = None
-        for broker in brokers:
-            try:
-                return await client.send(broker.nodeId, request)
-            except NotImplementedError:
-                raise LogUnavailable("Kafka 2.8 or newer is needed: this one gives topics no ids") from None
-            except KafkaError as error:
-                failure = error
-        await self.close()
-        raise failure or LeaderNotAvailableError
-
-    async def _connected(self) -> Any:
-        async with self._connecting:
-            if self._client is None:
-                client = AIOKafkaClient(**self._options.client_settings())
-                try:
-                    await client.bootstrap()
-                except BaseException:
-                    await client.close()
-                    raise
-                self._client = client
-            return self._client
-
-
-class _TolerantText(bytearray):
-    """Bytes that can be decoded whatever they are: what is not UTF-8 becomes a backslash and its number."""
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        return _TolerantText(found) if isinstance(found, bytearray) else found
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return super().decode(encoding, "backslashreplace")
-
-
-class _TolerantBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has no types
-    """A record batch as Kafka keeps it, whose headers may have any name."""
-
-    _buffer: bytearray
-
-    def _maybe_uncompress(self) -> None:
-        super()._maybe_uncompress()
-        self._buffer = _TolerantText(self._buffer)
-
-
-def _split_batches(fetched: bytes) -> Iterator[_TolerantBatch]:
-    """The whole batches of a fetch: it ends where its limit was reached. Each says its length after 8 bytes."""
-    start = 0
-    while start + BATCH_PREFIX_BYTES <= len(fetched):
-        end = start + BATCH_PREFIX_BYTES + int.from_bytes(fetched[start + 8 : start + BATCH_PREFIX_BYTES])
-        if end <= len(fetched):
-            yield _TolerantBatch(fetched[start:end])
-        start = end
-
-
-class _Uuid(AbstractType):  # type: ignore[misc]  # aiokafka has no types
-    """Sixteen bytes."""
-
-    @classmethod
-    def encode(cls, value: bytes) -> bytes:
-        return value
-
-    @classmethod
-    def decode(cls, data: BytesIO) -> bytes:
-        return data.read(16)
-
-
-class _TopicsResponseV11(Response):  # type: ignore[misc]  # aiokafka has no types
-    """Metadata, version 11: the first to tell topic ids that every Kafka since 2.8 answers."""
-
-    API_KEY = 3
-    API_VERSION = 11
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString()),
-                ("port", Int32),
-                ("rack", CompactString()),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_id", CompactString()),
-        ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("name", CompactString()),
-                ("topic_id", _Uuid),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("error_code", Int16),
-                        ("number", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", CompactArray(Int32)),
-                        ("in_sync", CompactArray(Int32)),
-                        ("offline", CompactArray(Int32)),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("authorized_operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _TopicsRequestV11(RequestStruct):  # type: ignore[misc]  # aiokafka has no types
-    """Metadata, version 11."""
-
-    FLEXIBLE_VERSION = True
-    API_KEY = 3
-    API_VERSION = 11
-    RESPONSE_TYPE = _TopicsResponseV11
-    SCHEMA = Schema(
-        ("topics", CompactArray(("topic_id", _Uuid), ("name", CompactString()), ("tags", TaggedFields))),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_authorized_operations", Boolean),
-        ("tags", TaggedFields),
-    )
-
-
-class _TopicsRequest(Request[_TopicsRequestV11]):  # type: ignore[misc]  # aiokafka has no types
-    """Asks what a topic is, without making it."""
-
-    API_KEY = 3
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def build(self, request_struct_class: type[_TopicsRequestV11]) -> _TopicsRequestV11:
-        return request_struct_class([(bytes(16), self._name, {})], False, False, {})
-
-
-class _LeaveResponseV3(Response):  # type: ignore[misc]  # aiokafka has no types
-    """LeaveGroup, version 3."""
-
-    API_KEY = 13
-    API_VERSION = 3
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        ("error_code", Int16),
-        ("members", Array(("member_id", String()), ("group_instance_id", String()), ("error_code", Int16))),
-    )
-
-
-class _LeaveRequestV3(RequestStruct):  # type: ignore[misc]  # aiokafka has no types
-    """LeaveGroup, version 3: the first that names members by their ``group_instance_id`` (KIP-345)."""
-
-    API_KEY = 13
-    API_VERSION = 3
-    RESPONSE_TYPE = _LeaveResponseV3
-    SCHEMA = Schema(
-        ("group", String()),
-        ("members", Array(("member_id", String()), ("group_instance_id", String()))),
-    )
-
-
-class _LeaveRequest(Request[_LeaveRequestV3]):  # type: ignore[misc]  # aiokafka has no types
-    """Takes one member out of a group."""
-
-    API_KEY = 13
-
-    def __init__(self, group: str, member: str) -> None:
-        self._group = group
-        self._member = member
-
-    def build(self, request_struct_class: type[_LeaveRequestV3]) -> _LeaveRequestV3:
-        return request_struct_class(self._group, [("", self._member)])
-
-
-def _as_record(partition: Partition, record: Any) -> LogRecord:
-    """A foreign producer may repeat a header (the last counts), and leave values out (they become empty)."""
-    timestamp_ms = min(max(record.timestamp, 0), TIMESTAMP_MS_MAX)
-    return LogRecord(
-        partition=partition,
-        offset=record.offset,
-        key=record.key,
-        value=record.value or b"",
-        headers={name: value or b"" for name, value in record.headers},
-        appended_at=datetime.fromtimestamp(timestamp_ms / 1000, UTC),
-    )
-
-
 def _is_broken(producer: Any) -> bool:
     return bool(producer._sender.sender_task.done())
 
@@ -1035,7 +612,3 @@ def _keep_contents_out_of_logs() -> None:
     for logger in map(logging.getLogger, names):
         if logger.getEffectiveLevel() < logging.INFO:
             logger.setLevel(logging.INFO)
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)

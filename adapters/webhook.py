@@ -70,7 +70,7 @@ class WebhookChannel:
         self._options = options
         self._on_event = on_event
         self._now = now
-        timeout = httpx.Timeout(options.read_timeout_s, connect=options.connect_timeout_s)
+        timeout = httpx.Timeout(options.read_timeout_s, connect=options.connect_timeout_s, pool=options.total_timeout_s)
         self._client = httpx.AsyncClient(
             transport=_CheckedTransport(options, tls or httpx.create_ssl_context()),
             timeout=timeout,

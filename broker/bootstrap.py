@@ -25,7 +25,8 @@ import uvicorn
 
 from adapters.errors import LogError
 from adapters.hl7v2_reply import Hl7v2ReplyChannel
-from adapters.kafka import KafkaLog, KafkaLogReader, KafkaOptions, ensure_topics
+from adapters.kafka import KafkaLog, KafkaLogReader, ensure_topics
+from adapters.kafka_options import KafkaOptions
 from adapters.mllp import MllpClient, MllpClientOptions, MllpOptions, MllpServer
 from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
 from adapters.topic import TopicChannel, TopicOptions

@@ -161,6 +161,7 @@ class ConsumeLoop:
                 return
             async with self._busy:
                 await self._handle_waiting(partition, waiting)
+        await self._reader.note_progress({part: self._held[part].next_offset for part in records if part in self._held})
         if time.monotonic() >= self._next_contact_at:
             await self._prove_alive()
 
@@ -195,7 +196,6 @@ class ConsumeLoop:
             held.careful = max(0, held.careful - size)
             held.next_offset = batch.next_offset
             records = records[size:]
-        await self._reader.note_progress({partition: held.next_offset})
 
     async def _handle(self, batch: Batch, held: _Held) -> bool:
         """Handle one batch, come what may; False when it was not: we are stopping or the partition goes away."""

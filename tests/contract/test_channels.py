@@ -139,7 +139,7 @@ def ignore_event(name: str, facts: Mapping[str, int | str]) -> None:
 
 
 def open_webhook(**options: object) -> WebhookChannel:
-    values: dict[str, object] = {"allow_plain_http": True, "allow_private_addresses": True, "read_timeout_s": 0.2}
+    values: dict[str, object] = {"allow_plain_http": True, "allow_private_addresses": True, "read_timeout_s": 0.5}
     return WebhookChannel(
         WebhookOptions(**{**values, **options}),  # type: ignore[arg-type]  # options by name
         on_event=ignore_event,
@@ -178,7 +178,7 @@ class Department:
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
-        self.channel: Channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=0.2)))
+        self.channel: Channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=0.5)))
         self._how = "accept"
         self._server = MllpServer(self._take, MllpOptions(), on_event=ignore_event)
 
@@ -623,7 +623,7 @@ async def listening(take: Take) -> AsyncIterator[str]:
 
 
 async def reply_to(address: str, content: bytes = ORU) -> Outcome:
-    channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=0.2)))
+    channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=0.5)))
     try:
         return await channel.send(parcel(address, content, content_type="application/hl7-v2+er7"))
     finally:
@@ -688,7 +688,7 @@ async def test_a_late_acknowledgement_never_settles_the_next_reply() -> None:
 
     server = await asyncio.start_server(handler, HOST, 0)
     address = f"{HOST}:{server.sockets[0].getsockname()[1]}"
-    channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=0.2)))
+    channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=0.5)))
     first = await channel.send(parcel(address, ORU))
     assert first == Outcome(outcome=OutcomeClass.AMBIGUOUS, code="answer_timeout")
     assert (await channel.send(parcel(address, second))).code == "wrong_control_id"

@@ -32,7 +32,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
 from adapters.errors import LogGap, LogUnavailable, NotDurable
-from adapters.kafka import KafkaLog, KafkaLogReader, KafkaOptions, ensure_topics
+from adapters.kafka import KafkaLog, KafkaLogReader, ensure_topics
+from adapters.kafka_options import KafkaOptions
 from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
 from broker.ports import Log, LogReader
 from schemas.record import LogRecord, Partition, PartitionExtent

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aiokafka import TopicPartition
 
-from adapters.kafka import KafkaOptions
+from adapters.kafka_options import KafkaOptions
 from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import Batch, ConsumeLoop
 from broker.dispatcher import Dispatcher

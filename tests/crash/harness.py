@@ -36,7 +36,6 @@ from tests.system import SITE, START_S, WITHOUT_PAGES, System, open_system, unti
 CAUGHT_UP_S: Final = 30.0
 DEATH_S: Final = 40.0
 PACE_S: Final = 0.008
-MESSAGES_MAX: Final = 600
 LISTED_LATE: Final = 3
 KNOWN_BY_NUMBER: Final = {Identity.TRACED: 0.95, Identity.RENAMED: 0.05}
 """Only identities of which the oracle is certain; doubtful ones go to a person, not to a list of alerts."""
@@ -168,11 +167,8 @@ class Scene:
         if any(blow.part == "jobs" for blow in blows):
             await self.list_more(LISTED_LATE)
         await self.offer(messages - messages // 2)
-        offered = messages
         while not all(death.done() for death in deaths):
-            assert offered < MESSAGES_MAX, f"never died: {', '.join(map(str, blows))}\n{self.system.last_words()}"
             await self.offer(1, pace_s=0.1)
-            offered += 1
         await asyncio.gather(*deaths)
 
     async def strike_and_judge(self, blows: Sequence[Blow], *, messages: int) -> None:
@@ -247,7 +243,10 @@ class Scene:
             await database.close()
 
     async def _die_and_rise(self, blow: Blow, child: Child) -> None:
-        code = await child.wait(DEATH_S)
+        try:
+            code = await child.wait(DEATH_S)
+        except TimeoutError:
+            raise AssertionError(f"{blow} never came\n{self.system.last_words()}") from None
         assert code == -signal.SIGKILL, f"{blow} ended with {code}\n{self.system.last_words()}"
         self.kills += 1
         self.start(blow.part)

@@ -55,7 +55,9 @@ def render_settings() -> str:
         named = {name: field for name, field in Settings.model_fields.items() if name.split("_")[0] in words}
         placed |= named.keys()
         rows = [_settings_row(name, field) for name, field in named.items()]
-        parts.append("\n".join([f"## {heading}", "", "| name | default | takes | what |", "|---|---|---|---|", *rows, ""]))
+        parts.append(
+            "\n".join([f"## {heading}", "", "| name | default | takes | what |", "|---|---|---|---|", *rows, ""])
+        )
     assert placed == Settings.model_fields.keys(), "a setting without a group"
     return "\n".join(parts)
 

@@ -177,14 +177,14 @@ async def test_a_sender_that_outruns_the_handler_is_not_read_until_there_is_room
         return message[:10]
 
     large = frame(b"x" * 100_000)
-    async with serving(handler, MllpOptions(pipelined_max=2, frame_bytes_max=100_000)) as server:
-        async with connected(server) as (reader, writer):
-            writer.write(large * 200)
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(writer.drain(), 0.2)
-            assert server.held_bytes < 2_000_000
-            release.set()
-            assert await read_answers(reader, 200) == [b"x" * 10] * 200
+    options = MllpOptions(pipelined_max=2, frame_bytes_max=100_000)
+    async with serving(handler, options) as server, connected(server) as (reader, writer):
+        writer.write(large * 200)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(writer.drain(), 0.2)
+        assert server.held_bytes < 2_000_000
+        release.set()
+        assert await read_answers(reader, 200) == [b"x" * 10] * 200
 
 
 async def test_connections_do_not_wait_for_each_other() -> None:
