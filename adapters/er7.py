@@ -22,6 +22,8 @@ _NULL: Final = '""'
 _FIELDS_MAX: Final = 64
 """No segment this broker reads has more fields; what follows is not split."""
 _COMPONENTS_MAX: Final = 16
+_SHORT: Final = 100
+"""Texts below this length need not be held against the limit."""
 _CENTURIES: Final = ("19", "20")
 
 
@@ -182,7 +184,7 @@ class Message:
     2.8.2) are None, and control characters never appear.
     """
 
-    __slots__ = ("_component", "_fields", "_limits", "_lines", "_repetition", "_text_max", "plain", "separators")
+    __slots__ = ("_component", "_fields", "_limits", "_lines", "_repetition", "plain", "separators")
 
     def __init__(self, lines: Sequence[str], separators: Separators, *, plain: bool, limits: Hl7v2Limits) -> None:
         self.separators = separators
@@ -191,7 +193,6 @@ class Message:
         self._component = separators.component
         self._repetition = separators.repetition
         self._limits = limits
-        self._text_max = limits.text_characters_max
         field = separators.field
         self._lines = lines
         self._fields = {line[:3]: line.split(field, _FIELDS_MAX) for line in reversed(lines)}
@@ -226,9 +227,7 @@ class Message:
             field = components[component - 1]
         elif component > 1:
             return None
-        if len(field) > self._text_max:
-            field = field[: self._text_max]
-        if self.plain and field.isprintable():
+        if self.plain and len(field) < _SHORT and field.isprintable():
             return field.strip() or None
         return self.clean(field)
 
@@ -256,6 +255,10 @@ class Message:
         repetitions = field.split(self._repetition)
         return [repetition.split(self._component, _COMPONENTS_MAX) for repetition in repetitions]
 
+    def subcomponents(self, raw_component: str) -> list[str]:
+        """The raw subcomponents of a raw component."""
+        return raw_component.split(self.separators.subcomponent, _COMPONENTS_MAX)
+
     def first(self, raw_component: str) -> str | None:
         """The first subcomponent of a raw component: the name in a HD, the surname in a FN."""
         subcomponent = self.separators.subcomponent
@@ -264,7 +267,9 @@ class Message:
         return self.clean(raw_component)
 
     def clean(self, raw: str) -> str | None:
-        """A raw component as text: escapes replaced, control characters and outer white space removed."""
+        """A raw component as text: escapes replaced, control characters and outer white space removed; cut."""
+        if len(raw) >= _SHORT:
+            raw = raw[: self._limits.text_characters_max]
         if self.plain and raw.isprintable():
             return raw.strip() or None
         if not raw or raw == _NULL:

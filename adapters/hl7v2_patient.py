@@ -55,7 +55,7 @@ def _read_names(message: Message, limits: Hl7v2Limits) -> tuple[PersonName, ...]
     """Every name of PID-5 once, in order: also aliases and former names, which lists may know the person by."""
     characters_max = limits.name_characters_max
     names: list[PersonName] = []
-    for components in message.repetitions("PID", 5):
+    for components in message.repetitions("PID", 5)[: limits.names_max]:
         family = message.first(components[0]) or ""
         given = (message.clean(components[1]) or "") if len(components) > 1 else ""
         if len(components) > 2 and components[2] and (second := message.clean(components[2])):
@@ -65,8 +65,6 @@ def _read_names(message: Message, limits: Hl7v2Limits) -> tuple[PersonName, ...]
         name = PersonName(family[:characters_max], given[:characters_max])
         if name not in names:
             names.append(name)
-        if len(names) == limits.names_max:
-            break
     return tuple(names)
 
 
@@ -176,7 +174,7 @@ def _kind_of(components: Sequence[str], message: Message) -> _Kind:
     kind = message.clean(components[4]) if len(components) > 4 else None
     if authority is None and kind is None:
         if any(
-            _is_nhs_label(part) for component in components for part in component.split(message.separators.subcomponent)
+            _is_nhs_label(part) for component in components for part in message.subcomponents(component)
         ):
             return "nhs"
         return "untyped" if _is_bare(components) else "other"

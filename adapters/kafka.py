@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
@@ -99,6 +100,43 @@ async def ensure_topics(
                     await asyncio.sleep(RETRY_S)
         finally:
             await cluster.close()
+
+
+class TopicDurability(NamedTuple):
+    """What an acknowledged append rests on."""
+
+    replicas: int
+    """Copies of the partition that has the fewest."""
+    replicas_in_step_min: int
+    """``min.insync.replicas``: copies that must have an append before it is acknowledged."""
+    flush_records: int
+    """``flush.messages``: appends after which a broker writes to the disk; 1: each."""
+
+    @property
+    def survives_a_lost_broker(self) -> bool:
+        """Acknowledged appends outlive one broker, or at least its power supply."""
+        return (self.replicas >= 3 and self.replicas_in_step_min >= 2) or self.flush_records == 1
+
+
+async def describe_durability(options: KafkaOptions, topic: str) -> TopicDurability:
+    """Ask what a topic's appends rest on: ``acks=all`` on one broker is not durable. Raises LogUnavailable."""
+    _keep_contents_out_of_logs()
+    async with _failing_as_unavailable(options.start_timeout_s):
+        admin = AIOKafkaAdminClient(**options.client_settings())
+        try:
+            await admin.start()
+            [described] = await admin.describe_topics([topic])
+            if described["error_code"] != NoError.errno:
+                raise for_code(described["error_code"])()
+            [answer] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+        finally:
+            await admin.close()
+    settings = {entry[0]: entry[1] for entry in answer.resources[0][4]}
+    return TopicDurability(
+        replicas=min(len(partition["replicas"]) for partition in described["partitions"]),
+        replicas_in_step_min=int(settings["min.insync.replicas"]),
+        flush_records=int(settings["flush.messages"]),
+    )
 
 
 class KafkaLog:

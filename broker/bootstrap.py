@@ -25,7 +25,7 @@ import uvicorn
 
 from adapters.errors import LogError
 from adapters.hl7v2_reply import Hl7v2ReplyChannel
-from adapters.kafka import KafkaLog, KafkaLogReader, ensure_topics
+from adapters.kafka import KafkaLog, KafkaLogReader, describe_durability, ensure_topics
 from adapters.kafka_options import KafkaOptions
 from adapters.mllp import MllpClient, MllpClientOptions, MllpOptions, MllpServer
 from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
@@ -130,11 +130,26 @@ async def check_engines(settings: Settings) -> list[str]:
     log_ = open_log(settings)
     try:
         await log_.extents(settings.name_on_log(attendance.TOPIC))
+        problems += await _check_topic(settings)
     except LogError:
-        problems.append("CPIS_KAFKA_BOOTSTRAP_SERVERS: the log does not answer")
+        problems.append("CPIS_KAFKA_BOOTSTRAP_SERVERS: the log does not answer, or its topics are not made yet")
     finally:
         await log_.close()
     return problems
+
+
+async def _check_topic(settings: Settings) -> list[str]:
+    """An attendance that was acknowledged must outlive a broker of the log."""
+    if settings.is_development or not settings.kafka_bootstrap_servers:
+        return []
+    topic = settings.name_on_log(attendance.TOPIC)
+    durability = await describe_durability(_kafka_options(settings), topic)
+    if durability.survives_a_lost_broker:
+        return []
+    return [
+        f"topic {topic}: {durability.replicas} replicas, min.insync.replicas={durability.replicas_in_step_min}; "
+        "it needs 3 replicas with min.insync.replicas=2, or flush.messages=1"
+    ]
 
 
 def open_database(settings: Settings) -> Database:

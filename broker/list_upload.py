@@ -35,7 +35,7 @@ class UploadReport(msgspec.Struct, frozen=True, kw_only=True):
     changed: int
     refused: tuple[RowProblem, ...]
     was_known: bool
-    """This very file was loaded before; nothing was changed, the list counts as confirmed then."""
+    """This very file was loaded before; now the list counts as confirmed anew."""
 
 
 async def upload_children(
@@ -48,7 +48,10 @@ async def upload_children(
     uploaded_by: str,
     dry_run: bool = False,
 ) -> UploadReport:
-    """Load a CSV list. Raises MalformedFile or UnknownAuthority, and then nothing was stored."""
+    """Load a CSV list. Raises MalformedFile or UnknownAuthority, and then nothing was stored.
+
+    A file of which every row was refused is on record, but does not count as a confirmed list.
+    """
     rows = list(read_children(file))
     problems = [row for _, row in rows if isinstance(row, RowProblem)]
     entries, repeated = _without_repeats(keyring, authority, rows)
@@ -66,13 +69,17 @@ async def upload_children(
         )
         was_known = await child_lists.upload_is_known(connection, upload.id)
         changed: list[str] = []
-        if not dry_run:
+        owner = authority_owner(authority)
+        is_usable = bool(entries) or not refused
+        if is_usable and not dry_run:
             changed = await child_lists.save_entries(connection, keyring, upload, entries, now)
-            owner = authority_owner(authority)
             work = [(keyring.derive_id("job", LOOK_BACK, entry_id), owner, entry_id) for entry_id in changed]
             await jobs.add_jobs(connection, LOOK_BACK, work, now)
-            act = Act(owner=owner, actor=uploaded_by, action="list.uploaded", subject=upload.id)
-            await audit.record_acts(connection, [act], now)
+        if not dry_run:
+            action = "list.uploaded" if is_usable else "list.refused"
+            await audit.record_acts(
+                connection, [Act(owner=owner, actor=uploaded_by, action=action, subject=upload.id)], now
+            )
     return UploadReport(loaded=len(entries), changed=len(changed), refused=refused, was_known=was_known)
 
 

@@ -52,20 +52,19 @@ async def save_entries(
     connection: AsyncConnection, keyring: Keyring, upload: Upload, entries: Sequence[ChildListEntry], now: datetime
 ) -> list[str]:
     """Add or replace entries; returns the ids of those that are new or changed. Omitted entries stay."""
-    owner = authority_owner(upload.authority)
-    await connection.execute(
-        upsert(connection, _uploads).on_conflict_do_nothing(),
-        {
-            "id": upload.id,
-            "owner": owner,
-            "authority": upload.authority,
-            "file_hash": upload.file_hash,
-            "uploaded_by": upload.uploaded_by,
-            "uploaded_at": now,
-            "rows_loaded": len(entries),
-            "rows_refused": upload.rows_refused,
-        },
-    )
+    values = {
+        "id": upload.id,
+        "owner": authority_owner(upload.authority),
+        "authority": upload.authority,
+        "file_hash": upload.file_hash,
+        "uploaded_by": upload.uploaded_by,
+        "uploaded_at": now,
+        "rows_loaded": len(entries),
+        "rows_refused": upload.rows_refused,
+    }
+    # The same file once more confirms that the list still stands: it is as fresh as today.
+    statement = upsert(connection, _uploads).values(values)
+    await connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
     by_id = {derive_entry_id(keyring, upload.authority, entry): entry for entry in entries}
     stored = {candidate.entry_id: candidate.entry for candidate in await load_entries(connection, keyring, by_id)}
     changed = {entry_id: entry for entry_id, entry in by_id.items() if stored.get(entry_id) != entry}

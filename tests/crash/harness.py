@@ -160,8 +160,11 @@ class Scene:
         """Each blow's part dies at its point while the department sends, and is started again unharmed."""
         deaths = []
         for blow in blows:
-            careful = POINTS[blow.point].careful
-            await self.stop(blow.part, signal.SIGKILL if careful else signal.SIGTERM)
+            if POINTS[blow.point].careful:
+                await until(self._holds_partitions, limit_s=START_S, what="partitions held")
+                await self.stop(blow.part, signal.SIGKILL)
+            else:
+                await self.stop(blow.part)
             deaths.append(asyncio.create_task(self._die_and_rise(blow, self.start(blow.part, str(blow)))))
         await self.offer(messages // 2)
         if any(blow.part == "jobs" for blow in blows):
@@ -234,11 +237,17 @@ class Scene:
         assert all(count <= crashes for count in more.values()), f"repeats: {dict(more)}"
 
     async def _has_no_jobs(self) -> bool:
+        return await self._count("SELECT count(*) FROM jobs WHERE state = 'open'") == 0
+
+    async def _holds_partitions(self) -> bool:
+        """A process that is killed now does not stop cleanly."""
+        return await self._count("SELECT count(*) FROM stored_offsets WHERE NOT stopped_cleanly") > 0
+
+    async def _count(self, query: str) -> int:
         database = bootstrap.open_database(self.system.settings)
         try:
             async with database.reading() as connection:
-                waiting = await connection.execute(text("SELECT count(*) FROM jobs WHERE state = 'open'"))
-                return int(waiting.scalar_one()) == 0
+                return int((await connection.execute(text(query))).scalar_one())
         finally:
             await database.close()
 

@@ -1,0 +1,121 @@
+"""MLLP accept-to-ACK: the real intake as its own process beside a bare asyncio server on the same log.
+
+Both servers run all the time; the senders of this process talk to one of them at a time, in turns. Every connection
+sends one message, awaits its ACK, and sends the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Sequence
+from statistics import quantiles
+
+from benchmarks.figures import Figure, Subject
+from benchmarks.installation import Installation, Scale
+from tests.engines import free_port
+
+CONNECTIONS = (1, 8, 16)
+ROUNDS = 3
+WARM_UP_S = 0.5
+START_S = 40.0
+ANSWER_S = 30.0
+
+
+async def measure_door(installation: Installation, scale: Scale, say: Callable[[str], None]) -> list[Figure]:
+    """Messages a second and the time to the ACK of both servers, at each number of connections."""
+    department = installation.town.department(installation.town.attending, seed=9)
+    messages = [department.next_message().body for _ in range(2_000)]
+    ports = {Subject.PRODUCT: installation.mllp_port, Subject.FLOOR: free_port()}
+    installation.start("intake")
+    installation.run("bare-door", "benchmarks.peers", "door", str(ports[Subject.FLOOR]), CPIS_KAFKA_PREFIX="bare.")
+    figures: list[Figure] = []
+    try:
+        for port in ports.values():
+            await until_listening(port)
+            await send_for(WARM_UP_S, port, messages, connections=8)
+        for connections in CONNECTIONS:
+            figures += await _measure(installation, scale, say, ports, messages, connections)
+    except TimeoutError as error:
+        raise AssertionError(f"a door did not answer\n{installation.last_words()}") from error
+    finally:
+        await installation.stop()
+    return figures
+
+
+async def _measure(
+    installation: Installation,
+    scale: Scale,
+    say: Callable[[str], None],
+    ports: dict[Subject, int],
+    messages: Sequence[bytes],
+    connections: int,
+) -> list[Figure]:
+    found: dict[tuple[str, str, Subject], list[float]] = {}
+    for number in range(ROUNDS):
+        order = list(ports) if number % 2 else list(reversed(ports))
+        for subject in order:
+            gc.collect()
+            began_at = time.perf_counter()
+            times_s = await send_for(scale.door_s, ports[subject], messages, connections=connections)
+            rate = len(times_s) / (time.perf_counter() - began_at)
+            p50_ms, p99_ms = percentile_ms(times_s, 50), percentile_ms(times_s, 99)
+            say(f"  {connections:>2} connections  {subject:<8} {rate:>7,.0f}/s  p50 {p50_ms:.2f} ms  p99 {p99_ms:.2f} ms")
+            for what, unit, quantity in (
+                ("accepted at the door", "messages/s", rate),
+                ("accept to ACK, p50", "ms", p50_ms),
+                ("accept to ACK, p99", "ms", p99_ms),
+            ):
+                found.setdefault((f"{what}, {_count(connections)}", unit, subject), []).append(quantity)
+    return [
+        Figure(what=what, engines=installation.engines.name, subject=subject, unit=unit, rounds=tuple(rounds))
+        for (what, unit, subject), rounds in found.items()
+    ]
+
+
+async def send_for(seconds: float, port: int, messages: Sequence[bytes], *, connections: int) -> list[float]:
+    """Send for so long over so many connections; the time from the first byte out to the ACK in hand, in seconds."""
+    blocks = [b"\x0b%b\x1c\r" % message for message in messages]
+    ends_at = time.perf_counter() + seconds
+    times_s: list[float] = []
+    async with asyncio.TaskGroup() as senders:
+        for number in range(connections):
+            senders.create_task(_send(port, blocks[number::connections], ends_at, times_s))
+    return times_s
+
+
+async def _send(port: int, blocks: Sequence[bytes], ends_at: float, times_s: list[float]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    number = 0
+    while (began_at := time.perf_counter()) < ends_at:
+        writer.write(blocks[number % len(blocks)])
+        async with asyncio.timeout(ANSWER_S):
+            answer = await reader.readuntil(b"\x1c\r")
+        times_s.append(time.perf_counter() - began_at)
+        assert b"\rMSA|AA|" in answer, "a message was refused"
+        number += 1
+    writer.close()
+    await writer.wait_closed()
+
+
+async def until_listening(port: int) -> None:
+    """Wait until a server takes connections."""
+    async with asyncio.timeout(START_S):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.1)
+            else:
+                writer.close()
+                return
+
+
+def percentile_ms(times_s: Sequence[float], percent: int) -> float:
+    """A percentile in milliseconds."""
+    return quantiles(times_s, n=100, method="inclusive")[percent - 1] * 1000
+
+
+def _count(connections: int) -> str:
+    return "1 connection" if connections == 1 else f"{connections} connections"
