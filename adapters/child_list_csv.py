@@ -17,7 +17,7 @@ import msgspec
 
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, PlanType
-from schemas.directory import Authority, Role, Site, Worker
+from schemas.directory import Authority, KeptAnswer, Role, Site, Worker
 from schemas.identifiers import parse_nhs_number, parse_ods_code
 
 Row = TypeVar("Row")

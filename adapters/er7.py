@@ -22,8 +22,6 @@ _NULL: Final = '""'
 _FIELDS_MAX: Final = 64
 """No segment this broker reads has more fields; what follows is not split."""
 _COMPONENTS_MAX: Final = 16
-_SHORT: Final = 100
-"""Texts below this length need not be held against the limit."""
 _CENTURIES: Final = ("19", "20")
 
 
@@ -184,7 +182,7 @@ class Message:
     2.8.2) are None, and control characters never appear.
     """
 
-    __slots__ = ("_component", "_fields", "_limits", "_lines", "_repetition", "plain", "separators")
+    __slots__ = ("_component", "_fields", "_limits", "_lines", "_repetition", "_text_max", "plain", "separators")
 
     def __init__(self, lines: Sequence[str], separators: Separators, *, plain: bool, limits: Hl7v2Limits) -> None:
         self.separators = separators
@@ -193,6 +191,7 @@ class Message:
         self._component = separators.component
         self._repetition = separators.repetition
         self._limits = limits
+        self._text_max = limits.text_characters_max
         field = separators.field
         self._lines = lines
         self._fields = {line[:3]: line.split(field, _FIELDS_MAX) for line in reversed(lines)}
@@ -227,7 +226,7 @@ class Message:
             field = components[component - 1]
         elif component > 1:
             return None
-        if self.plain and len(field) < _SHORT and field.isprintable():
+        if self.plain and len(field) <= self._text_max and field.isprintable():
             return field.strip() or None
         return self.clean(field)
 
@@ -245,8 +244,8 @@ class Message:
 
     def repetitions(self, name: str, number: int) -> list[list[str]]:
         """Each repetition of the field as its raw components. Raises Unreadable ``too_many_repetitions``."""
-        field = self.raw(name, number)
-        if not field:
+        fields = self._fields.get(name, ())
+        if number >= len(fields) or not (field := fields[number]):
             return []
         if self._repetition not in field:
             return [field.split(self._component, _COMPONENTS_MAX)]
@@ -268,8 +267,8 @@ class Message:
 
     def clean(self, raw: str) -> str | None:
         """A raw component as text: escapes replaced, control characters and outer white space removed; cut."""
-        if len(raw) >= _SHORT:
-            raw = raw[: self._limits.text_characters_max]
+        if len(raw) > self._text_max:
+            raw = raw[: self._text_max]
         if self.plain and raw.isprintable():
             return raw.strip() or None
         if not raw or raw == _NULL:

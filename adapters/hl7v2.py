@@ -107,8 +107,10 @@ def _first_line(message: bytes) -> bytes:
 
 
 def _parse_header(message: Message, limits: Hl7v2Limits) -> Header:
-    fields = [*message.fields("MSH")[:11], *[""] * 11]
-    if max(map(len, fields)) > limits.identifier_characters_max:
+    fields = message.fields("MSH")[:13]
+    fields += [""] * (13 - len(fields))
+    characters_max = limits.identifier_characters_max
+    if len("".join(fields)) > characters_max and max(map(len, fields)) > characters_max:
         raise Unreadable("component_too_long", "a field of MSH is too long")
     return Header(
         separators=message.separators,
@@ -122,9 +124,9 @@ def _parse_header(message: Message, limits: Hl7v2Limits) -> Header:
         control_id=message.clean(fields[10]) or "",
         message_type=(message.text("MSH", 9) or "").upper(),
         event=(message.text("MSH", 9, 2) or "").upper(),
-        processing_id=message.identifier("MSH", 11) or "",
-        version=message.identifier("MSH", 12) or "",
-        charset=message.identifier("MSH", 18) or "",
+        processing_id=message.text("MSH", 11) or "",
+        version=message.text("MSH", 12) or "",
+        charset=message.text("MSH", 18) or "",
         message_at=parse_instant(message.text("MSH", 7)),
     )
 

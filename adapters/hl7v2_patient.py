@@ -140,7 +140,7 @@ def _read_identifiers(message: Message) -> tuple[NhsNumber | None, NhsNumberProb
         value = message.clean(components[0])
         if kind == "nhs":
             nhs_seen = nhs_seen or value is not None
-            nhs_number = nhs_number or _number_in(components, message)
+            nhs_number = nhs_number or parse_nhs_number(value or "") or _number_in(components, message)
         elif value is not None:
             if kind == "local":
                 local = local or value
@@ -170,30 +170,29 @@ def _fall_back(untyped: Sequence[str], message: Message) -> tuple[NhsNumber | No
 
 
 def _kind_of(components: Sequence[str], message: Message) -> _Kind:
-    authority = message.clean(components[3]) if len(components) > 3 else None
-    kind = message.clean(components[4]) if len(components) > 4 else None
-    if authority is None and kind is None:
-        if any(
-            _is_nhs_label(part) for component in components for part in message.subcomponents(component)
-        ):
-            return "nhs"
-        return "untyped" if _is_bare(components) else "other"
+    authority = components[3] if len(components) > 3 else ""
+    kind = components[4] if len(components) > 4 else ""
     named = _kind_named(
-        (authority or "")[:_LABEL_CHARACTERS_MAX],
-        (kind or "")[:_LABEL_CHARACTERS_MAX],
-        message.separators.subcomponent,
+        authority[:_LABEL_CHARACTERS_MAX], kind[:_LABEL_CHARACTERS_MAX], message.separators.subcomponent
     )
     if named == "nhs_or_local":
         return "nhs" if _number_in(components, message) else "local"
-    return named
+    if named != "untyped":
+        return named
+    if any(_is_nhs_label(part) for component in components for part in message.subcomponents(component)):
+        return "nhs"
+    return "untyped" if _is_bare(components) else "other"
 
 
 @lru_cache(maxsize=1024)
 def _kind_named(authority: str, kind: str, subcomponent: str) -> _Kind:
     """What an assigning authority and a type say; a feed has few of them. HD has the parts name, id, scheme."""
-    is_local = kind.upper() in _LOCAL_TYPES
+    authority, kind = (text.strip().removeprefix('""') for text in (authority, kind))
+    if not authority and not kind:
+        return "untyped"
     if _is_nhs_label(kind):
         return "nhs"
+    is_local = kind.upper() in _LOCAL_TYPES
     if any(_is_nhs_label(part) for part in authority.split(subcomponent)):
         return "nhs_or_local" if is_local else "nhs"
     return "local" if is_local else "other"

@@ -404,7 +404,7 @@ class _Connection(asyncio.Protocol):
         elif not self._writable:
             self._end("write_timeout")
             self._transport.abort()
-        elif message := self._frames.finish():
+        elif (message := self._frames.finish()) is not None:
             self._receive(message)
             self._advance()
         elif self._frames.in_frame:

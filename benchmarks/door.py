@@ -9,11 +9,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from statistics import quantiles
 
+from adapters.mllp import MllpOptions, MllpServer
 from benchmarks.figures import Figure, Subject
 from benchmarks.installation import Installation, Scale
+from broker import bootstrap
+from broker.clock import SystemClock
+from broker.consumers import attendance
+from broker.intake import Intake
+from broker.senders import SNAPSHOT_NAME, Senders
+from broker.settings import Settings
 from tests.engines import free_port
 
 CONNECTIONS = (1, 8, 16)
@@ -97,6 +105,27 @@ async def _send(port: int, blocks: Sequence[bytes], ends_at: float, times_s: lis
         number += 1
     writer.close()
     await writer.wait_closed()
+
+
+def send_from_a_process(seconds: float, port: int, messages: Sequence[bytes], connections: int) -> int:
+    """The same in a process that has nothing else to do; returns how many were sent."""
+    return len(asyncio.run(send_for(seconds, port, messages, connections=connections)))
+
+
+@asynccontextmanager
+async def open_intake(settings: Settings) -> AsyncIterator[int]:
+    """The real intake in this process, put together as ``serve --only intake`` does; gives its port."""
+    await bootstrap.prepare_topics(settings)
+    keyring, log_ = bootstrap.load_keyring(settings), bootstrap.open_log(settings)
+    senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
+    intake = Intake(log_, settings.name_on_log(attendance.TOPIC), keyring, senders, SystemClock())
+    server = MllpServer(intake.accept_hl7v2, MllpOptions(), on_event=lambda happening, facts: None)
+    await server.start("127.0.0.1", 0)
+    try:
+        yield server.port
+    finally:
+        await server.close(drain_timeout_s=5)
+        await log_.close()
 
 
 async def until_listening(port: int) -> None:

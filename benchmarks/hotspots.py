@@ -10,16 +10,18 @@ import asyncio
 import cProfile
 import pstats
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from adapters.mllp import MllpServer
-from benchmarks.door import open_intake, send_for
+from benchmarks.door import open_intake, send_from_a_process
 from benchmarks.figures import Hotspot, Profile
 from benchmarks.installation import Installation, Scale, fill_log
 from benchmarks.line import decide_with_product
 
 SHOWN = 15
+CONNECTIONS = 8
 _OWN_ROOMS = ("broker", "adapters", "schemas")
 _WAITING = "select.epoll"
 
@@ -34,8 +36,20 @@ async def profile_consumer(installation: Installation, scale: Scale) -> Profile:
 
 
 async def profile_intake(installation: Installation, scale: Scale) -> Profile:
-    """The door with eight connections; the senders run in another process."""
-    raise NotImplementedError
+    """The door with eight connections; the senders are another process."""
+    department = installation.town.department(installation.town.attending, seed=9)
+    messages = [department.next_message().body for _ in range(scale.messages)]
+    sent: list[int] = []
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        async with open_intake(installation.with_prefix("profile.")) as port:
+
+            async def take() -> None:
+                loop = asyncio.get_running_loop()
+                seconds = 2 * scale.door_s
+                sent.append(await loop.run_in_executor(pool, send_from_a_process, seconds, port, messages, CONNECTIONS))
+
+            profiler = await _run_profiled(take)
+    return _profile("the intake", installation, sent[0], profiler)
 
 
 async def _run_profiled(work: Callable[[], Awaitable[object]]) -> cProfile.Profile:
@@ -70,3 +84,15 @@ def _profile(part: str, installation: Installation, messages: int, profiler: cPr
             if _is_own(place)
         )[:SHOWN],
     )
+
+
+def _is_own(place: tuple[str, int, str]) -> bool:
+    return bool(set(_OWN_ROOMS) & set(Path(place[0]).parts[-4:-1])) and "site-packages" not in place[0]
+
+
+def _name(place: tuple[str, int, str]) -> str:
+    """``broker/intake.py:42 accept_hl7v2``, or a built-in function's name."""
+    file, line, function = place
+    if file == "~":
+        return function.strip("<>")
+    return f"{'/'.join(Path(file).parts[-3:])}:{line} {function}"

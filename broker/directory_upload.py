@@ -6,7 +6,6 @@ Secrets that a file does not give are made here and shown once, in the report. A
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import secrets as random_secrets
 from collections.abc import Awaitable, Callable, Iterable
@@ -152,6 +151,7 @@ class DirectoryUpload:
     async def _save_worker(self, connection: AsyncConnection, line: WorkerLine) -> list[Issued]:
         if await directory.find_authority(connection, line.worker.authority) is None:
             raise _Refused("authority", "is not in the directory; import authorities first")
+        self._check_password(line.password)
         await directory.save_worker(connection, self._keyring, line.worker)
         if not line.login:
             return []
@@ -167,14 +167,18 @@ class DirectoryUpload:
     async def _save_clinician(self, connection: AsyncConnection, line: ClinicianLine) -> list[Issued]:
         if await directory.find_site(connection, line.organisation) is None:
             raise _Refused("organisation", "is not in the directory; import sites first")
+        self._check_password(line.password)
         person = Person(
             login=line.login, name=line.name, role=Role.CLINICIAN, owner=organisation_owner(line.organisation)
         )
         return await self._save_login(connection, person, line.password)
 
-    async def _save_login(self, connection: AsyncConnection, person: Person, password: str | None) -> list[Issued]:
+    def _check_password(self, password: str | None) -> None:
+        """Called before anything of the row is written: a refused row leaves nothing behind."""
         if password and not self._demo_passwords:
             raise _Refused("password", "is for demonstrations only; leave it empty and one is made and shown once")
+
+    async def _save_login(self, connection: AsyncConnection, person: Person, password: str | None) -> list[Issued]:
         if not password and await logins.has_login(connection, person.login):
             await logins.change_person(connection, self._keyring, person)
             return []
@@ -202,7 +206,7 @@ def _secret(given: str | None, stored: bytes, issued: list[Issued], owner: str, 
     if given:
         try:
             secret = base64.b64decode(given, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise _Refused(field, "must be 32 bytes in base64, or empty") from error
         if len(secret) != KEY_BYTES:
             raise _Refused(field, "must be 32 bytes in base64, or empty")

@@ -48,16 +48,16 @@ class Intake:
             header = read_header(message)
         except Unreadable as error:
             return self._refuse(None, error.reason, _refusal_of(error))
-        sender = parse_ods_code(header.sender)
-        if sender is None or not self._senders.permits(sender, header.credential, peer.host):
+        sender = self._senders.admit(parse_ods_code(header.sender) or "", header.credential, peer.host)
+        if sender is None:
             return self._refuse(header, "sender_not_permitted", ErrorCode.UNKNOWN_KEY)
         said, problem = _understand(message)
-        if not await self._append(message, header, sender, said):
+        if not await self._append(message, header, sender.code, said):
             return None
-        text = "" if problem is None else f"kept, not understood: {problem}"
-        if problem is not None:
-            log(LogEvent.MESSAGE_NOT_UNDERSTOOD, sender=sender, reason=problem)
-        return self._answer(header, "AA", text)
+        if problem is None:
+            return self._answer(header, "AA", "")
+        log(LogEvent.MESSAGE_NOT_UNDERSTOOD, sender=sender.code, reason=problem)
+        return self._answer(header, sender.not_understood.value, f"kept, not understood: {problem}")
 
     async def _append(self, message: bytes, header: Header, sender: str, said: Attendance | None) -> bool:
         message_id = self._keyring.marker(sender, header.control_id, message).hex()

@@ -50,13 +50,13 @@ class Senders:
         self._seen: tuple[int, int] | None = None
         self._senders: Mapping[str, Sender] = {}
 
-    def permits(self, code: str, credential: bytes, host: str) -> bool:
-        """Whether ``code`` may send from ``host`` with this credential. Takes equal time for unknown senders."""
+    def admit(self, code: str, credential: bytes, host: str) -> Sender | None:
+        """The sender, if it may send from ``host`` with this credential. Takes equal time for unknown senders."""
         self._refresh()
         sender = self._senders.get(code)
         expected = sender.credential_digest if sender is not None else bytes(16)
         is_genuine = hmac.compare_digest(digest_credential(self._keyring, code, credential), expected)
-        return is_genuine and sender is not None and _host_in(host, sender.peers)
+        return sender if is_genuine and sender is not None and _host_in(host, sender.peers) else None
 
     def _refresh(self) -> None:
         try:

@@ -9,6 +9,14 @@ import msgspec
 from schemas.identifiers import OwnerId
 
 
+class KeptAnswer(StrEnum):
+    """What a sender is answered for a message that was kept but not understood (HL7 table 0008)."""
+
+    ACCEPT = "AA"
+    ERROR = "AE"
+    REJECT = "AR"
+
+
 class Role(StrEnum):
     """What a person may do; each is bound to one owner."""
 
@@ -54,6 +62,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     replies_for_adults: bool = False
     peers: tuple[str, ...] = ()
     """Networks its messages may come from (CIDR). Empty: any."""
+    not_understood: KeptAnswer = KeptAnswer.ACCEPT
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +83,7 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True):
     credential_digest: bytes
     """Keyed hash of the credential the sender writes in MSH-8."""
     peers: tuple[str, ...] = ()
+    not_understood: KeptAnswer = KeptAnswer.ACCEPT
 
 
 class SendersSnapshot(msgspec.Struct, frozen=True, kw_only=True):

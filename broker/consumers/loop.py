@@ -97,6 +97,7 @@ class ConsumeLoop:
         self._busy = asyncio.Lock()
         self._next_contact_at = 0.0
         self._is_member = False
+        self._has_progressed = False
         self.alive_at = self.worked_at = time.monotonic()
         """When the loop last showed life, and when it last did its work or had none (monotonic seconds)."""
 
@@ -162,20 +163,28 @@ class ConsumeLoop:
             async with self._busy:
                 await self._handle_waiting(partition, waiting)
         await self._reader.note_progress({part: self._held[part].next_offset for part in records if part in self._held})
-        if time.monotonic() >= self._next_contact_at:
-            await self._prove_alive()
+        await self._prove_alive()
 
     async def _prove_alive(self) -> None:
-        """An empty poll proves nothing: a consumer can stop silently. Ask the log itself where it ends.
+        """Ask the log itself, now and then, where it ends; nothing else proves that this consumer works.
 
-        While the log holds more than was handled, only handling it is a sign of life.
+        Not an empty poll, for a consumer can stop silently. Not a handled batch, for it may have been fetched long
+        ago. And while the log holds more than was handled, its answer counts only if something was handled.
         """
-        ends = await self._reader.contact()
+        if time.monotonic() < self._next_contact_at:
+            return
+        self._next_contact_at = time.monotonic() + self._options.contact_interval_s
+        try:
+            ends = await self._reader.contact()
+        except LogError as error:
+            # What was fetched before is handled all the same.
+            log(LogEvent.LOG_UNAVAILABLE, group=self._options.group, error=type(error).__name__)
+            return
         lag = sum(max(0, end - self._held[part].next_offset) for part, end in ends.items() if part in self._held)
         LAG.labels(group=self._options.group).set(lag)
-        self._next_contact_at = time.monotonic() + self._options.contact_interval_s
-        if not lag:
+        if self._has_progressed or not lag:
             self.alive_at = self.worked_at = time.monotonic()
+        self._has_progressed = False
 
     async def _handle_waiting(self, partition: Partition, waiting: Sequence[LogRecord]) -> None:
         held = self._held.get(partition)
@@ -196,6 +205,7 @@ class ConsumeLoop:
             held.careful = max(0, held.careful - size)
             held.next_offset = batch.next_offset
             records = records[size:]
+            await self._prove_alive()
 
     async def _handle(self, batch: Batch, held: _Held) -> bool:
         """Handle one batch, come what may; False when it was not: we are stopping or the partition goes away."""
@@ -244,7 +254,7 @@ class ConsumeLoop:
                 self._report_retry(error, turn)
                 await self._pause(turn)
             else:
-                self.alive_at = self.worked_at = time.monotonic()
+                self._has_progressed = True
                 return result
         return None
 

@@ -14,7 +14,7 @@ from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.tables import AuthorityRow, ListUpload, LoginRow, Owner, SiteRow, WorkerRow, table
 from schemas.child_list import ListFreshness
-from schemas.directory import Authority, Sender, Site, Worker
+from schemas.directory import Authority, KeptAnswer, Sender, Site, Worker
 from schemas.identifiers import OwnerId, authority_owner, organisation_owner
 
 _owners, _authorities, _sites, _workers = table(Owner), table(AuthorityRow), table(SiteRow), table(WorkerRow)
@@ -117,6 +117,7 @@ async def save_site(
         **msgspec.structs.asdict(site),
         "authorities": " ".join(site.authorities),
         "peers": " ".join(site.peers),
+        "not_understood": site.not_understood.value,
         "owner": owner,
         "credential_digest": credential_digest,
         "sealed": keyring.seal(msgspec.json.encode(secrets), about=f"secrets/{owner}"),
@@ -129,7 +130,12 @@ async def load_senders(connection: AsyncConnection) -> tuple[Sender, ...]:
     """Every permitted sender, for the snapshot."""
     rows = await connection.execute(select(_sites).order_by(_sites.c.code))
     return tuple(
-        Sender(code=row.code, credential_digest=bytes(row.credential_digest), peers=tuple(row.peers.split()))
+        Sender(
+            code=row.code,
+            credential_digest=bytes(row.credential_digest),
+            peers=tuple(row.peers.split()),
+            not_understood=KeptAnswer(row.not_understood),
+        )
         for row in rows
     )
 
@@ -195,4 +201,5 @@ def _site(row: Any) -> Site:
         reply_port=row.reply_port,
         replies_for_adults=row.replies_for_adults,
         peers=tuple(row.peers.split()),
+        not_understood=KeptAnswer(row.not_understood),
     )

@@ -27,6 +27,7 @@ from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
 from schemas.delivery import ChannelName, DeliveryState
+from schemas.directory import KeptAnswer
 from schemas.record import PositionOutcome
 
 
@@ -121,6 +122,7 @@ class SiteRow(SQLModel, table=True):
     """An organisation that sends attendances. ``sealed`` holds its secrets."""
 
     __tablename__: ClassVar[Any] = "sites"
+    __table_args__ = (_one_of("not_understood", KeptAnswer),)
     code: str = Field(primary_key=True)
     owner: str = Field(sa_column=_owner())
     name: str
@@ -130,6 +132,7 @@ class SiteRow(SQLModel, table=True):
     reply_port: int | None = None
     replies_for_adults: bool = False
     peers: str = ""
+    not_understood: str = KeptAnswer.ACCEPT.value
     credential_digest: bytes = Field(sa_column=_bytes(nullable=False))
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
 

@@ -300,7 +300,7 @@ async def open_scene(
 ) -> AsyncIterator[Scene]:
     """An installation with its parts running. Few messages are read one at a time after a death: see LoopOptions."""
     settings = {
-        "CPIS_BATCH_RECORDS_MAX": "50",
+        "CPIS_BATCH_RECORDS_MAX": "10",
         "CPIS_DELIVERY_LEASE_S": "4.5",
         "CPIS_DELIVERY_TIMEOUT_S": "1.5",
         "CPIS_JOB_LEASE_S": "4.5",

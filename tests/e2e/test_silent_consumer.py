@@ -139,8 +139,8 @@ async def freeze_connection(stage: Stage, directory: Path) -> Finding:
             await until_not_ready(system, "attendances")
             found.times["not ready"] = time.monotonic() - frozen_at
             found.facts["intake ready"] = part_is_ready(system, "intake")
+            asking = asyncio.create_task(ask_health(system))
             await asyncio.sleep(max(0.0, frozen_at + 20 - time.monotonic()))
-            found.facts["health"] = await ask_health(system)
             behind = accepted(system)
             proxy.thaw()
             thawed_at = time.monotonic()
@@ -149,6 +149,7 @@ async def freeze_connection(stage: Stage, directory: Path) -> Finding:
             await until_ready(system, "attendances")
             found.times["ready again"] = time.monotonic() - thawed_at
             found.facts["same process"] = consumer.poll() is None
+            found.facts["health"] = await asking
         found.books = await system.until_settled()
     return found
 

@@ -263,7 +263,9 @@ async def test_a_secret_that_the_file_gives_replaces_the_stored_one_and_is_not_s
     assert (await secrets_of(world, "authority:708")).webhook == bytes(range(32))
 
 
-@pytest.mark.parametrize("secret", ["short", "c2hvcnQ=", "A" * 43, base64.b64encode(bytes(33)).decode(), "é" * 44])
+@pytest.mark.parametrize(
+    "secret", ["short", "c2hvcnQ=", "A" * 43, base64.b64encode(bytes(33)).decode(), "é" * 44], ids=len
+)
 async def test_a_bad_secret_is_refused_without_being_told(world: World, secret: str) -> None:
     report = await directory_upload(world).load_authorities(
         (NEW_AUTHORITY + BARNHAM.replace(",,\n", f",{secret},\n")).encode()
@@ -289,14 +291,14 @@ async def test_a_sites_credential_is_made_once_and_the_snapshot_is_written(world
     made = issued(await upload.load_sites((SITE_COLUMNS + KIRKTON).encode(), path))
     credential = made["organisation:RZ3", "credential (MSH-8)"].encode()
     senders = Senders(path, world.keyring)
-    assert senders.permits("RZ3", credential, "10.9.1.1")
-    assert not senders.permits("RZ3", credential, "10.8.1.1")
-    assert senders.permits("RZ1", b"rz1-credential", "10.8.1.1")
+    assert senders.admit("RZ3", credential, "10.9.1.1")
+    assert not senders.admit("RZ3", credential, "10.8.1.1")
+    assert senders.admit("RZ1", b"rz1-credential", "10.8.1.1")
     assert [sender.code for sender in snapshot_of(path).senders] == ["RZ1", "RZ2", "RZ3"]
 
     again = await upload.load_sites((SITE_COLUMNS + KIRKTON.replace("10.9.0.0/16", "")).encode(), path)
     assert again.issued == ()
-    assert Senders(path, world.keyring).permits("RZ3", credential, "10.8.1.1")
+    assert Senders(path, world.keyring).admit("RZ3", credential, "10.8.1.1")
 
 
 async def test_a_new_credential_replaces_the_old_one(world: World) -> None:
@@ -304,8 +306,8 @@ async def test_a_new_credential_replaces_the_old_one(world: World) -> None:
     changed = SITES.replace("rz1-credential", "changed")
     await directory_upload(world).load_sites(changed.encode(), path)
     senders = Senders(path, world.keyring)
-    assert senders.permits("RZ1", b"changed", "10.1.1.1")
-    assert not senders.permits("RZ1", b"rz1-credential", "10.1.1.1")
+    assert senders.admit("RZ1", b"changed", "10.1.1.1")
+    assert not senders.admit("RZ1", b"rz1-credential", "10.1.1.1")
 
 
 async def test_a_dry_run_of_a_directory_changes_nothing_and_makes_no_secret(world: World) -> None:
@@ -357,6 +359,8 @@ async def test_a_password_in_the_file_is_refused_outside_demonstrations(world: W
     assert (report.loaded, problem.field) == (0, "password")
     assert "chosen-password" not in problem.advice
     assert await find_login(world, "robin@706.example.org") is None
+    async with world.database.reading() as connection:
+        assert set(await directory.load_worker_names(connection, world.keyring, "authority:706")) == {"W1", "D1"}
 
     report = await directory_upload(world, demo=True).load_workers(file)
     stored = await find_login(world, "robin@706.example.org")

@@ -34,7 +34,7 @@ def senders(path: Path) -> Senders:
 
 
 def test_a_sender_with_its_credential_is_permitted(senders: Senders) -> None:
-    assert senders.permits("RZ1", b"rz1-credential", "203.0.113.9")
+    assert senders.admit("RZ1", b"rz1-credential", "203.0.113.9")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_sender_with_its_credential_is_permitted(senders: Senders) -> None:
     ],
 )
 def test_nobody_else_is(senders: Senders, code: str, credential: bytes) -> None:
-    assert not senders.permits(code, credential, "10.1.2.3")
+    assert not senders.admit(code, credential, "10.1.2.3")
 
 
 def test_a_credential_is_worthless_for_another_sender() -> None:
@@ -74,7 +74,7 @@ def test_a_credential_is_worthless_for_another_sender() -> None:
     ],
 )
 def test_a_sender_may_be_held_to_networks(senders: Senders, host: str, permitted: bool) -> None:
-    assert senders.permits("RZ2", b"rz2-credential", host) == permitted
+    assert (senders.admit("RZ2", b"rz2-credential", host) is not None) == permitted
 
 
 def test_the_snapshot_holds_no_credential(path: Path) -> None:
@@ -84,11 +84,11 @@ def test_the_snapshot_holds_no_credential(path: Path) -> None:
 
 
 def test_a_new_snapshot_is_in_force_at_once(senders: Senders, path: Path) -> None:
-    assert senders.permits("RZ1", b"rz1-credential", "10.1.2.3")
+    assert senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
     write_snapshot(path, [sender("RZ1", b"changed")])
-    assert not senders.permits("RZ1", b"rz1-credential", "10.1.2.3")
-    assert senders.permits("RZ1", b"changed", "10.1.2.3")
-    assert not senders.permits("RZ2", b"rz2-credential", "10.1.2.3")
+    assert not senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
+    assert senders.admit("RZ1", b"changed", "10.1.2.3")
+    assert not senders.admit("RZ2", b"rz2-credential", "10.1.2.3")
 
 
 def test_a_snapshot_is_replaced_in_one_step_and_leaves_nothing_behind(path: Path) -> None:
@@ -103,30 +103,30 @@ def test_a_snapshot_is_replaced_in_one_step_and_leaves_nothing_behind(path: Path
 def test_an_unreadable_snapshot_leaves_the_last_good_one_in_force_and_says_so_once(
     senders: Senders, path: Path, spoil: str
 ) -> None:
-    assert senders.permits("RZ1", b"rz1-credential", "10.1.2.3")
+    assert senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
     if spoil == "remove":
         path.unlink()
     else:
         path.write_bytes({"truncate": b"", "not json": b"{", "wrong shape": b"[]", "not text": b"\xff\xfe"}[spoil])
     with capture_logs() as lines:
-        assert all(senders.permits("RZ1", b"rz1-credential", "10.1.2.3") for _ in range(3))
+        assert all(senders.admit("RZ1", b"rz1-credential", "10.1.2.3") for _ in range(3))
     assert [line["event"] for line in lines] == ["senders_unreadable"]
     write_snapshot(path, [sender("RZ1", b"changed")])
-    assert senders.permits("RZ1", b"changed", "10.1.2.3")
+    assert senders.admit("RZ1", b"changed", "10.1.2.3")
 
 
 def test_without_any_snapshot_nobody_is_permitted_until_there_is_one(tmp_path: Path) -> None:
     senders = Senders(tmp_path / "senders.json", KEYRING)
-    assert not senders.permits("RZ1", b"rz1-credential", "10.1.2.3")
+    assert not senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
     write_snapshot(tmp_path / "senders.json", [sender()])
-    assert senders.permits("RZ1", b"rz1-credential", "10.1.2.3")
+    assert senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
 
 
 def test_a_snapshot_that_has_not_changed_is_not_read_again(senders: Senders, path: Path) -> None:
-    assert senders.permits("RZ1", b"rz1-credential", "10.1.2.3")
+    assert senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
     status = path.stat()
     path.write_bytes(b"{")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with capture_logs() as lines:
-        assert senders.permits("RZ1", b"rz1-credential", "10.1.2.3")
+        assert senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
     assert lines == []

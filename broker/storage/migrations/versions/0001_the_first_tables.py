@@ -211,8 +211,10 @@ def upgrade() -> None:
         sa.Column("reply_port", sa.Integer(), nullable=True),
         sa.Column("replies_for_adults", sa.Boolean(), nullable=False),
         sa.Column("peers", sa.String(), nullable=False),
+        sa.Column("not_understood", sa.String(), nullable=False),
         sa.Column("credential_digest", sa.LargeBinary(), nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.CheckConstraint("not_understood IN ('AA', 'AE', 'AR')", name=op.f("ck_sites_not_understood_known")),
         sa.ForeignKeyConstraint(["owner"], ["owners.id"], name=op.f("fk_sites_owner")),
         sa.PrimaryKeyConstraint("code", name=op.f("pk_sites")),
     )

@@ -1,0 +1,331 @@
+"""The schema, step by step: what the steps make is what the code expects, however and by whomever they are taken."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import CheckConstraint, Connection, UniqueConstraint, inspect, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+
+from broker.storage import tables
+from broker.storage.database import Database
+from broker.storage.migrations import is_current, migrate, newest, schema
+from broker.storage.tables import Owner, StoredOffset, table
+from schemas.delivery import ChannelName, DeliveryState
+from schemas.record import PositionOutcome
+from tests.world import World
+
+assert tables
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """An empty database on each engine."""
+    opened = Database(database_url)
+    yield opened
+    await opened.close()
+
+
+def differences(connection: Connection) -> list[Any]:
+    context = MigrationContext.configure(
+        connection, opts={"compare_type": True, "compare_server_default": True, "target_metadata": schema()}
+    )
+    return list(compare_metadata(context, schema()))
+
+
+async def test_the_steps_make_exactly_what_the_code_expects(database: Database) -> None:
+    assert await migrate(database) == newest()
+    async with database.reading() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_a_difference_would_be_noticed(database: Database) -> None:
+    await migrate(database)
+    async with database.writing() as connection:
+        await connection.execute(text("DROP INDEX ix_visits_heard_at"))
+        await connection.execute(text("ALTER TABLE owners ADD COLUMN surplus INTEGER"))
+    async with database.reading() as connection:
+        found = await connection.run_sync(differences)
+    assert sorted(str(difference[0]) for difference in found) == ["add_index", "remove_column"]
+
+
+def constraints_in_database(connection: Connection) -> set[tuple[str, str]]:
+    inspector = inspect(connection)
+    return {
+        (name, str(found["name"]))
+        for name in inspector.get_table_names()
+        for found in (*inspector.get_check_constraints(name), *inspector.get_unique_constraints(name))
+    }
+
+
+async def test_the_constraints_are_there_too(database: Database) -> None:
+    """Autogenerate does not compare CHECK constraints."""
+    await migrate(database)
+    wanted = {
+        (name, str(constraint.name))
+        for name, found in schema().tables.items()
+        for constraint in found.constraints
+        if isinstance(constraint, CheckConstraint | UniqueConstraint)
+    }
+    assert len(wanted) >= 8
+    async with database.reading() as connection:
+        assert await connection.run_sync(constraints_in_database) == wanted
+
+
+async def test_migrating_twice_is_harmless(world: World) -> None:
+    async with world.database.reading() as connection:
+        before = (await connection.execute(select(table(Owner)).order_by("id"))).all()
+    assert await migrate(world.database) == newest()
+    async with world.database.reading() as connection:
+        assert (await connection.execute(select(table(Owner)).order_by("id"))).all() == before
+
+
+async def test_an_empty_database_is_not_current_and_a_migrated_one_is(database: Database) -> None:
+    assert not await is_current(database)
+    await migrate(database)
+    assert await is_current(database)
+
+
+async def test_parts_that_start_together_may_all_migrate(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
+    try:
+        assert await asyncio.gather(*(migrate(each) for each in databases)) == [newest()] * 4
+    finally:
+        for each in databases:
+            await each.close()
+
+
+MIGRATE = """
+import asyncio, sys
+from broker.storage.database import Database
+from broker.storage.migrations import migrate
+async def main():
+    database = Database(sys.argv[1])
+    sys.stdin.readline()
+    print(await migrate(database))
+    await database.close()
+asyncio.run(main())
+"""
+
+
+async def test_processes_that_start_together_may_all_migrate(database_url: str) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MIGRATE, database_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [await asyncio.to_thread(process.communicate, timeout=60) for process in processes]
+    assert [said.strip() for said, _ in answers] == [newest()] * 2
+
+
+async def test_a_step_that_fails_leaves_nothing_half_done(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alembic import op
+
+    made = op.create_table
+    calls = 0
+
+    def fail_at_the_tenth(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            raise RuntimeError("cut off")
+        return made(*arguments, **named)
+
+    monkeypatch.setattr(op, "create_table", fail_at_the_tenth)
+    with pytest.raises(RuntimeError, match="cut off"):
+        await migrate(database)
+    monkeypatch.undo()
+    async with database.reading() as connection:
+        assert await connection.run_sync(lambda sync: inspect(sync).get_table_names()) == []
+    assert await migrate(database) == newest()
+
+
+# What the tables refuse
+
+
+NOW = datetime(2026, 2, 14, 3, 12, tzinfo=UTC)
+VISIT = {"id": "v1", "owner": "organisation:RZ1", "sender": "RZ1", "opened_at": NOW, "heard_at": NOW}
+LANE = {"id": "topic:authority:706", "channel": "topic", "owner": "authority:706", "epoch": 0}
+ROWS: dict[str, dict[str, Any]] = {
+    "handled_positions": {
+        "topic": "attendances",
+        "log_id": "l",
+        "partition": 0,
+        "position": 1,
+        "owner": "authority:706",
+        "marker": b"m",
+        "outcome": "alerted",
+        "reason": "",
+        "handled_at": NOW,
+    },
+    "alerts": {
+        "id": "a1",
+        "owner": "authority:706",
+        "authority": "706",
+        "visit_id": "v1",
+        "role": "social_care",
+        "sealed": b"",
+        "held_by": "W1",
+        "level": 0,
+        "state": "open",
+        "raised_at": NOW,
+        "due_by": NOW,
+    },
+    "lanes": LANE | {"id": "another"},
+    "deliveries": {
+        "id": "d1",
+        "owner": "authority:706",
+        "lane": LANE["id"],
+        "event_type": "e",
+        "sealed": b"",
+        "state": "waiting",
+        "attempts": 0,
+        "created_at": NOW,
+    },
+    "reviews": {
+        "id": "r1",
+        "owner": "authority:706",
+        "visit_id": "v1",
+        "entry_id": "e1",
+        "sealed": b"",
+        "held_by": "W1",
+        "level": 0,
+        "state": "open",
+        "opened_at": NOW,
+        "due_by": NOW,
+    },
+    "quarantine": {
+        "id": "q1",
+        "owner": "broker:operations",
+        "topic": "attendances",
+        "log_id": "l",
+        "partition": 0,
+        "position": 1,
+        "reason": "no_pid",
+        "detail": "",
+        "sealed": b"",
+        "held_by": "operators",
+        "level": 0,
+        "state": "open",
+        "kept_at": NOW,
+        "due_by": NOW,
+    },
+    "jobs": {
+        "id": "j1",
+        "owner": "authority:706",
+        "kind": "look_back",
+        "subject": "e1",
+        "state": "open",
+        "created_at": NOW,
+        "due_at": NOW,
+        "epoch": 0,
+    },
+}
+CLOSED: dict[str, tuple[str, list[str]]] = {
+    "handled_positions": ("outcome", [outcome.value for outcome in PositionOutcome]),
+    "alerts": ("state", [state.value for state in tables.AlertState]),
+    "lanes": ("channel", [channel.value for channel in ChannelName]),
+    "deliveries": ("state", [state.value for state in DeliveryState]),
+    "reviews": ("state", [state.value for state in tables.ItemState]),
+    "quarantine": ("state", [state.value for state in tables.ItemState]),
+    "jobs": ("state", [state.value for state in tables.ItemState]),
+}
+
+
+async def insert(world: World, name: str, row: dict[str, Any]) -> None:
+    """Insert one row with what it refers to, and take all of it back."""
+    found = schema().tables
+    async with world.database.writing() as connection:
+        await connection.execute(found["visits"].insert(), VISIT)
+        await connection.execute(found["lanes"].insert(), LANE)
+        await connection.execute(found[name].insert(), row)
+        await connection.rollback()
+
+
+async def test_every_closed_vocabulary_is_held_by_the_database(world: World) -> None:
+    assert {name for name, found in schema().tables.items() if has_check(found)} == set(CLOSED)
+    for name, (column, words) in CLOSED.items():
+        for word in words:
+            await insert(world, name, ROWS[name] | {column: word})
+        for word in ("", "unheard_of", words[0].upper(), f"{words[0]} "):
+            with pytest.raises(IntegrityError):
+                await insert(world, name, ROWS[name] | {column: word})
+
+
+def has_check(found: Any) -> bool:
+    return any(isinstance(constraint, CheckConstraint) for constraint in found.constraints)
+
+
+async def test_a_row_without_an_owner_that_exists_is_refused(world: World) -> None:
+    for name, row in ROWS.items():
+        for owner in ("authority:799", None):
+            with pytest.raises(IntegrityError):
+                await insert(world, name, row | {"owner": owner})
+
+
+async def test_every_table_but_the_logs_own_bookkeeping_has_an_owner() -> None:
+    ownerless = {name for name, found in schema().tables.items() if "owner" not in found.columns}
+    assert ownerless == {"owners", "handled_markers", "stored_offsets", "log_gaps", "poison_attempts"}
+
+
+async def test_an_alert_exists_once_per_visit_authority_and_role(world: World) -> None:
+    found = schema().tables
+    with pytest.raises(IntegrityError):
+        async with world.database.writing() as connection:
+            await connection.execute(found["visits"].insert(), VISIT)
+            await connection.execute(found["alerts"].insert(), [ROWS["alerts"], ROWS["alerts"] | {"id": "a2"}])
+
+
+def offset_row(at: datetime) -> dict[str, Any]:
+    return {
+        "group_name": "g",
+        "topic": "t",
+        "partition": 0,
+        "log_id": "l",
+        "first_offset": 0,
+        "next_offset": 2**40,
+        "skipped": 0,
+        "stopped_cleanly": True,
+        "updated_at": at,
+    }
+
+
+async def test_a_naive_instant_is_refused(world: World) -> None:
+    for naive in (NOW.replace(tzinfo=None), datetime(2026, 2, 14)):  # noqa: DTZ001 - what must be refused
+        with pytest.raises((StatementError, AssertionError)) as refused:
+            async with world.database.writing() as connection:
+                await connection.execute(table(StoredOffset).insert(), offset_row(naive))
+        assert not isinstance(refused.value, DBAPIError)
+
+
+@pytest.mark.parametrize(
+    "instant", [NOW, NOW.astimezone(timezone(timedelta(hours=1))), NOW + timedelta(microseconds=7)]
+)
+async def test_instants_come_back_aware_and_in_utc_to_the_microsecond(world: World, instant: datetime) -> None:
+    async with world.database.writing() as connection:
+        await connection.execute(table(StoredOffset).insert(), offset_row(instant))
+        found = (await connection.execute(select(table(StoredOffset).c.updated_at))).scalar_one()
+        next_offset = (await connection.execute(select(table(StoredOffset).c.next_offset))).scalar_one()
+    assert found == instant
+    assert found.utcoffset() == timedelta(0)
+    assert next_offset == 2**40
+
+
+async def test_an_error_of_the_database_never_carries_the_values(world: World) -> None:
+    with pytest.raises(IntegrityError) as refused:
+        await insert(world, "jobs", ROWS["jobs"] | {"subject": "CASEY TESTER", "state": "CASEY"})
+    told = str(refused.value)
+    assert "CASEY" not in told.replace(str(refused.value.orig), "")
