@@ -280,6 +280,8 @@ def _site(fields: _Fields) -> SiteLine:
     if (reply_host is None) != (reply_port is None):
         missing = "reply_host" if reply_host is None else "reply_port"
         raise _FieldProblem(missing, "is missing: reply_host and reply_port belong together")
+    answers = [answer.value for answer in KeptAnswer]
+    wished = fields.one_of("not_understood", answers) if fields.optional("not_understood") else KeptAnswer.ACCEPT.value
     return SiteLine(
         site=Site(
             code=fields.ods_code("code"),
@@ -290,6 +292,7 @@ def _site(fields: _Fields) -> SiteLine:
             reply_port=reply_port,
             replies_for_adults=fields.flag("replies_for_adults"),
             peers=fields.networks("peers"),
+            not_understood=KeptAnswer(wished),
         ),
         credential=fields.optional("credential"),
         topic_secret=fields.optional("topic_secret"),

@@ -102,6 +102,7 @@ class TopicsRequest(Request[_TopicsRequestV11]):  # type: ignore[misc]  # aiokaf
         self._name = name
 
     def build(self, request_struct_class: type[_TopicsRequestV11]) -> _TopicsRequestV11:
+        """The request as it goes over the wire."""
         return request_struct_class([(bytes(16), self._name, {})], False, False, {})
 
 
@@ -139,4 +140,5 @@ class LeaveRequest(Request[_LeaveRequestV3]):  # type: ignore[misc]  # aiokafka 
         self._member = member
 
     def build(self, request_struct_class: type[_LeaveRequestV3]) -> _LeaveRequestV3:
+        """The request as it goes over the wire."""
         return request_struct_class(self._group, [("", self._member)])

@@ -152,9 +152,18 @@ async def _check_topic(settings: Settings) -> list[str]:
     ]
 
 
-def open_database(settings: Settings) -> Database:
+def open_database(settings: Settings, *, statement_timeout_s: float = 30.0) -> Database:
     """The database of the settings."""
-    return Database(settings.resolved_database_url, connections_max=settings.database_connections_max)
+    return Database(
+        settings.resolved_database_url,
+        connections_max=settings.database_connections_max,
+        statement_timeout_s=statement_timeout_s,
+    )
+
+
+def _open_watched_database(settings: Settings) -> Database:
+    """For a part that must show life: a database that hangs makes it fail and try again before it is ended."""
+    return open_database(settings, statement_timeout_s=settings.silent_exit_s * 0.4)
 
 
 def open_log(settings: Settings) -> Log:
@@ -352,7 +361,7 @@ async def _intake(settings: Settings) -> AsyncIterator[Part]:
 @asynccontextmanager
 async def _attendances(settings: Settings) -> AsyncIterator[Part]:
     await _until_prepared(settings)
-    database = open_database(settings)
+    database = _open_watched_database(settings)
     consumer = AttendanceConsumer(database, load_keyring(settings), SystemClock(), rules_of(settings))
     options = LoopOptions(
         group=settings.name_on_log(attendance.GROUP),
@@ -372,7 +381,7 @@ async def _attendances(settings: Settings) -> AsyncIterator[Part]:
 
 @asynccontextmanager
 async def _dispatch(settings: Settings) -> AsyncIterator[Part]:
-    database = open_database(settings)
+    database = _open_watched_database(settings)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         channels = open_channels(settings)
@@ -394,7 +403,7 @@ async def _dispatch(settings: Settings) -> AsyncIterator[Part]:
 
 @asynccontextmanager
 async def _jobs(settings: Settings) -> AsyncIterator[Part]:
-    database = open_database(settings)
+    database = _open_watched_database(settings)
     options = JobOptions(lease=timedelta(seconds=settings.job_lease_s))
     try:
         yield JobRunner(database, load_keyring(settings), SystemClock(), rules_of(settings), options)

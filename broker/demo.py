@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -235,7 +234,7 @@ async def _count(settings: Settings) -> tuple[TopicLedger, AlertLedger]:
 def _narrate(
     console: Console, department: Sequence[Any], case_system: Sequence[Any], seen: tuple[int, int]
 ) -> tuple[int, int]:
-    now = f"{datetime.now(LONDON):%H:%M:%S}"
+    now = f"{SystemClock().now().astimezone(LONDON):%H:%M:%S}"
     for line in department[seen[0] :]:
         if line["what"] == "reply":
             outcome = str(line["outcome"]).replace("_", " ")

@@ -94,6 +94,7 @@ class Dispatcher:
 
     async def _lease(self, lanes_max: int) -> list[LeasedLane]:
         if lanes_max <= 0:
+            self.worked_at = time.monotonic()
             return []
         try:
             async with self._database.writing() as connection:

@@ -22,6 +22,8 @@ _STEADY_S: Final = 30.0
 """A part that ran so long starts anew without waiting."""
 _STUCK_GRACE_S: Final = 4
 """A part ends itself when it is silent; one that cannot do so is killed so much later."""
+_START_S: Final = 120
+"""A part that has not beaten yet is still starting: on a busy machine that takes long."""
 EXIT_CONFIGURATION: Final = 2
 """A part that ends with this code is not started again: no restart mends a setting."""
 
@@ -103,10 +105,12 @@ class Supervisor:
 
         Seconds are counted in looks: while this process itself stood still, nothing was missed.
         """
-        quiet_looks = 0
-        while quiet_looks < self._silent_s + _STUCK_GRACE_S:
+        quiet_looks, limit = 0, float(_START_S)
+        while quiet_looks < limit:
             await asyncio.sleep(1)
-            quiet_looks = 0 if _has_beaten(hearing_fd) else quiet_looks + 1
+            quiet_looks += 1
+            if _has_beaten(hearing_fd):
+                quiet_looks, limit = 0, self._silent_s + _STUCK_GRACE_S
         log(LogEvent.PART_SILENT, part=part, seconds=quiet_looks)
         _kill(child)
 

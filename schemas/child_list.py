@@ -12,7 +12,7 @@ from schemas.identifiers import NhsNumber
 
 
 class PlanType(StrEnum):
-    """Plan types of CP-IS (domain.md 1.2), named by what they are."""
+    """Plan types of CP-IS, named by what they are."""
 
     CHILD_PROTECTION = "child_protection_plan"
     LOOKED_AFTER = "looked_after_child"

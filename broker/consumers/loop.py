@@ -24,15 +24,14 @@ from adapters.errors import LogError, LogGap
 from broker.ports import Clock, LogReader
 from broker.storage import handled
 from broker.storage.database import Database
-from broker.storage.handled import Fenced, Place
+from broker.storage.handled import GENERATION, Fenced, Place
 from broker.telemetry import BATCH_SECONDS, LAG, LOG_GAPS, LogEvent, innermost_line, log
 from schemas.record import LogRecord, Partition, PartitionExtent
 
-_TRANSIENT_SQLSTATES = ("08", "25", "40", "53", "55", "57", "58", "XX")
-"""SQLSTATE classes that say nothing about the data: connection, deadlock, resources, locks, operator, system."""
-
-
-_GENERATION = "+"
+_TRANSIENT_SQLSTATES = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "XX")
+"""SQLSTATE classes that say nothing about the data: connection, transaction, credentials, a database or schema that is
+not there, deadlock, a table or right that is missing (a migration that was forgotten), resources, locks, operator,
+system."""
 
 
 class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +43,8 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
     contact_interval_s: float = 3.0
     retry_wait_s_max: float = 5.0
     poison_attempts_max: int = 3
+    slow_turns_max: int = 3
+    """A batch that the database did not get done in time so often is halved."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,14 +219,14 @@ class ConsumeLoop:
                 act = partial(self._handler.quarantine, batch, "ended_the_process_repeatedly")
         try:
             with BATCH_SECONDS.time():
-                return await self._persist(held, act) is not None
+                return await self._persist(held, act, is_divisible=len(batch.records) > 1) is not None
         except Fenced:
             raise
         except Exception as error:
             return await self._divide(batch, held, error)
 
     async def _divide(self, batch: Batch, held: _Held, error: Exception) -> bool:
-        """Something in the batch is refused whatever we do: find it, and let it cost only itself."""
+        """Something in the batch is refused whatever we do, or it is too much: let what is bad cost only itself."""
         log(
             LogEvent.BATCH_HALVED,
             group=batch.group,
@@ -241,7 +242,9 @@ class ConsumeLoop:
         second = msgspec.structs.replace(batch, records=batch.records[middle:], expected=first.next_offset)
         return await self._handle(first, held) and await self._handle(second, held)
 
-    async def _persist(self, held: _Held, act: Callable[[], Awaitable[int]]) -> int | None:
+    async def _persist(
+        self, held: _Held, act: Callable[[], Awaitable[int]], *, is_divisible: bool = False
+    ) -> int | None:
         """Do it, however long database or log are away; None when we stop or the partition is wanted back."""
         turn = 0
         while not self._stopping.is_set() and not held.is_wanted_back:
@@ -252,6 +255,8 @@ class ConsumeLoop:
                     raise
                 turn += 1
                 self._report_retry(error, turn)
+                if is_divisible and isinstance(error, TimeoutError) and turn >= self._options.slow_turns_max:
+                    raise
                 await self._pause(turn)
             else:
                 self._has_progressed = True
@@ -367,11 +372,10 @@ def is_outage(error: BaseException) -> bool:
 
 
 def _continues(place: Place, extent: PartitionExtent) -> bool:
-    same_log = place.log_id.partition(_GENERATION)[0] == extent.log_id
-    return same_log and extent.first <= place.next_offset <= extent.end
+    return place.is_on(extent.log_id) and extent.first <= place.next_offset <= extent.end
 
 
 def _next_generation(stored: str, found: str) -> str:
     """A name for the log after a gap: positions read again must not meet those settled before."""
-    _, _, generation = stored.partition(_GENERATION)
-    return f"{found}{_GENERATION}{int(generation or 0) + 1}"
+    _, _, generation = stored.partition(GENERATION)
+    return f"{found}{GENERATION}{int(generation or 0) + 1}"

@@ -49,18 +49,22 @@ class JobRunner:
         """Work until stopped; whatever fails is said and tried again."""
         while not self._stopping.is_set():
             found = await self.run_once()
-            self.alive_at = time.monotonic()
             if not found:
                 await self._pause()
 
     async def run_once(self) -> int:
         """One round; returns how much was done."""
-        try:
-            done = await self._run_look_backs() + await self._hand_over_overdue()
-        except Exception as error:
-            log(LogEvent.JOB_FAILED, kind="round", error=type(error).__name__)
-            return 0
-        self.worked_at = time.monotonic()
+        done, failed = 0, False
+        # One kind of work that fails must not keep the other from being done: what is overdue first.
+        for kind, work in (("overdue", self._hand_over_overdue), ("look_backs", self._run_look_backs)):
+            try:
+                done += await work()
+            except Exception as error:
+                failed = True
+                log(LogEvent.JOB_FAILED, kind=kind, error=type(error).__name__)
+            self.alive_at = time.monotonic()
+        if not failed:
+            self.worked_at = time.monotonic()
         return done
 
     async def _run_look_backs(self) -> int:
@@ -76,6 +80,7 @@ class JobRunner:
             except Exception as error:
                 # The lease runs out and the job is claimed again.
                 log(LogEvent.JOB_FAILED, kind=job.kind, error=type(error).__name__)
+            self.alive_at = time.monotonic()
         return len(claimed)
 
     async def _hand_over_overdue(self) -> int:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.audit_chain import GENESIS, AuditRecord, chain_hash
 from broker.storage.database import upsert
-from broker.storage.tables import AuditHead, AuditRow, table
+from broker.storage.tables import AuditHead, AuditRow, Owner, table
 
-_heads, _audit = table(AuditHead), table(AuditRow)
+_heads, _audit, _owners = table(AuditHead), table(AuditRow), table(Owner)
 
 
 class Act(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,8 +96,11 @@ async def verify_chain(connection: AsyncConnection, owner: str) -> str | None:
 
 
 async def list_chains(connection: AsyncConnection) -> list[str]:
-    """The owners that have a chain."""
-    return [row.owner for row in await connection.execute(select(_heads.c.owner).order_by(_heads.c.owner))]
+    """The owners that have a chain, or what is left of one: records without a head are no whole chain."""
+    has_records = exists().where(_audit.c.owner == _owners.c.id)
+    has_head = exists().where(_heads.c.owner == _owners.c.id)
+    statement = select(_owners.c.id).where(or_(has_head, has_records)).order_by(_owners.c.id)
+    return list((await connection.execute(statement)).scalars())
 
 
 async def _lock_heads(connection: AsyncConnection, owners: Sequence[str]) -> dict[str, tuple[int, bytes]]:

@@ -21,7 +21,7 @@ POSTGRES_SETTINGS = {
     # A worker that hangs in the middle of a transaction must not hold up those who take over from it.
     "idle_in_transaction_session_timeout": "15s",
     # Who waits for a lock longer than that tries again and says so, instead of falling silent.
-    "lock_timeout": "10s",
+    "lock_timeout": "8s",
 }
 
 

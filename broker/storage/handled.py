@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import and_, func, insert, select, update
@@ -16,6 +16,10 @@ from schemas.record import Partition, PartitionExtent
 
 _markers, _positions, _offsets = table(HandledMarker), table(HandledPosition), table(StoredOffset)
 _gaps, _attempts = table(LogGapRow), table(PoisonAttempt)
+
+
+GENERATION: Final = "+"
+"""Between a log's own id and the number of times it was read again after a gap."""
 
 
 class Fenced(Exception):
@@ -31,6 +35,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     stopped_cleanly: bool
     skipped: int = 0
     """Offsets passed that held no record."""
+
+    def is_on(self, log_id: str) -> bool:
+        """Whether this is a place on that log: after a gap a log is read again as a new generation of itself."""
+        return self.log_id.partition(GENERATION)[0] == log_id
 
 
 async def mark_handled(connection: AsyncConnection, markers: Iterable[bytes], now: datetime) -> set[bytes]:

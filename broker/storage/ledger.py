@@ -53,8 +53,12 @@ async def count_topic(
     """Count one topic: what its log holds now and held before against what was settled."""
     places = await handled.load_places(connection, group, extents)
     waiting = skipped = offered = 0
+    read_now: set[tuple[int, str]] = set()
     for partition, extent in extents.items():
         place = places.get(partition)
+        if place is not None and not place.is_on(extent.log_id):
+            place = None  # the topic was made again, and nobody has begun to read it yet
+        read_now.add((partition.number, extent.log_id if place is None else place.log_id))
         first, reached = (extent.first, extent.first) if place is None else (place.first_offset, place.next_offset)
         waiting += max(0, extent.end - reached)
         offered += max(0, extent.end - first)
@@ -65,7 +69,7 @@ async def count_topic(
         outcomes[outcome] = outcomes.get(outcome, 0) + count
         if outcome == "ignored":
             reasons[reason] = reasons.get(reason, 0) + count
-    offered += await _settled_before(connection, topic, {place.log_id for place in places.values()})
+    offered += await _settled_before(connection, topic, read_now)
     return TopicLedger(
         topic=topic, offered=offered, waiting=waiting, skipped=skipped, outcomes=outcomes, reasons=reasons
     )
@@ -90,7 +94,11 @@ async def count_alerts(connection: AsyncConnection) -> AlertLedger:
     )
 
 
-async def _settled_before(connection: AsyncConnection, topic: str, current: set[str]) -> int:
-    """Positions settled in logs that are gone: they were offered once."""
-    statement = select(func.count()).where(_positions.c.topic == topic, _positions.c.log_id.not_in(current))
-    return int((await connection.execute(statement)).scalar_one())
+async def _settled_before(connection: AsyncConnection, topic: str, read_now: set[tuple[int, str]]) -> int:
+    """Positions settled in logs that are gone, or that are read again after a gap: they were offered once."""
+    settled = await connection.execute(
+        select(_positions.c.partition, _positions.c.log_id, func.count())
+        .where(_positions.c.topic == topic)
+        .group_by(_positions.c.partition, _positions.c.log_id)
+    )
+    return sum(count for partition, log_id, count in settled if (partition, log_id) not in read_now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -98,20 +99,24 @@ def create_app(
         Guard,
         headers=_HEADERS if settings.is_development else {**_HEADERS, **_TLS_ONLY},
         body_bytes_max=settings.http_body_bytes_max,
+        program_answered_s=limits.program_answered_s,
     )
     return app
 
 
 class Guard:
-    """Around every request: the limit of its body, the headers of its answer, and an end to every error.
+    """Around every request: the limits of its body and time, the headers of its answer, and an end to every error.
 
     An error leaves nothing of itself in the answer and only its class and place in the log.
     """
 
-    def __init__(self, app: ASGIApp, *, headers: Mapping[str, str], body_bytes_max: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, headers: Mapping[str, str], body_bytes_max: int, program_answered_s: float
+    ) -> None:
         self._app = app
         self._headers = headers
         self._body_bytes_max = body_bytes_max
+        self._program_answered_s = program_answered_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -134,7 +139,9 @@ class Guard:
             if _declared_length(request) > self._body_bytes_max:
                 await _draw_error(request, 413)(scope, receive, send_guarded)
                 return
-            await self._app(scope, self._limit(receive), send_guarded)
+            # A page may wait for the database as long as that may take; whoever watches over us may not.
+            async with asyncio.timeout(self._program_answered_s if request.url.path in auth.PROGRAMS else None):
+                await self._app(scope, self._limit(receive), send_guarded)
         except ClientDisconnect:
             return
         except Exception as error:

@@ -45,6 +45,8 @@ class PageLimits:
     programs_remembered_s: float = 300.0
     """How long a program's password is not hashed again."""
     programs_remembered_max: int = 64
+    program_answered_s: float = 4.0
+    """A program that watches the broker is told 503 when the database keeps it waiting longer."""
 
 
 class StaticFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,9 +12,10 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -39,6 +40,9 @@ PACE_S: Final = 0.008
 LISTED_LATE: Final = 3
 KNOWN_BY_NUMBER: Final = {Identity.TRACED: 0.95, Identity.RENAMED: 0.05}
 """Only identities of which the oracle is certain; doubtful ones go to a person, not to a list of alerts."""
+
+RecordProperty = Callable[[str, object], None]
+"""pytest's fixture of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +92,7 @@ class Scene:
     async def until_ready(self, part: str) -> None:
         """Wait until every process of the part that runs has said that it is ready, and so can be told to drain."""
         for child in self.running(part):
-            await until(
-                lambda child=child: b'"part_ready"' in child.output.read_bytes() or child.poll() is not None,
-                limit_s=START_S,
-                what=f"{part} ready",
-            )
+            await until(partial(_is_ready_or_gone, child), limit_s=START_S, what=f"{part} ready")
 
     async def stop(self, part: str, number: signal.Signals = signal.SIGTERM) -> None:
         """End every process of the part, drained unless ``number`` says otherwise."""
@@ -213,6 +213,18 @@ class Scene:
             f"{more.total()} alerts are not due: PHANTOM or DUPLICATE"
         ] * bool(more)
 
+    async def figures(self) -> dict[str, float]:
+        """What was counted, for the record."""
+        books = await ledger.reckon(self.system.sources())
+        return {
+            "kills": self.kills,
+            "messages": books.acknowledged_by_sender,
+            "appended_again": books.log_records - books.acknowledged_by_sender,
+            "alerts": books.alerts_received,
+            "repeats": self.repeats().total(),
+            "caught_up_s_max": round(max(self.caught_up_s), 1),
+        }
+
     async def verify_audit(self) -> None:
         """Every owner's chain must be whole."""
         database = bootstrap.open_database(self.system.settings)
@@ -286,6 +298,10 @@ class Scene:
         return [line for line in read_journal(self.system.directory / "case-system.jsonl") if line["what"] == what]
 
 
+def _is_ready_or_gone(child: Child) -> bool:
+    return b'"part_ready"' in child.output.read_bytes() or child.poll() is not None
+
+
 @asynccontextmanager
 async def open_scene(
     directory: Path,
@@ -296,16 +312,19 @@ async def open_scene(
     database_url: str = "",
     parts: Sequence[str] = WITHOUT_PAGES,
     bugs: Mapping[str, str] = MappingProxyType({}),
-    **variables: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Scene]:
     """An installation with its parts running. Few messages are read one at a time after a death: see LoopOptions."""
-    settings = {
+    variables = {
         "CPIS_BATCH_RECORDS_MAX": "10",
-        "CPIS_DELIVERY_LEASE_S": "4.5",
-        "CPIS_DELIVERY_TIMEOUT_S": "1.5",
-        "CPIS_JOB_LEASE_S": "4.5",
-    } | variables
-    async with open_system(directory, database_url=database_url, kafka=kafka, seed=seed, **settings) as system:
+        "CPIS_DELIVERY_LEASE_S": "3",
+        "CPIS_DELIVERY_TIMEOUT_S": "1",
+        "CPIS_JOB_LEASE_S": "3",
+        **settings,
+    }
+    async with open_system(
+        directory, database_url=database_url, kafka=kafka, seed=seed, connections=2, **variables
+    ) as system:
         site = next(site for site in system.town.sites if site.code == SITE)
         system.department = Department(
             site=SITE,

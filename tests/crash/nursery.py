@@ -19,6 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from select import select
 from typing import Any, Final, NoReturn
@@ -27,6 +28,8 @@ from tests.crash import points
 
 EXIT_FAILED: Final = 1
 READY: Final = "ready"
+LOADED_LATE: Final = ("aiosqlite", "asyncpg", "certifi")
+"""What a part imports only when it begins to work."""
 
 
 class Child:
@@ -79,6 +82,7 @@ class Nursery:
 
     def fork(self, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> Child:
         """Start ``python -m tests.crash.points`` with these arguments; what it prints goes to ``output``."""
+        output.touch()
         pid = self._ask({"arguments": list(arguments), "environment": dict(environment), "output": str(output)})
         return Child(self, int(pid), output)
 
@@ -103,6 +107,8 @@ class Nursery:
 
 def serve_requests() -> None:
     """Answer requests until their sender is gone."""
+    for name in LOADED_LATE:
+        import_module(name)
     # Collecting garbage would write into pages that are shared with every child.
     gc.collect()
     gc.freeze()

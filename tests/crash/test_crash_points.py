@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Kafka
-from tests.crash.harness import Blow, Scene, draw_blow, open_scene
+from tests.crash.harness import Blow, RecordProperty, Scene, draw_blow, open_scene
 from tests.crash.nursery import Nursery
 from tests.crash.points import POINTS, find_owner
 
@@ -38,7 +38,7 @@ def side_by_side(seed: int) -> list[list[Blow]]:
     return [[draw_blow(name, draws) for name in row if name] for row in zip_longest(*of_parts)]
 
 
-async def crash_through(scene: Scene, rounds: Sequence[Sequence[Blow]]) -> None:
+async def crash_through(scene: Scene, rounds: Sequence[Sequence[Blow]], record_property: RecordProperty) -> None:
     """Strike every blow on one installation, judging after each round, and the whole at the end."""
     for blows in rounds:
         await scene.strike_and_judge(blows, messages=MESSAGES)
@@ -49,6 +49,7 @@ async def crash_through(scene: Scene, rounds: Sequence[Sequence[Blow]]) -> None:
     assert topic.balances
     assert alerts.balances
     await scene.verify_audit()
+    record_property("crash", await scene.figures())
 
 
 def test_every_named_point_is_a_function_of_the_product() -> None:
@@ -59,13 +60,13 @@ def test_every_named_point_is_a_function_of_the_product() -> None:
 
 
 async def test_killed_at_every_point_nothing_is_lost_doubled_or_made_up(
-    kafka_server: Kafka, postgres_url: str, tmp_path: Path, nursery: Nursery
+    kafka_server: Kafka, postgres_url: str, tmp_path: Path, nursery: Nursery, record_property: RecordProperty
 ) -> None:
     """Three seeds on the embedded engines and one on Kafka and PostgreSQL, which mostly wait, at the same time."""
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         for seed in SEEDS:
             scene = await stack.enter_async_context(open_scene(tmp_path / str(seed), nursery, seed=seed))
-            group.create_task(crash_through(scene, side_by_side(seed)))
+            group.create_task(crash_through(scene, side_by_side(seed), record_property))
         distributed = open_scene(
             tmp_path / "distributed",
             nursery,
@@ -74,22 +75,24 @@ async def test_killed_at_every_point_nothing_is_lost_doubled_or_made_up(
             database_url=postgres_url,
         )
         scene = await stack.enter_async_context(distributed)
-        group.create_task(crash_through(scene, side_by_side(DISTRIBUTED_SEED)))
+        group.create_task(crash_through(scene, side_by_side(DISTRIBUTED_SEED), record_property))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", NIGHTLY_SEEDS)
-async def test_killed_at_each_point_by_itself(seed: int, tmp_path: Path, nursery: Nursery) -> None:
+async def test_killed_at_each_point_by_itself(
+    seed: int, tmp_path: Path, nursery: Nursery, record_property: RecordProperty
+) -> None:
     async with open_scene(tmp_path, nursery, seed=seed) as scene:
-        await crash_through(scene, one_by_one(seed))
+        await crash_through(scene, one_by_one(seed), record_property)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 async def test_killed_at_each_point_by_itself_on_kafka_and_postgresql(
-    kafka_server: Kafka, postgres_url: str, tmp_path: Path, nursery: Nursery
+    kafka_server: Kafka, postgres_url: str, tmp_path: Path, nursery: Nursery, record_property: RecordProperty
 ) -> None:
     servers = kafka_server.bootstrap_servers
     async with open_scene(tmp_path, nursery, seed=5, kafka=servers, database_url=postgres_url) as scene:
-        await crash_through(scene, one_by_one(5))
+        await crash_through(scene, one_by_one(5), record_property)

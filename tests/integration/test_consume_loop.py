@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from broker.consumers.loop import Batch, ConsumeLoop, Handler, LoopOptions, is_o
 from broker.storage import database as database_module
 from broker.storage import handled, ledger, quarantine
 from broker.storage.database import Database
-from schemas.record import Partition, PositionOutcome
+from schemas.record import LogRecord, Partition, PositionOutcome
 from tests.fakes import MemoryLog, MemoryLogReader
 from tests.world import CASEY, World, hl7, open_world
 
@@ -134,6 +134,56 @@ async def test_what_the_database_refuses_is_found_by_halving_and_costs_only_itse
     async with sqlite_world.database.reading() as connection:
         [item] = await quarantine.list_open(connection, rows_max=10)
     assert (item.offset, item.reason) == (4, "refused_by_the_database")
+
+
+async def test_a_batch_the_database_never_gets_done_in_time_is_halved_and_nothing_is_quarantined(
+    sqlite_world: World, log: MemoryLog
+) -> None:
+    def too_much(batch: Batch) -> None:
+        if len(batch.records) > 2:
+            raise TimeoutError
+
+    await send(log, *(hl7(visit=f"V{number}") for number in range(8)))
+    handler = Troubled(sqlite_world, too_much)
+    async with consuming(sqlite_world, log, handler):
+        await until(has_settled(sqlite_world, log, 8))
+    assert handler.sizes[:3] == [8, 8, 8]
+    assert (await settled(sqlite_world, log)).outcomes == {"alerted": 8}
+
+
+class Mute(MemoryLogReader):
+    """A reader whose log answers every question, and that delivers nothing once it is mute."""
+
+    is_mute = False
+
+    async def poll(self, *, records_max: int, wait_s: float) -> dict[Partition, Sequence[LogRecord]]:
+        """Nothing, as if there were nothing."""
+        found = await super().poll(records_max=0 if self.is_mute else records_max, wait_s=wait_s)
+        return {} if self.is_mute else found
+
+
+async def test_a_reader_that_delivers_nothing_of_what_the_log_holds_is_no_sign_of_life(
+    sqlite_world: World, log: MemoryLog
+) -> None:
+    reader = Mute(log, topic=TOPIC, group="attendances")
+    options = LoopOptions(group="attendances", poll_wait_s=0.02, contact_interval_s=0.05)
+    loop = ConsumeLoop(reader, sqlite_world.consumer, sqlite_world.database, sqlite_world.clock, options)
+    running = asyncio.create_task(loop.run())
+    await send(log, hl7(visit="V1"))
+    await until(has_settled(sqlite_world, log, 1))
+    alive_at = loop.alive_at
+    await until(lambda: loop.alive_at > alive_at)  # nothing waits: an answer of the log is life
+    reader.is_mute = True
+    await send(log, hl7(visit="V2"))
+    await asyncio.sleep(0.2)
+    alive_at = loop.alive_at
+    await asyncio.sleep(0.3)
+    assert (loop.alive_at, loop.worked_at) == (alive_at, alive_at)
+    reader.is_mute = False
+    await until(has_settled(sqlite_world, log, 2))
+    await until(lambda: loop.alive_at > alive_at)
+    loop.stop()
+    await running
 
 
 async def test_after_an_unclean_stop_messages_run_alone_and_the_third_attempt_quarantines(
@@ -305,6 +355,25 @@ async def test_a_postgres_that_is_not_there_is_an_outage() -> None:
             pass
     assert is_outage(refused.value)
     await database.close()
+
+
+@pytest.mark.parametrize(
+    ("user", "database", "statement"),
+    [
+        ("postgres", "", "SELECT nothing FROM handled_markers"),
+        ("postgres", "_missing", "SELECT 1"),
+        ("nobody_we_know", "", "SELECT 1"),
+    ],
+)
+async def test_a_postgres_that_is_not_set_up_says_nothing_about_the_data(
+    postgres_url: str, user: str, database: str, statement: str
+) -> None:
+    opened = Database(postgres_url.replace("postgres@", f"{user}@") + database)
+    with pytest.raises(DBAPIError) as refused:
+        async with opened.reading() as connection:
+            await connection.execute(text(statement))
+    assert is_outage(refused.value)
+    await opened.close()
 
 
 async def test_a_locked_sqlite_is_an_outage(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:

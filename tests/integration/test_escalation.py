@@ -189,17 +189,14 @@ async def test_looking_back_fails_as_a_whole_and_escalation_goes_on(
 async def test_a_failed_job_is_claimed_again_when_its_lease_runs_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from broker.jobs import runner as module
-
     async def fail(*_: object, **__: object) -> None:
         raise RuntimeError
 
-    real = module.look_back
     await world.receive(hl7())
     await world.list_children(CASEY)
-    monkeypatch.setattr(module, "look_back", fail)
+    monkeypatch.setattr("broker.jobs.runner.look_back", fail)
     assert await runner(world).run_once() == 1
-    monkeypatch.setattr(module, "look_back", real)
+    monkeypatch.undo()
     assert await runner(world).run_once() == 0
     world.clock.advance(JobOptions().lease)
     assert await runner(world).run_once() == 1

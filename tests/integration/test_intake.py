@@ -14,7 +14,7 @@ from adapters.hl7v2 import read_ack
 from broker.intake import RECORD_SEAL, Intake
 from broker.keyring import Keyring
 from broker.senders import Senders, digest_credential, write_snapshot
-from schemas.directory import Sender
+from schemas.directory import KeptAnswer, Sender
 from schemas.record import LogRecord, Partition
 from tests.fakes import ManualClock, MemoryLog
 from tests.world import FIELD_KEYS, INDEX_KEY, hl7
@@ -66,6 +66,14 @@ def intake(log: WatchedLog, tmp_path: Path) -> Intake:
         [
             Sender(code="RZ1", credential_digest=digest_credential(RING, "RZ1", b"rz1-credential"), peers=held),
             Sender(code="RZ2", credential_digest=digest_credential(RING, "RZ2", b"rz2-credential")),
+            *(
+                Sender(
+                    code=f"RZ{answer}",
+                    credential_digest=digest_credential(RING, f"RZ{answer}", b"x"),
+                    not_understood=answer,
+                )
+                for answer in KeptAnswer
+            ),
         ],
     )
     return Intake(log, TOPIC, RING, Senders(path, RING), ManualClock(datetime(2026, 2, 14, 3, 12, tzinfo=UTC)))
@@ -160,6 +168,18 @@ async def test_what_is_not_understood_is_kept_and_says_so(intake: Intake, log: W
     [record] = await log.everything()
     assert RING.open(record.value, about=RECORD_SEAL) == message
     assert [line["event"] for line in lines if line["event"] != "senders_loaded"] == ["message_not_understood"]
+
+
+@pytest.mark.parametrize("wished", KeptAnswer)
+async def test_a_sender_may_wish_another_answer_for_what_is_kept_but_not_understood(
+    intake: Intake, log: WatchedLog, wished: KeptAnswer
+) -> None:
+    message = hl7(sender=f"RZ{wished}", credential="x")
+    assert read_ack(await accept(intake, message)).code == "AA"
+    answer = await accept(intake, message.replace(b"PID|", b"ZZZ|"))
+    assert read_ack(answer).code == wished.value
+    assert text_of(answer).startswith("kept, not understood: ")
+    assert len(await log.everything()) == 2
 
 
 async def test_an_unforeseen_failure_to_understand_costs_nothing(

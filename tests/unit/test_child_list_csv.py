@@ -25,7 +25,7 @@ from adapters.child_list_csv import (
 )
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, PlanType
-from schemas.directory import Role
+from schemas.directory import KeptAnswer, Role
 
 CHILD = {
     "local_id": "L1",
@@ -56,6 +56,7 @@ SITE = {
     "reply_host": "127.0.0.1",
     "reply_port": "2576",
     "replies_for_adults": "no",
+    "not_understood": "",
     "peers": "10.1.0.0/16 2001:db8::/32",
     "credential": "",
     "topic_secret": "",
@@ -264,6 +265,7 @@ def test_a_site_is_read() -> None:
     assert isinstance(line, SiteLine)
     assert line.site.authorities == ("706", "707")
     assert line.site.peers == ("10.1.0.0/16", "2001:db8::/32")
+    assert line.site.not_understood is KeptAnswer.ACCEPT
     assert (line.site.reply_port, line.site.replies_for_adults) == (2576, True)
 
 
@@ -302,6 +304,8 @@ def test_a_clinician_is_read() -> None:
         (read_sites, SITE, "reply_port", ""),
         (read_sites, SITE, "reply_host", ""),
         (read_sites, SITE, "replies_for_adults", "maybe"),
+        (read_sites, SITE, "not_understood", "AB"),
+        (read_sites, SITE, "not_understood", "aa"),
         (read_sites, SITE, "peers", "10.1.0.0/33"),
         (read_sites, SITE, "peers", "10.1.0.0/16 fenwick.example.org"),
         (read_clinicians, CLINICIAN, "organisation", "?"),

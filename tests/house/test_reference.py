@@ -1,0 +1,298 @@
+"""The reference says what the code does: neither forgets anything of the other."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import typer
+from joserfc import jwe
+from joserfc.jwk import OctKey
+from prometheus_client.metrics import MetricWrapperBase
+
+from adapters import child_list_csv, kafka_options
+from adapters.child_list_csv import RowProblem
+from adapters.topic import TopicChannel, TopicOptions
+from adapters.webhook import sign_webhook
+from broker import cli, telemetry
+from broker.bootstrap import TOPICS
+from broker.intake import CONTENT_TYPE, EVENT_TYPE
+from broker.liveness import EXIT_SILENT
+from broker.supervisor import EXIT_CONFIGURATION
+from broker.telemetry import LogEvent
+from schemas.alert import SocialCareAlert
+from schemas.delivery import Parcel
+from schemas.record import Partition
+from tests.house.reference import GENERATED, REGENERATE, ROOT, read_code, read_rows
+
+REFERENCE = "docs/reference"
+
+
+@cache
+def text_of(name: str) -> str:
+    """The text of a reference page."""
+    return (ROOT / REFERENCE / name).read_text(encoding="utf-8")
+
+
+def block_of(name: str, language: str, heading: str = "") -> str:
+    """The first block of code in a language, below a heading."""
+    text = text_of(name)
+    found = re.search(rf"^```{language}\n(.*?)^```$", text[text.index(heading) :], re.M | re.S)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("path", GENERATED)
+def test_what_is_made_from_the_code_is_up_to_date(path: str) -> None:
+    assert (ROOT / path).read_text(encoding="utf-8") == GENERATED[path](), f"run {REGENERATE}"
+
+
+# Commands
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command of the command line by its words."""
+    waiting: list[tuple[str, Any]] = [("", typer.main.get_command(cli.app))]
+    while waiting:
+        words, command = waiting.pop()
+        if hasattr(command, "commands"):
+            waiting += [(f"{words} {name}".strip(), child) for name, child in command.commands.items()]
+        else:
+            yield words, command
+
+
+def command_names() -> list[str]:
+    """The words of every command."""
+    return [words for words, _ in commands()]
+
+
+def test_every_command_has_its_section_and_every_section_its_command() -> None:
+    described = re.findall(r"^## cpis-broker (.+)$", text_of("commands.md"), re.M)
+    assert sorted(described) == sorted(command_names())
+
+
+@pytest.mark.parametrize("words", sorted(command_names()))
+def test_every_option_is_explained_and_none_that_is_not_there(words: str) -> None:
+    section = text_of("commands.md").split(f"## cpis-broker {words}\n")[1].split("\n## ")[0]
+    explained = re.findall(r"^- `(--[a-z-]+)`", section, re.M)
+    options = [each for each in dict(commands())[words].params if each.param_type_name == "option" and not each.hidden]
+    assert sorted(explained) == sorted(option.opts[0] for option in options)
+
+
+def test_every_exit_code_is_explained() -> None:
+    explained = {int(row[0]) for row in read_rows(f"{REFERENCE}/commands.md", "Exit codes")}
+    assert explained == {0, cli.EXIT_NOT_WELL, EXIT_CONFIGURATION, EXIT_SILENT, 130}
+
+
+# Log events and metrics
+
+
+def fields_logged() -> dict[str, set[str]]:
+    """The fields with which each event is logged anywhere in the product."""
+    found: dict[str, set[str]] = {event.value: set() for event in LogEvent}
+    for path in (ROOT / "broker").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "log" and node.args:
+                event = getattr(LogEvent, ast.unparse(node.args[0]).removeprefix("LogEvent."), None)
+                if isinstance(event, LogEvent):
+                    found[event.value] |= {keyword.arg for keyword in node.keywords if keyword.arg}
+    return found
+
+
+def test_every_log_event_is_explained_with_its_fields() -> None:
+    rows = list(read_rows(f"{REFERENCE}/log-events.md", "Events"))
+    explained = {read_code(row[0])[0]: set(row[1].split(", ")) for row in rows}
+    assert explained == fields_logged()
+    assert [read_code(row[0])[0] for row in rows] == [event.value for event in LogEvent]
+
+
+def test_every_metric_is_explained_with_its_labels() -> None:
+    explained = {
+        read_code(name)[0].removesuffix("_total"): tuple(labels.split(", ")) if labels else ()
+        for name, labels, _ in read_rows(f"{REFERENCE}/log-events.md", "Metrics")
+    }
+    metrics = [each for each in vars(telemetry).values() if isinstance(each, MetricWrapperBase)]
+    assert explained == {metric._name: metric._labelnames for metric in metrics}
+
+
+def test_everything_that_adapters_report_is_explained() -> None:
+    wires = {"adapters/mllp.py", "adapters/webhook.py"}
+    reported = {name for path in wires for name in re.findall(r'on_event\(\s*"([a-z_]+)"', (ROOT / path).read_text())}
+    assert reported
+    assert reported <= set(read_code(text_of("log-events.md")))
+
+
+# HL7 v2
+
+
+def fields_read() -> set[str]:
+    """Every field that the reader of attendances asks a message for."""
+    methods = {"text", "identifier", "namespace", "repetitions", "raw"}
+    found = set()
+    for name in ("hl7v2.py", "hl7v2_patient.py"):
+        for node in ast.walk(ast.parse((ROOT / "adapters" / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in methods:
+                match node.args:
+                    case [ast.Constant(value=str(segment)), ast.Constant(value=int(number)), *_]:
+                        found.add(f"{segment}-{number}")
+    return {field for field in found if not field.startswith("MSA")}
+
+
+def test_every_field_that_is_read_is_listed_and_no_other() -> None:
+    listed = {field for row in read_rows(f"{REFERENCE}/hl7v2-in.md", "What is read") for field in row[0].split(", ")}
+    echoed_or_secret = {"MSH-3", "MSH-5", "MSH-6", "MSH-8"}
+    assert listed - echoed_or_secret == fields_read()
+
+
+def test_every_reason_for_not_understanding_is_listed() -> None:
+    rooms = ("er7.py", "hl7v2.py", "hl7v2_patient.py")
+    text = "".join((ROOT / "adapters" / name).read_text(encoding="utf-8") for name in rooms)
+    reasons = set(re.findall(r'(?:Unreadable|NotHl7)\("([a-z0-9_]+)"', text)) | {"several_patients", "no_pid"}
+    reasons -= {"no_msa", "unknown_ack_code", "not_an_attendance"}
+    listed = [row for row in read_rows(f"{REFERENCE}/hl7v2-in.md", "What is answered") if len(row) == 2]
+    assert {read_code(row[0])[0] for row in listed if read_code(row[0]) and row[0].startswith("`")} == reasons
+
+
+# CSV
+
+FILES = {
+    "Child list": ("_child", child_list_csv.read_children),
+    "Authorities": ("_authority", child_list_csv.read_authorities),
+    "Workers": ("_worker", child_list_csv.read_workers),
+    "Sites": ("_site", child_list_csv.read_sites),
+    "Clinicians": ("_clinician", child_list_csv.read_clinicians),
+}
+
+
+def columns_read(function: str) -> set[str]:
+    """Every column that a row's function asks for."""
+    tree = ast.parse(Path(child_list_csv.__file__).read_text(encoding="utf-8"))
+    [body] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    return {
+        node.args[0].value
+        for node in ast.walk(body)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "fields"
+        and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, str)
+    }
+
+
+@pytest.mark.parametrize("heading", FILES)
+def test_the_columns_of_a_file_are_those_that_are_read(heading: str) -> None:
+    listed = {read_code(row[0])[0] for row in read_rows(f"{REFERENCE}/csv.md", heading) if read_code(row[0])}
+    assert listed == columns_read(FILES[heading][0])
+
+
+@pytest.mark.parametrize("heading", FILES)
+def test_the_example_of_a_file_is_read_without_a_problem(heading: str) -> None:
+    example = block_of("csv.md", "csv", f"## {heading}\n").encode()
+    rows = list(FILES[heading][1](example))
+    assert rows
+    assert not [row for _, row in rows if isinstance(row, RowProblem)]
+
+
+@pytest.mark.parametrize("heading", FILES)
+def test_a_column_is_required_exactly_when_the_reference_says_so(heading: str) -> None:
+    example = block_of("csv.md", "csv", f"## {heading}\n").splitlines()
+    columns = example[0].split(",")
+    for column, required, *_ in read_rows(f"{REFERENCE}/csv.md", heading):
+        place = columns.index(read_code(column)[0])
+        values = example[1].split(",")
+        values[place] = ""
+        if column in ("`reply_host`", "`reply_port`"):
+            values[columns.index("reply_host")] = values[columns.index("reply_port")] = ""
+        [(_, row)] = list(FILES[heading][1]("\n".join([example[0], ",".join(values)]).encode()))
+        assert isinstance(row, RowProblem) == (required == "yes"), column
+
+
+# What leaves
+
+
+def test_the_webhooks_example_has_the_schema_and_the_signature() -> None:
+    body = block_of("webhook.md", "json").strip().encode()
+    assert msgspec.json.encode(msgspec.json.decode(body, type=SocialCareAlert)) == body
+    text = text_of("webhook.md")
+    [secret] = re.findall(r"With the secret `([^`]+)`", text)
+    [key], [stamp] = re.findall(r"`webhook-id: ([^`]+)`", text), re.findall(r"`webhook-timestamp: ([0-9]+)`", text)
+    signature = block_of("webhook.md", "", "## Verify").strip()
+    assert sign_webhook(base64.b64decode(secret), key, int(stamp), body) == signature
+
+    code: dict[str, Any] = {}
+    exec(block_of("webhook.md", "python"), code)
+    headers = {"webhook-id": key, "webhook-timestamp": stamp, "webhook-signature": f"v1,AAAA {signature}"}
+    assert code["is_genuine"](headers, body, secret, now=float(stamp) + 200)
+    assert not code["is_genuine"](headers, body + b" ", secret, now=float(stamp))
+    assert not code["is_genuine"](headers, body, secret, now=float(stamp) + 400)
+
+
+def test_every_field_of_an_alert_is_explained() -> None:
+    rows = list(read_rows(f"{REFERENCE}/webhook.md", "The request"))
+    named = {name for row in rows for name in read_code(row[0])}
+    assert {*SocialCareAlert.__struct_fields__} - named == {"authority", "raised_at", "reason"}
+
+
+def test_the_headers_of_the_webhook_are_listed() -> None:
+    tree = ast.parse((ROOT / "adapters" / "webhook.py").read_text(encoding="utf-8"))
+    [function] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_headers"]
+    [written] = [node for node in ast.walk(function) if isinstance(node, ast.Dict)]
+    sent = [key.value for key in written.keys if isinstance(key, ast.Constant)]
+    rows = list(read_rows(f"{REFERENCE}/webhook.md", "The request"))
+    assert [read_code(row[0])[0] for row in rows[: len(sent)]] == sent
+
+
+class _Appended:
+    def __init__(self) -> None:
+        self.headers: dict[str, bytes] = {}
+
+    async def append(self, topic: str, *, key: bytes | None, value: bytes, headers: Any) -> tuple[Partition, int]:
+        self.headers = dict(headers)
+        return Partition(topic, 0), 0
+
+
+async def test_the_headers_of_a_recipients_record_are_listed() -> None:
+    log = _Appended()
+    parcel = Parcel(
+        idempotency_key="key",
+        event_type="type",
+        created_at=datetime(2026, 2, 14, 3, 12, tzinfo=UTC),
+        address="social-care-alerts",
+        secret=bytes(32),
+        recipient="authority:706",
+        content=b"{}",
+        content_type="application/json",
+    )
+    await TopicChannel(log, TopicOptions()).send(parcel)
+    rows = list(read_rows(f"{REFERENCE}/kafka-topics.md", "social-care-alerts, clinician-replies"))
+    assert [read_code(row[0])[0] for row in rows] == list(log.headers)
+
+
+def test_the_topics_and_their_settings_are_as_the_code_makes_them() -> None:
+    text = text_of("kafka-topics.md")
+    rows = [row for row in read_rows(f"{REFERENCE}/kafka-topics.md") if len(row) == 5]
+    assert [read_code(row[0])[0] for row in rows] == list(TOPICS)
+    largest = kafka_options.KafkaOptions(bootstrap_servers="").record_bytes_max + kafka_options.RECORD_OVERHEAD_BYTES
+    assert f"| `max.message.bytes` | {largest} |" in text
+    assert f"`{CONTENT_TYPE.decode()}`" in text
+    assert f"`{EVENT_TYPE.decode()}`" in text
+
+
+def test_the_example_of_an_encrypted_value_opens() -> None:
+    text = text_of("kafka-topics.md")
+    [secret] = re.findall(r"With the secret `([^`]+)`", text)
+    value = block_of("kafka-topics.md", "", "With the secret").strip()
+    expected = block_of("kafka-topics.md", "json").strip().encode()
+    code: dict[str, Any] = {}
+    exec(block_of("kafka-topics.md", "python"), code)
+    assert code["open_value"](value, secret) == expected
+    opened = jwe.decrypt_compact(value, OctKey.import_key(base64.b64decode(secret)))
+    assert opened.headers()["kid"] == "authority:706"
