@@ -19,7 +19,7 @@ ALL := demo test engines lint format lock clean help
 
 # ---- Run
 
-demo: .venv/.runtime $(if $(findstring --kafka,$(ARGS)),engines) ## play a day (ARGS=--once: unpaced; ARGS=--kafka: on Kafka and PostgreSQL)
+demo: .venv/.runtime ## play a day (ARGS=--once: unpaced)
 	@$(BIN)/cpis-broker demo $(ARGS)
 
 # ---- Check

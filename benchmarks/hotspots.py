@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.door import open_intake, send_from_a_process
 from benchmarks.figures import Hotspot, Profile
 from benchmarks.installation import Installation, Scale, fill_log
-from benchmarks.line import decide_with_product
+from benchmarks.line import open_consumer
 
 SHOWN = 15
 CONNECTIONS = 8
@@ -31,7 +31,11 @@ async def profile_consumer(installation: Installation, scale: Scale) -> Profile:
     department = installation.town.department(installation.town.attending, seed=8)
     settings = installation.with_prefix("profile.")
     await fill_log(settings, [department.next_message() for _ in range(scale.messages)])
-    profiler = await _run_profiled(lambda: decide_with_product(settings, scale.messages))
+    warm_up = installation.with_prefix("warm-up.")
+    await fill_log(warm_up, [department.next_message() for _ in range(scale.messages)])
+    async with open_consumer(installation.settings) as decide:
+        await decide(warm_up, scale.messages)
+        profiler = await _run_profiled(lambda: decide(settings, scale.messages))
     return _profile("the consumer", installation, scale.messages, profiler)
 
 

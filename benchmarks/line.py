@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from benchmarks.figures import Figure, Subject
@@ -24,7 +25,6 @@ from broker.consumers.attendance import RECORD_SEAL, AttendanceConsumer
 from broker.consumers.loop import Batch, ConsumeLoop, Handler, LoopOptions
 from broker.settings import Settings
 
-WHAT = "decided by the consumer"
 PATIENCE_S = 300.0
 
 
@@ -36,54 +36,66 @@ class Lap:
     commits: int = 0
     began_at: float = 0.0
     ended_at: float = 0.0
+    began_at_cpu: float = 0.0
+    ended_at_cpu: float = 0.0
 
     def begin(self) -> None:
         """Records are in hand; only the first call counts."""
-        self.began_at = self.began_at or time.perf_counter()
+        if not self.began_at:
+            self.began_at, self.began_at_cpu = time.perf_counter(), time.process_time()
 
     def note(self, messages: int) -> None:
         """A commit came back."""
         self.messages += messages
         self.commits += 1
-        self.ended_at = time.perf_counter()
+        self.ended_at, self.ended_at_cpu = time.perf_counter(), time.process_time()
 
-    @property
     def per_second(self) -> float:
         """Messages a second."""
         return self.messages / (self.ended_at - self.began_at)
+
+    def processor_us(self) -> float:
+        """Processor time of this process, all its threads, for one message; busy neighbours move it least."""
+        return (self.ended_at_cpu - self.began_at_cpu) / self.messages * 1e6
+
+    def __str__(self) -> str:
+        size = self.messages / self.commits
+        return f"{self.per_second():>9,.0f} messages/s  {self.processor_us():>7,.0f} us each  {size:.0f} in a commit"
 
 
 async def measure_line(installation: Installation, scale: Scale, say: Callable[[str], None]) -> list[Figure]:
     """Messages a second of each subject, round by round. The first round warms up and does not count."""
     department = installation.town.department(installation.town.attending, seed=7)
-    rates: dict[Subject, list[float]] = {subject: [] for subject in Subject}
-    for number in range(scale.rounds + 1):
-        settings = installation.with_prefix(f"line{number}.")
-        await fill_log(settings, [department.next_message() for _ in range(scale.messages)])
-        runs: dict[Subject, Callable[[], Awaitable[Lap]]] = {
-            Subject.PRODUCT: lambda settings=settings: decide_with_product(settings, scale.messages),
-            Subject.FLOOR: lambda settings=settings: consume_plainly(settings, scale.messages),
-            Subject.NAIVE: lambda settings=settings: consume_naively(settings, scale.naive_messages),
-        }
-        order = list(Subject)
-        for subject in order[number % 3 :] + order[: number % 3]:
-            gc.collect()
-            async with asyncio.timeout(PATIENCE_S):
-                lap = await runs[subject]()
-            if number:
-                rates[subject].append(lap.per_second)
-                size = lap.messages / lap.commits
-                say(f"  round {number}  {subject:<8} {lap.per_second:>9,.0f} messages/s  ({size:.0f} in a commit)")
+    laps: dict[Subject, list[Lap]] = {subject: [] for subject in Subject}
+    async with open_consumer(installation.settings) as decide:
+        for number in range(scale.rounds + 1):
+            settings = installation.with_prefix(f"line{number}.")
+            await fill_log(settings, [department.next_message() for _ in range(scale.messages)])
+            order = list(Subject)
+            for subject in order[number % 3 :] + order[: number % 3]:
+                gc.collect()
+                async with asyncio.timeout(PATIENCE_S):
+                    if subject is Subject.PRODUCT:
+                        lap = await decide(settings, scale.messages)
+                    elif subject is Subject.FLOOR:
+                        lap = await consume_plainly(settings, scale.messages)
+                    else:
+                        lap = await consume_naively(settings, scale.naive_messages)
+                if number:
+                    laps[subject].append(lap)
+                    say(f"  round {number}  {subject:<8} {lap}")
     return [
-        Figure(
-            what=WHAT,
-            engines=installation.engines.name,
-            subject=subject,
-            unit="messages/s",
-            rounds=tuple(rates[subject]),
+        Figure(what=what, engines=installation.engines.name, subject=subject, unit=unit, rounds=tuple(map(read, own)))
+        for what, unit, read in (
+            ("decided by the consumer", "messages/s", Lap.per_second),
+            ("processor time of the consumer", "us/message", Lap.processor_us),
         )
-        for subject in Subject
+        for subject, own in laps.items()
     ]
+
+
+Decide = Callable[[Settings, int], Awaitable[Lap]]
+"""Decides so many messages of a round's topic."""
 
 
 class _Timed:
@@ -107,20 +119,29 @@ class _Timed:
         raise AssertionError(f"no message of this day is refused, but one was: {reason}")
 
 
-async def decide_with_product(settings: Settings, messages: int) -> Lap:
-    """The consume loop and the attendance consumer, put together as ``serve --only attendances`` does."""
-    lap = Lap()
-    database, group = bootstrap.open_database(settings), settings.name_on_log(attendance.GROUP)
+@asynccontextmanager
+async def open_consumer(settings: Settings) -> AsyncIterator[Decide]:
+    """The consume loop and the attendance consumer, put together as ``serve --only attendances`` does.
+
+    Database and consumer stay the same from one topic to the next, as they do in a part that has run for a while.
+    """
+    database, clock = bootstrap.open_database(settings), SystemClock()
     keyring, rules = bootstrap.load_keyring(settings), bootstrap.rules_of(settings)
-    timed = _Timed(AttendanceConsumer(database, keyring, SystemClock(), rules), lap, messages)
-    reader = bootstrap.open_reader(settings, topic=settings.name_on_log(attendance.TOPIC), group=group)
-    options = LoopOptions(group=group, records_max=settings.batch_records_max, poll_wait_s=settings.poll_wait_s)
-    timed.loop = ConsumeLoop(reader, timed, database, SystemClock(), options)
-    try:
+    consumer = AttendanceConsumer(database, keyring, clock, rules)
+
+    async def decide(of_round: Settings, messages: int) -> Lap:
+        lap, group = Lap(), of_round.name_on_log(attendance.GROUP)
+        reader = bootstrap.open_reader(of_round, topic=of_round.name_on_log(attendance.TOPIC), group=group)
+        timed = _Timed(consumer, lap, messages)
+        options = LoopOptions(group=group, records_max=settings.batch_records_max, poll_wait_s=settings.poll_wait_s)
+        timed.loop = ConsumeLoop(reader, timed, database, clock, options)
         await timed.loop.run()
+        return lap
+
+    try:
+        yield decide
     finally:
         await database.close()
-    return lap
 
 
 async def consume_plainly(settings: Settings, messages: int) -> Lap:

@@ -111,8 +111,10 @@ def check_safety(settings: Settings) -> list[str]:
         problems.append("CPIS_MLLP_TLS_CERTIFICATE_FILE and CPIS_MLLP_TLS_KEY_FILE: MLLP must be encrypted")
     if not settings.public_url.startswith("https://"):
         problems.append("CPIS_PUBLIC_URL: people must reach the pages by https")
-    if settings.webhook_allow_private:
-        problems.append("CPIS_WEBHOOK_ALLOW_PRIVATE: only in development")
+    if settings.webhook_allow_private and not settings.webhook_allowed_hosts:
+        problems.append("CPIS_WEBHOOK_ALLOW_PRIVATE: only with the hosts named in CPIS_WEBHOOK_ALLOWED_HOSTS")
+    if not settings.mllp_reply_tls:
+        problems.append("CPIS_MLLP_REPLY_TLS: replies must be encrypted")
     if settings.kafka_bootstrap_servers and settings.kafka_security_protocol in ("PLAINTEXT", "SASL_PLAINTEXT"):
         problems.append("CPIS_KAFKA_SECURITY_PROTOCOL: without TLS only in development")
     if settings.kafka_bootstrap_servers and settings.kafka_replication_factor < KAFKA_REPLICAS_MIN:
@@ -169,7 +171,7 @@ def _open_watched_database(settings: Settings) -> Database:
 def open_log(settings: Settings) -> Log:
     """The append side of the log of the settings."""
     if settings.kafka_bootstrap_servers:
-        return KafkaLog(_kafka_options(settings))
+        return KafkaLog(_kafka_options(settings), on_event=_report_wire)
     return SqliteLog(_sqlite_options(settings))
 
 
@@ -177,7 +179,7 @@ def open_reader(settings: Settings, *, topic: str, group: str) -> LogReader:
     """A member of a consumer group."""
     member = f"{socket.gethostname()}-{os.getpid()}"
     if settings.kafka_bootstrap_servers:
-        return KafkaLogReader(_kafka_options(settings), topic=topic, group=group, member=member)
+        return KafkaLogReader(_kafka_options(settings), topic=topic, group=group, member=member, on_event=_report_wire)
     return SqliteLogReader(_sqlite_options(settings), topic=topic, group=group, member=member)
 
 
@@ -457,14 +459,18 @@ def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
                 read_timeout_s=settings.delivery_timeout_s,
                 total_timeout_s=settings.delivery_timeout_s,
                 allowed_hosts=hosts,
-                allow_plain_http=settings.webhook_allow_private,
+                allow_plain_http=settings.webhook_allow_private and settings.is_development,
                 allow_private_addresses=settings.webhook_allow_private,
             ),
             on_event=_report_wire,
             now=SystemClock().now,
+            tls=_client_tls(settings.webhook_ca_file),
         ),
         ChannelName.HL7V2_REPLY: Hl7v2ReplyChannel(
-            MllpClient(MllpClientOptions(answer_timeout_s=settings.delivery_timeout_s))
+            MllpClient(
+                MllpClientOptions(answer_timeout_s=settings.delivery_timeout_s),
+                _client_tls(settings.mllp_reply_ca_file) if settings.mllp_reply_tls else None,
+            )
         ),
     }
     if settings.kafka_bootstrap_servers:
@@ -510,6 +516,11 @@ def _sqlite_options(settings: Settings) -> SqliteLogOptions:
         partitions=settings.log_partitions,
         append_timeout_s=settings.log_append_timeout_s,
     )
+
+
+def _client_tls(authorities: Path | None) -> ssl.SSLContext:
+    """Verify the other side against its own certificate authority, or the public ones."""
+    return ssl.create_default_context(cafile=authorities)
 
 
 def _server_tls(settings: Settings) -> ssl.SSLContext | None:

@@ -15,10 +15,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 import typer
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.child_list_csv import MalformedFile, RowProblem
@@ -132,15 +133,12 @@ def check_config() -> None:
     """Check every setting and say where each came from; exit 1 when something must not stay as it is."""
     settings = Settings()
     shown = Table("setting", "value", "from")
-    for name, field in sorted(Settings.model_fields.items()):
-        value = getattr(settings, name)
+    for name in sorted(Settings.model_fields):
+        value = _shown_value(getattr(settings, name))
         origin = _origin(f"CPIS_{name.upper()}", name in settings.model_fields_set)
-        secret = "SecretStr" in str(field.annotation)
-        shown.add_row(
-            f"CPIS_{name.upper()}", ("set" if value.get_secret_value() else "") if secret else str(value), origin
-        )
+        shown.add_row(f"CPIS_{name.upper()}", value, origin)
     console.print(shown)
-    problems = bootstrap.check_safety(settings)
+    problems = [f"{name}: there is no such setting" for name in _unknown_variables()] + bootstrap.check_safety(settings)
     try:
         bootstrap.load_keyring(settings)
     except ConfigurationError as error:
@@ -374,6 +372,21 @@ def _fail(text: str, code: int) -> NoReturn:
 
 def _dry(dry_run: bool) -> str:
     return " (dry run: nothing was changed)" if dry_run else ""
+
+
+def _shown_value(value: object) -> str:
+    """A setting as it may be shown: secrets and passwords in addresses are not."""
+    if isinstance(value, SecretStr):
+        return "set" if value.get_secret_value() else ""
+    if isinstance(value, str) and "://" in value:
+        return make_url(value).render_as_string(hide_password=True)
+    return str(value)
+
+
+def _unknown_variables() -> list[str]:
+    """Variables that look like settings and are none: most likely mistyped."""
+    known = {f"CPIS_{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith("CPIS_") and name not in known)
 
 
 def _origin(variable: str, is_set: bool) -> str:

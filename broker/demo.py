@@ -74,6 +74,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
             mllp_port=self.mllp_port,
             public_url=self.url,
             webhook_allow_private=True,
+            mllp_reply_tls=False,
         )
 
     @property

@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     """Environment variables with the prefix ``CPIS_``, or a ``.env`` file. Units stand last in the name."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CPIS_", env_file=".env", frozen=True, extra="forbid", env_ignore_empty=True
+        env_prefix="CPIS_", env_file=".env", frozen=True, extra="ignore", env_ignore_empty=True
     )
 
     environment: Environment = Field(default=Environment.PRODUCTION, description="production, or development")
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     http_port: int = Field(default=8000, ge=0, le=65535, description="Port of the pages")
     http_body_bytes_max: int = Field(default=1_048_576, ge=1024, description="A larger request is refused")
     http_connections_max: int = Field(default=256, ge=1, description="Connections and requests at one time")
-    public_url: str = Field(default="http://127.0.0.1:8000", description="How people reach the pages; stands in alerts")
+    public_url: str = Field(default="http://127.0.0.1:8000", description="How people reach the pages")
     session_hours_max: float = Field(default=10.0, gt=0, le=24, description="A signed-in person signs in again after")
     session_idle_minutes_max: float = Field(
         default=30.0, gt=0, le=600, description="... or after so long without a click"
@@ -100,7 +100,12 @@ class Settings(BaseSettings):
     job_lease_s: float = Field(default=60.0, gt=0, description="How long one jobs part holds the work it claimed")
     dispatch_poll_s: float = Field(default=0.5, gt=0, le=60, description="Fallback when no notification comes")
     webhook_allowed_hosts: str = Field(default="", description="Comma-separated; empty: any public host")
-    webhook_allow_private: bool = Field(default=False, description="Private addresses and plain http (development)")
+    webhook_allow_private: bool = Field(
+        default=False, description="Private addresses too: only for named hosts; in development for any, without TLS"
+    )
+    webhook_ca_file: Path | None = Field(default=None, description="Certificate authority of case systems")
+    mllp_reply_tls: bool = Field(default=True, description="Replies over MLLP go encrypted; false only in development")
+    mllp_reply_ca_file: Path | None = Field(default=None, description="Certificate authority of departments' listeners")
 
     escalation_minutes: float = Field(
         default=15.0, gt=0, description="Unacknowledged alerts and reviews go to the duty desk"

@@ -201,6 +201,7 @@ async def open_system(
         "CPIS_MLLP_PORT": str(mllp_port),
         "CPIS_HTTP_PORT": str(http_port),
         "CPIS_WEBHOOK_ALLOW_PRIVATE": "true",
+        "CPIS_MLLP_REPLY_TLS": "false",
         "CPIS_DELIVERY_LEASE_S": "6",
         "CPIS_DELIVERY_TIMEOUT_S": "2",
         **variables,

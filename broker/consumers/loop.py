@@ -98,8 +98,7 @@ class ConsumeLoop:
         self._busy = asyncio.Lock()
         self._next_contact_at = 0.0
         self._is_member = False
-        self._has_progressed = False
-        self.alive_at = self.worked_at = time.monotonic()
+        self.alive_at = self.worked_at = self._progressed_at = time.monotonic()
         """When the loop last showed life, and when it last did its work or had none (monotonic seconds)."""
 
     def stop(self) -> None:
@@ -170,7 +169,7 @@ class ConsumeLoop:
         """Ask the log itself, now and then, where it ends; nothing else proves that this consumer works.
 
         Not an empty poll, for a consumer can stop silently. Not a handled batch, for it may have been fetched long
-        ago. And while the log holds more than was handled, its answer counts only if something was handled.
+        ago. And while the log holds more than was handled, its answer only confirms what was handled last.
         """
         if time.monotonic() < self._next_contact_at:
             return
@@ -183,9 +182,8 @@ class ConsumeLoop:
             return
         lag = sum(max(0, end - self._held[part].next_offset) for part, end in ends.items() if part in self._held)
         LAG.labels(group=self._options.group).set(lag)
-        if self._has_progressed or not lag:
-            self.alive_at = self.worked_at = time.monotonic()
-        self._has_progressed = False
+        proven_at = self._progressed_at if lag else time.monotonic()
+        self.alive_at, self.worked_at = max(self.alive_at, proven_at), max(self.worked_at, proven_at)
 
     async def _handle_waiting(self, partition: Partition, waiting: Sequence[LogRecord]) -> None:
         held = self._held.get(partition)
@@ -259,7 +257,7 @@ class ConsumeLoop:
                     raise
                 await self._pause(turn)
             else:
-                self._has_progressed = True
+                self._progressed_at = time.monotonic()
                 return result
         return None
 

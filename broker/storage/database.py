@@ -105,6 +105,7 @@ def _sqlite_engine(url: str, *, write: bool, connections_max: int) -> AsyncEngin
     )
     path = Path(make_url(url).database or "")
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)  # SQLite gives its other files the mode of this one
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600) if write else None
 
     @event.listens_for(engine.sync_engine, "connect")

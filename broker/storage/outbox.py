@@ -129,11 +129,12 @@ async def lease_lanes(
 async def claim_due(
     connection: AsyncConnection, keyring: Keyring, lane: LeasedLane, *, deliveries_max: int, now: datetime
 ) -> list[DueDelivery]:
-    """Claim the lane's due deliveries, oldest first."""
+    """Claim the lane's due deliveries: never tried ones in their order, then those tried longest ago."""
     due = (
         select(_deliveries)
         .where(_deliveries.c.lane == lane.id, _deliveries.c.state.in_(_WAITING), _deliveries.c.next_attempt_at <= now)
-        .order_by(_deliveries.c.created_at, _deliveries.c.id)
+        # The one tried longest ago first: what a recipient refuses again and again must not hold up the others.
+        .order_by(_deliveries.c.next_attempt_at, _deliveries.c.created_at, _deliveries.c.id)
         .limit(deliveries_max)
     )
     found = [_open(keyring, row) for row in await connection.execute(due)]

@@ -84,6 +84,11 @@ class Scene:
         self.children.setdefault(part, []).append(child)
         return child
 
+    def run(self, *command: str) -> Child:
+        """Run another command of the product."""
+        output = self.system.directory / f"{command[0]}.out"
+        return self.nursery.fork(["--", *command], self.system.environment, output)
+
     def running(self, part: str) -> list[Child]:
         """The processes of the part that run."""
         self.children[part] = [child for child in self.children.get(part, []) if child.poll() is None]
@@ -182,12 +187,13 @@ class Scene:
         # One delivery of each recipient at most was on its way when the dispatcher died.
         self.judge_repeats(before, crashes=sum(blow.part == "dispatch" for blow in blows))
 
-    async def catch_up(self) -> ledger.Books:
+    async def catch_up(self, *, extra_appends: int = 0) -> ledger.Books:
         """Wait until the books balance, and judge them; not longer than a broker may take."""
         began = time.monotonic()
         assert await self.system.ed.settle(timeout_s=CAUGHT_UP_S), "not every message was answered"
         await until(self._has_no_jobs, limit_s=CAUGHT_UP_S, what="the end of the look-backs")
-        books = await self.system.until_settled(limit_s=max(0.0, CAUGHT_UP_S - (time.monotonic() - began)))
+        left_s = max(0.0, CAUGHT_UP_S - (time.monotonic() - began))
+        books = await self.system.until_settled(limit_s=left_s, extra_appends=extra_appends)
         assert not self.alert_differences()
         self.caught_up_s.append(time.monotonic() - began)
         assert self.caught_up_s[-1] <= CAUGHT_UP_S
@@ -204,6 +210,10 @@ class Scene:
                 seen, since = now, time.monotonic()
             await asyncio.sleep(0.2)
         return [*books.problems, *self.alert_differences()]
+
+    def department(self, what: str) -> list[dict[str, Any]]:
+        """What the department wrote down of one kind."""
+        return [line for line in read_journal(self.system.directory / "department.jsonl") if line["what"] == what]
 
     def alert_differences(self) -> list[str]:
         """Alerts that are due and did not come, and those that came and are not due."""
@@ -240,7 +250,7 @@ class Scene:
     def repeats(self) -> Counter[str]:
         """Repeats so far, by recipient."""
         repeats = Counter(f"authority {line['authority']}" for line in self._case_system("alert_repeated"))
-        repeats["department"] = len(self._department("reply_repeated"))
+        repeats["department"] = len(self.department("reply_repeated"))
         return repeats
 
     def judge_repeats(self, before: Counter[str], *, crashes: int) -> None:
@@ -276,7 +286,7 @@ class Scene:
         """By authority and its own number for the person."""
         visits = {
             line["visit_number"]: line["person_digest"]
-            for line in self._department("offered")
+            for line in self.department("offered")
             if line["nhs_number_digest"] == line["person_digest"] and not line["unreadable"]
         }
         of_person = Counter(visits.values())
@@ -290,9 +300,6 @@ class Scene:
 
     def _received_alerts(self) -> Counter[tuple[str, str]]:
         return Counter((line["authority"], line["local_id"]) for line in self._case_system("alert"))
-
-    def _department(self, what: str) -> list[dict[str, Any]]:
-        return [line for line in read_journal(self.system.directory / "department.jsonl") if line["what"] == what]
 
     def _case_system(self, what: str) -> list[dict[str, Any]]:
         return [line for line in read_journal(self.system.directory / "case-system.jsonl") if line["what"] == what]

@@ -22,11 +22,11 @@ MESSAGES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Trap:
-    """The part that has the bug, the blow that brings it out, and what the harness must then say."""
+    """The part that has the bug, the blow that brings it out, and what the harness may say then, one at least."""
 
     part: str
     blow: Blow
-    verdict: str
+    verdicts: tuple[str, ...]
     quiet_s: float = 3.0
     """Nothing more is to be expected after so long without any change."""
 
@@ -34,30 +34,30 @@ class Trap:
 TRAPS: Mapping[str, Trap] = MappingProxyType(
     {
         "offset-before-database": Trap(
-            part="attendances", blow=Blow(point="attendance.marked", count=2), verdict="positions still wait"
+            part="attendances", blow=Blow(point="attendance.marked", count=2), verdicts=("positions still wait",)
         ),
         "settled-before-sent": Trap(
             part="dispatch",
             blow=Blow(point="dispatcher.before_send", count=2),
-            verdict="replies due at the department",
+            verdicts=("replies due at the department", "marked sent that nobody received: LOST"),
             quiet_s=5.0,
         ),
         "auto-commit": Trap(
             part="attendances",
             blow=Blow(point="attendance.before_commit", count=2),
-            verdict="positions still wait",
+            verdicts=("positions still wait",),
             quiet_s=6.0,
         ),
         "markers-forgotten": Trap(
-            part="attendances", blow=Blow(point="intake.before_ack", count=10), verdict="messages counted twice"
+            part="attendances", blow=Blow(point="intake.before_ack", count=10), verdicts=("messages counted twice",)
         ),
         "acknowledged-before-appended": Trap(
-            part="intake", blow=Blow(point="intake.append_under_way", count=3), verdict="LOST"
+            part="intake", blow=Blow(point="intake.append_under_way", count=3), verdicts=("LOST",)
         ),
     }
 )
 UNIQUE_KEY_DROPPED = Trap(
-    part="attendances", blow=Blow(point="intake.before_ack", count=10), verdict="messages counted twice"
+    part="attendances", blow=Blow(point="intake.before_ack", count=10), verdicts=("messages counted twice",)
 )
 
 
@@ -65,7 +65,7 @@ async def spring(scene: Scene, trap: Trap) -> None:
     """Strike, wait until nothing changes any more, and see that the harness calls it by its name."""
     await scene.strike([trap.blow], messages=MESSAGES)
     problems = await scene.at_rest(trap.quiet_s)
-    assert any(trap.verdict in problem for problem in problems), problems
+    assert any(verdict in problem for problem in problems for verdict in trap.verdicts), problems
 
 
 async def test_every_planted_bug_is_noticed(

@@ -158,8 +158,10 @@ class Mute(MemoryLogReader):
 
     async def poll(self, *, records_max: int, wait_s: float) -> dict[Partition, Sequence[LogRecord]]:
         """Nothing, as if there were nothing."""
-        found = await super().poll(records_max=0 if self.is_mute else records_max, wait_s=wait_s)
-        return {} if self.is_mute else found
+        if self.is_mute:
+            await asyncio.sleep(wait_s)
+            return {}
+        return await super().poll(records_max=records_max, wait_s=wait_s)
 
 
 async def test_a_reader_that_delivers_nothing_of_what_the_log_holds_is_no_sign_of_life(
@@ -174,6 +176,7 @@ async def test_a_reader_that_delivers_nothing_of_what_the_log_holds_is_no_sign_o
     alive_at = loop.alive_at
     await until(lambda: loop.alive_at > alive_at)  # nothing waits: an answer of the log is life
     reader.is_mute = True
+    await asyncio.sleep(0.2)  # the poll under way is over
     await send(log, hl7(visit="V2"))
     await asyncio.sleep(0.2)
     alive_at = loop.alive_at

@@ -74,7 +74,6 @@ def test_the_environment_is_read_and_an_empty_variable_counts_as_not_set(monkeyp
         ("poll_wait_s", -1),
         ("session_hours_max", 25),
         ("kafka_security_protocol", "TLS"),
-        ("mllp_prot", 1),
     ],
 )
 def test_what_cannot_be_right_is_refused(name: str, value: object) -> None:
@@ -119,6 +118,7 @@ def test_safe_settings_start_in_production() -> None:
         ({"mllp_tls_key_file": None}, "CPIS_MLLP_TLS_KEY_FILE"),
         ({"public_url": "http://alerts.example.org"}, "CPIS_PUBLIC_URL"),
         ({"webhook_allow_private": True}, "CPIS_WEBHOOK_ALLOW_PRIVATE"),
+        ({"mllp_reply_tls": False}, "CPIS_MLLP_REPLY_TLS"),
         ({"kafka_bootstrap_servers": "kafka:9092"}, "CPIS_KAFKA_SECURITY_PROTOCOL"),
         (
             {"kafka_bootstrap_servers": "kafka:9092", "kafka_security_protocol": "SASL_PLAINTEXT"},
