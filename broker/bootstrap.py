@@ -527,10 +527,14 @@ def _server_tls(settings: Settings) -> ssl.SSLContext | None:
     if settings.mllp_tls_certificate_file is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.mllp_tls_certificate_file, settings.mllp_tls_key_file)
-    if settings.mllp_tls_client_ca_file is not None:
-        context.load_verify_locations(settings.mllp_tls_client_ca_file)
-        context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_cert_chain(settings.mllp_tls_certificate_file, settings.mllp_tls_key_file)
+        if settings.mllp_tls_client_ca_file is not None:
+            context.load_verify_locations(settings.mllp_tls_client_ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:  # ssl.SSLError is one
+        names = "CPIS_MLLP_TLS_CERTIFICATE_FILE, CPIS_MLLP_TLS_KEY_FILE or CPIS_MLLP_TLS_CLIENT_CA_FILE"
+        raise ConfigurationError(f"{names} cannot be read or do not fit together") from error
     return context
 
 

@@ -87,12 +87,17 @@ class AttendanceConsumer:
         return len(messages)
 
     async def quarantine(self, batch: Batch, reason: str) -> int:
-        """Keep the one record of the batch for a person and move the offset past it."""
-        message = read_record(self._keyring, batch.records[0])
-        message.outcome, message.reason, message.said = PositionOutcome.QUARANTINED, reason, None
+        """Keep the one record of the batch for a person, unread, and move the offset past it.
+
+        Reading it may be what ended the process. Sent again, it is known by its bytes and not kept twice.
+        """
+        message = leave_unread(self._keyring, batch.records[0], reason)
+        now = self._clock.now()
         async with self._database.writing() as connection:
+            fresh = await handled.mark_handled(connection, [message.marker], now)
             await _ensure_owners(connection, [message])
-            await self._settle(connection, batch, [message], [], self._clock.now())
+            _first_of_each([message], fresh)
+            await self._settle(connection, batch, [message], [], now)
         _report(batch, [message], [])
         return 1
 
@@ -256,19 +261,15 @@ class _Finder(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_record(keyring: Keyring, record: LogRecord) -> ReadMessage:
     """Open and read one record. Never raises: what cannot be opened or read is that record's outcome."""
-    source = parse_ods_code(bytes(record.headers.get("ce_source", b"")).decode("ascii", "replace")) or ""
     try:
-        sealed = KEY_ID_HEADER in record.headers
-        body = keyring.open(record.value, about=RECORD_SEAL) if sealed else record.value
+        body = _open_body(keyring, record)
     except KeyringError:
-        marker = keyring.marker(source, "", record.value)
-        return _unread(record, record.value, sender=source, marker=marker, reason="sealed_under_an_unknown_key")
+        return leave_unread(keyring, record, "sealed_under_an_unknown_key")
     try:
         header = read_header(body)
     except Unreadable as error:
-        marker = keyring.marker(source, "", body)
-        return _unread(record, body, sender=source, marker=marker, reason=error.reason, detail=error.detail)
-    sender = parse_ods_code(header.sender) or source
+        return leave_unread(keyring, record, error.reason, error.detail)
+    sender = parse_ods_code(header.sender) or _source_of(record)
     message = ReadMessage(
         record=record, body=body, sender=sender, marker=keyring.marker(sender, header.control_id, body)
     )
@@ -284,18 +285,31 @@ def read_record(keyring: Keyring, record: LogRecord) -> ReadMessage:
     return message
 
 
-def _unread(
-    record: LogRecord, body: bytes, *, sender: str, marker: bytes, reason: str, detail: str = ""
-) -> ReadMessage:
+def leave_unread(keyring: Keyring, record: LogRecord, reason: str, detail: str = "") -> ReadMessage:
+    """One record for the quarantine: opened if it can be, and not read."""
+    try:
+        body = _open_body(keyring, record)
+    except KeyringError:
+        body = record.value
+    source = _source_of(record)
     return ReadMessage(
         record=record,
         body=body,
-        sender=sender,
-        marker=marker,
+        sender=source,
+        marker=keyring.marker(source, "", body),
         outcome=PositionOutcome.QUARANTINED,
         reason=reason,
         detail=detail,
     )
+
+
+def _open_body(keyring: Keyring, record: LogRecord) -> bytes:
+    return keyring.open(record.value, about=RECORD_SEAL) if KEY_ID_HEADER in record.headers else record.value
+
+
+def _source_of(record: LogRecord) -> str:
+    """Who put the record on the log, by its own word; empty when it does not say."""
+    return parse_ods_code(bytes(record.headers.get("ce_source", b"")).decode("ascii", "replace")) or ""
 
 
 async def _ensure_owners(connection: AsyncConnection, messages: Sequence[ReadMessage]) -> None:

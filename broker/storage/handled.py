@@ -51,9 +51,12 @@ async def mark_handled(connection: AsyncConnection, markers: Iterable[bytes], no
 
 
 async def settle_positions(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what became of each position."""
+    """Write what became of each position.
+
+    One that is settled stays as it is: when stored offsets were set back, its messages are known as repeated.
+    """
     if rows:
-        await connection.execute(insert(_positions), rows)
+        await connection.execute(upsert(connection, _positions).on_conflict_do_nothing(), rows)
 
 
 async def move_offset(

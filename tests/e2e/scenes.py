@@ -250,12 +250,12 @@ def event_times(system: System, served: str, name: str, **facts: object) -> list
     ]
 
 
-async def run_command(system: System, *arguments: str) -> tuple[int, str]:
-    """Run ``cpis-broker`` with the system's settings; its exit code and what it printed."""
+async def run_command(environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:
+    """Run ``cpis-broker`` in this environment; its exit code and what it printed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "broker", *arguments),
-        env=system.environment,
+        env=environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -266,6 +266,6 @@ async def run_command(system: System, *arguments: str) -> tuple[int, str]:
 
 async def ask_health(system: System, *arguments: str) -> tuple[int, dict[str, bool]]:
     """What ``cpis-broker health`` says: its exit code, and who is ready."""
-    code, printed = await run_command(system, "health", "--json", *arguments)
+    code, printed = await run_command(system.environment, "health", "--json", *arguments)
     found: dict[str, bool] = json.loads(printed)
     return code, found
