@@ -26,6 +26,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
+    KafkaConnectionError,
     KafkaError,
     NoError,
     NoOffsetForPartitionError,
@@ -149,6 +150,7 @@ class KafkaLog:
         self._cluster = Cluster(options)
         self._producer: Any = None
         self._starting = asyncio.Lock()
+        self._retired: set[asyncio.Task[None]] = set()
         self._appends = 0
         self._closed = False
 
@@ -167,7 +169,7 @@ class KafkaLog:
             async with asyncio.timeout(self._options.append_timeout_s):
                 producer = await self._ready_producer()
                 delivery = await producer.send(topic, value=value, key=key, headers=list(headers.items()))
-                placed = await delivery
+                placed = await self._await_delivery(producer, delivery)
         except TimeoutError:
             raise NotDurable("Kafka did not confirm in time") from None
         except NotDurable:
@@ -200,33 +202,59 @@ class KafkaLog:
             return
         self._closed = True
         async with self._starting:
-            producer, self._producer = self._producer, None
-            if producer is not None:
-                await _end_producer(producer, self._options.close_timeout_s)
+            if self._producer is not None:
+                self._retire(self._producer)
+        if self._retired:
+            await asyncio.wait(self._retired)
         await self._cluster.close()
+
+    async def _await_delivery(self, producer: Any, delivery: asyncio.Future[Any]) -> Any:
+        """Where the record stands. A producer that gave a batch up is used no more.
+
+        It leaves a hole in the sequence that Kafka holds an idempotent producer to: every later batch would be
+        refused, for ever. aiokafka begins no new sequence by itself (KIP-360).
+        """
+        try:
+            return await delivery
+        except Exception:
+            if self._producer is producer:
+                self._on_event("kafka_producer_replaced", {})
+                self._retire(producer)
+            raise
 
     async def _ready_producer(self) -> Any:
         """The producer; a new one in place of one whose background task has ended, which never recovers."""
-        if self._producer is None or _is_broken(self._producer):
+        if self._producer is not None and self._producer._sender.sender_task.done():
+            self._on_event("kafka_producer_replaced", {})
+            self._retire(self._producer)
+        if self._producer is None:
             async with self._starting:
-                await self._replace_producer()
+                while self._producer is None:
+                    if self._closed:
+                        raise NotDurable("the log is closed")
+                    self._producer = await self._start_producer()
         return self._producer
 
-    async def _replace_producer(self) -> None:
-        if self._closed:
-            raise NotDurable("the log is closed")
-        if self._producer is not None and _is_broken(self._producer):
-            broken, self._producer = self._producer, None
-            self._on_event("kafka_producer_replaced", {})
-            await _end_producer(broken, self._options.close_timeout_s)
-        if self._producer is None:
-            producer = AIOKafkaProducer(**self._options.producer_settings())
-            try:
-                await producer.start()
-            except BaseException:
-                await producer.stop()
+    async def _start_producer(self) -> Any:
+        """A new producer, or None after a moment when Kafka is not there: whoever appends may wait a little."""
+        producer = AIOKafkaProducer(**self._options.producer_settings())
+        try:
+            await producer.start()
+        except BaseException as error:
+            await producer.stop()
+            if not isinstance(error, KafkaConnectionError):
                 raise
-            self._producer = producer
+            await asyncio.sleep(RETRY_S)
+            return None
+        _calm(producer.client)
+        return producer
+
+    def _retire(self, producer: Any) -> None:
+        """Have it deliver what it still can, while others are at work already."""
+        self._producer = None
+        task = asyncio.create_task(_end_producer(producer, self._options.close_timeout_s))
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)
 
 
 class KafkaLogReader:
@@ -285,6 +313,7 @@ class KafkaLogReader:
                 await consumer.stop()
                 raise
         self._consumer = consumer
+        _calm(consumer._client)
         self._closed = False
         self._pulse.restart()
         consumer.subscribe([self._topic], listener=_Rebalances(self._on_revoked, self._on_assigned))
@@ -608,8 +637,17 @@ class _Pulse:
         self._was_stopped = False
 
 
-def _is_broken(producer: Any) -> bool:
-    return bool(producer._sender.sender_task.done())
+def _calm(client: Any) -> None:
+    """aiokafka asks for metadata again at once when no broker is there, hundreds of times a second."""
+    ask = client._metadata_update
+
+    async def ask_calmly(cluster: Any, topics: Any) -> bool:
+        is_updated: bool = await ask(cluster, topics)
+        if not is_updated:
+            await asyncio.sleep(RETRY_S)
+        return is_updated
+
+    client._metadata_update = ask_calmly
 
 
 async def _end_producer(producer: Any, limit_s: float) -> None:

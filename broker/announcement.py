@@ -62,7 +62,8 @@ class Announcement(msgspec.Struct, kw_only=True):
     replies: list[NewReply] = msgspec.field(default_factory=list)
     deliveries: list[NewDelivery] = msgspec.field(default_factory=list)
     acts: list[Act] = msgspec.field(default_factory=list)
-    matched: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    settled: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    """Reviews, as (visit id, entry id), in whose place an alert comes."""
     replied: list[tuple[str, ReplyOutcome]] = msgspec.field(default_factory=list)
 
 
@@ -84,7 +85,11 @@ def announce(occasion: Occasion, thread: Thread, facts: Attendance, decision: De
         told.replied.append((thread.visit_id, decision.reply))
         told.deliveries.extend(_reply_deliveries(occasion, reply))
         told.acts.append(_act(organisation_owner(facts.sender), "reply.given", reply.reply_id))
-    told.matched = [(thread.visit_id, candidate.entry_id) for candidate, _ in decision.matched]
+    told.settled = [
+        (thread.visit_id, candidate.entry_id)
+        for candidate, _ in decision.matched
+        if candidate.entry_id in thread.reviewed
+    ]
     thread.alerted.update(decision.to_alert)
     thread.reviewed.update(doubt.candidate.entry_id for doubt in decision.doubts)
     thread.replied = decision.reply or thread.replied
@@ -98,7 +103,7 @@ async def save_announcements(
     await alerts.save_alerts(connection, keyring, [alert for each in told for alert in each.alerts])
     await reviews.save_reviews(connection, keyring, [review for each in told for review in each.reviews])
     await reviews.close_matched_reviews(
-        connection, [pair for each in told if each.alerts for pair in each.matched], now
+        connection, [pair for each in told if each.alerts for pair in each.settled], now
     )
     await replies.save_replies(connection, keyring, [reply for each in told for reply in each.replies])
     await visits.note_replies(connection, [pair for each in told for pair in each.replied])

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.domain.retry import NextStep, next_step
+from broker.domain.retry import NextStep, next_step, next_try_at
 from broker.keyring import Keyring
 from broker.ports import Channel, Clock
 from broker.storage import directory, outbox
@@ -62,6 +63,8 @@ class Dispatcher:
         self._clock = clock
         self._channels = channels
         self._options = options
+        self._failures: Counter[str] = Counter()
+        """By lane, the attempts in a row that this dispatcher saw fail."""
         self._stopping = asyncio.Event()
         self._woken = asyncio.Event()
         self.alive_at = self.worked_at = time.monotonic()
@@ -138,10 +141,12 @@ class Dispatcher:
                 break
             outcome = await self._send(lane, address, delivery)
             step = await self._settle(lane, delivery, outcome)
-            if step.retry_at is not None:
+            if step.state is DeliveryState.WAITING:
                 # The recipient is away: the whole lane waits, not each delivery for itself.
-                back_at = step.retry_at
+                self._failures[lane.id] += 1
+                back_at = next_try_at(outcome, failures=self._failures[lane.id], now=self._clock.now())
                 break
+            self._failures.pop(lane.id, None)
         async with self._database.writing() as connection:
             await outbox.release_lane(connection, lane, not_before=back_at)
 

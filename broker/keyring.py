@@ -63,7 +63,7 @@ class Keyring:
             raise KeyringError("a keyring needs at least one field key and a 32-byte index key")
         self.current = next(iter(field_keys))
         self._ciphers = {key_id: AESGCM(_subkey(key, b"envelope")) for key_id, key in field_keys.items()}
-        self._index_key = _subkey(index_key, b"index")
+        self._indexer = hmac.new(_subkey(index_key, b"index"), digestmod=sha256)
         self._prefix = bytes((_FORMAT, len(self.current))) + self.current.encode()
 
     def seal(self, plain: bytes, *, about: str) -> bytes:
@@ -88,7 +88,9 @@ class Keyring:
         """The blind index of ``values`` as a ``kind``: equal for equal values, meaningless without the key."""
         # Lengths before values: no value can pass for two.
         message = "".join([f"{len(value)}:{value}" for value in (kind, *values)]).encode("utf-8", "surrogatepass")
-        return hmac.digest(self._index_key, message, sha256)[:INDEX_BYTES]
+        digest = self._indexer.copy()
+        digest.update(message)
+        return digest.digest()[:INDEX_BYTES]
 
     def derive_id(self, kind: str, *values: str) -> str:
         """An id that a replay derives again: 32 hexadecimal digits, the blind index of ``values``."""

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -75,7 +76,8 @@ class Senders:
         log(LogEvent.SENDERS_LOADED, count=len(self._senders))
 
 
-def _host_in(host: str, networks: Sequence[str]) -> bool:
+@lru_cache(maxsize=1024)
+def _host_in(host: str, networks: tuple[str, ...]) -> bool:
     if not networks:
         return True
     try:

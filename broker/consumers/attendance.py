@@ -33,7 +33,7 @@ from broker.storage.quarantine import NewQuarantined
 from broker.storage.visits import Thread, derive_visit_id, index_patient
 from broker.telemetry import MESSAGES_HANDLED, LogEvent, log
 from schemas.attendance import Attendance
-from schemas.identifiers import BROKER_OWNER, OwnerId, organisation_owner, parse_ods_code
+from schemas.identifiers import BROKER_OWNER, NhsNumber, OwnerId, organisation_owner, parse_ods_code
 from schemas.record import LogRecord, PositionOutcome
 
 TOPIC: Final = "attendances"
@@ -167,31 +167,28 @@ class AttendanceConsumer:
     async def _load_threads(
         self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime
     ) -> dict[str, Thread]:
-        first_said: dict[str, tuple[bytes, Attendance]] = {}
+        first_said: dict[str, Attendance] = {}
         for message in messages:
             assert message.visit_id is not None and message.said is not None
-            first_said.setdefault(message.visit_id, (message.marker, message.said))
-        await visits.open_visits(connection, self._keyring, first_said, now)
-        return await visits.load_threads(connection, self._keyring, first_said)
+            first_said.setdefault(message.visit_id, message.said)
+        opened = await visits.open_visits(connection, self._keyring, first_said, now)
+        return opened | await visits.load_threads(connection, self._keyring, first_said.keys() - opened.keys())
 
     async def _find_candidates(
         self, connection: AsyncConnection, messages: Sequence[ReadMessage], threads: dict[str, Thread]
     ) -> _Finder:
         said = [message.said for message in messages if message.said is not None]
         said += [heard for thread in threads.values() for _, heard in thread.messages]
-        numbers = {each.nhs_number for each in said if each.nhs_number}
-        blocks = {block for each in said for block in candidate_blocks(each.birth_date)}
-        without_number = any(not each.nhs_number for each in said)
+        known = {each.nhs_number for each in said if each.nhs_number}
+        numbers = {number: index_nhs_number(self._keyring, number) for number in known}
+        # A visit has no number only as long as none of its messages has one.
+        born = {each.birth_date for each in said if not each.nhs_number}
+        blocks = {block: index_block(self._keyring, block) for day in born for block in candidate_blocks(day)}
+        by_number = await child_lists.find_by_nhs_number(connection, self._keyring, numbers.values())
+        by_block = await child_lists.find_by_block(connection, self._keyring, blocks.values())
         return _Finder(
-            keyring=self._keyring,
-            by_number=await child_lists.find_by_nhs_number(
-                connection, self._keyring, [index_nhs_number(self._keyring, number) for number in numbers]
-            ),
-            by_block=await child_lists.find_by_block(
-                connection, self._keyring, [index_block(self._keyring, block) for block in blocks]
-            )
-            if without_number
-            else {},
+            by_number={number: by_number.get(index, []) for number, index in numbers.items()},
+            by_block={block: by_block.get(index, []) for block, index in blocks.items()},
         )
 
     async def _load_directory(self, connection: AsyncConnection, now: datetime) -> Directory:
@@ -247,16 +244,14 @@ class AttendanceConsumer:
 class _Finder(msgspec.Struct, frozen=True, kw_only=True):
     """The list entries that may concern the people of one batch."""
 
-    keyring: Keyring
-    by_number: dict[bytes, list[Candidate]]
-    by_block: dict[bytes, list[Candidate]]
+    by_number: dict[NhsNumber, list[Candidate]]
+    by_block: dict[str, list[Candidate]]
 
     def candidates(self, facts: Attendance) -> list[Candidate]:
         """Entries of the NHS number, or without one those of the date of birth."""
         if facts.nhs_number:
-            return self.by_number.get(index_nhs_number(self.keyring, facts.nhs_number), [])
-        blocks = [index_block(self.keyring, block) for block in candidate_blocks(facts.birth_date)]
-        return [candidate for block in blocks for candidate in self.by_block.get(block, [])]
+            return self.by_number[facts.nhs_number]
+        return [candidate for block in candidate_blocks(facts.birth_date) for candidate in self.by_block[block]]
 
 
 def read_record(keyring: Keyring, record: LogRecord) -> ReadMessage:
@@ -266,6 +261,22 @@ def read_record(keyring: Keyring, record: LogRecord) -> ReadMessage:
     except KeyringError:
         return leave_unread(keyring, record, "sealed_under_an_unknown_key")
     try:
+        said = read_attendance(body)
+    except Exception as error:
+        return _read_header_only(keyring, record, body, error)
+    sender = parse_ods_code(said.sender) or _source_of(record)
+    return ReadMessage(
+        record=record,
+        body=body,
+        sender=sender,
+        marker=keyring.marker(sender, said.control_id, body),
+        said=msgspec.structs.replace(said, sender=sender),
+    )
+
+
+def _read_header_only(keyring: Keyring, record: LogRecord, body: bytes, problem: Exception) -> ReadMessage:
+    """What becomes of a message that is no attendance or cannot be read; its header may still say whose it is."""
+    try:
         header = read_header(body)
     except Unreadable as error:
         return leave_unread(keyring, record, error.reason, error.detail)
@@ -273,15 +284,14 @@ def read_record(keyring: Keyring, record: LogRecord) -> ReadMessage:
     message = ReadMessage(
         record=record, body=body, sender=sender, marker=keyring.marker(sender, header.control_id, body)
     )
-    try:
-        message.said = msgspec.structs.replace(read_attendance(body), sender=sender)
-    except NotAnAttendance as error:
-        message.outcome, message.reason = PositionOutcome.IGNORED, error.reason
-    except Unreadable as error:
-        message.outcome, message.reason, message.detail = PositionOutcome.QUARANTINED, error.reason, error.detail
-    except Exception as error:
+    if isinstance(problem, NotAnAttendance):
+        message.outcome, message.reason = PositionOutcome.IGNORED, problem.reason
+    elif isinstance(problem, Unreadable):
+        message.outcome, message.reason = PositionOutcome.QUARANTINED, problem.reason
+        message.detail = problem.detail
+    else:
         message.outcome, message.reason = PositionOutcome.QUARANTINED, "could_not_be_read"
-        message.detail = type(error).__name__
+        message.detail = type(problem).__name__
     return message
 
 
@@ -345,9 +355,10 @@ def _position_row(batch: Batch, message: ReadMessage, now: datetime) -> dict[str
 
 
 def _report(batch: Batch, messages: Sequence[ReadMessage], told: Sequence[Announcement]) -> None:
+    for outcome, count in Counter(message.outcome for message in messages).items():
+        assert outcome is not None
+        MESSAGES_HANDLED.labels(outcome=outcome.value).inc(count)
     for message in messages:
-        assert message.outcome is not None
-        MESSAGES_HANDLED.labels(outcome=message.outcome.value).inc()
         if message.outcome is PositionOutcome.QUARANTINED:
             log(
                 LogEvent.QUARANTINED,

@@ -33,7 +33,12 @@ def next_step(outcome: Outcome, *, attempts: int, created_at: datetime, now: dat
         return NextStep(state=DeliveryState.FAILED)
     if now - created_at >= give_up:
         return NextStep(state=DeliveryState.GIVEN_UP)
-    wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempts - 1, 16))
+    return NextStep(state=DeliveryState.WAITING, retry_at=next_try_at(outcome, failures=attempts, now=now))
+
+
+def next_try_at(outcome: Outcome, *, failures: int, now: datetime) -> datetime:
+    """When to try again what failed ``failures`` times in a row: a delivery, or a recipient with whatever is for it."""
+    wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failures - 1, 16))
     if outcome.retry_after_s is not None:
         wait_s = max(wait_s, min(outcome.retry_after_s, LONGEST_WAIT_S))
-    return NextStep(state=DeliveryState.WAITING, retry_at=now + timedelta(seconds=wait_s))
+    return now + timedelta(seconds=wait_s)

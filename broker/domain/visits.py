@@ -25,9 +25,10 @@ def fold_visit(messages: Iterable[tuple[bytes, Attendance]]) -> Attendance:
     """
     ordered = [message for _, message in sorted(messages, key=_order)]
     latest = ordered[-1]
-    known = {name: _last_said(ordered, name) for name in _LAST_WORD}
-    problem = None if known["nhs_number"] else _last_said(ordered, "nhs_number_problem") or NhsNumberProblem.ABSENT
-    return msgspec.structs.replace(latest, **known, nhs_number_problem=problem)
+    unsaid = [name for name in _LAST_WORD if not _says(latest, name)]
+    known = msgspec.structs.replace(latest, **{name: _last_said(ordered, name) for name in unsaid})
+    problem = None if known.nhs_number else _last_said(ordered, "nhs_number_problem") or NhsNumberProblem.ABSENT
+    return msgspec.structs.replace(known, nhs_number_problem=problem)
 
 
 def age_on(birth_date: date, on: date) -> int:
@@ -58,9 +59,13 @@ def _order(message: tuple[bytes, Attendance]) -> tuple[datetime, datetime, bytes
     return (said.event_at or said.message_at or _BEGINNING, said.message_at or _BEGINNING, marker)
 
 
+def _says(message: Attendance, name: str) -> bool:
+    value = getattr(message, name)
+    return value is not None and value != ()
+
+
 def _last_said(ordered: list[Attendance], name: str) -> object:
     for message in reversed(ordered):
-        value = getattr(message, name)
-        if value is not None and value != ():
-            return value
+        if _says(message, name):
+            return getattr(message, name)
     return () if name == "names" else None

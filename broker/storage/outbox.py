@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, or_, select, text, update
+from sqlalchemy import case, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.retry import NextStep
@@ -80,8 +80,7 @@ async def add_deliveries(
     await connection.execute(
         statement.on_conflict_do_update(
             index_elements=["id"],
-            # A lane that is due already stays so; one that waits for its recipient to come back goes on waiting.
-            set_={"next_due_at": func.coalesce(_lanes.c.next_due_at, statement.excluded.next_due_at)},
+            set_={"next_due_at": _earlier(_lanes.c.next_due_at, statement.excluded.next_due_at)},
         ),
         [
             {"id": lane, "channel": first.channel.value, "owner": first.owner, "next_due_at": now, "epoch": 0}
@@ -168,7 +167,10 @@ async def settle_delivery(
 
 
 async def release_lane(connection: AsyncConnection, lane: LeasedLane, *, not_before: datetime | None) -> None:
-    """Let the lane go; it is due again with its earliest waiting delivery, but ``not_before`` when it failed."""
+    """Let the lane go; it is due again with its earliest waiting delivery.
+
+    With ``not_before`` nobody may lease it until then, whatever is added meanwhile: its recipient is away.
+    """
     # Locked first: a delivery added meanwhile is then either seen by the next statement or sets the due time itself.
     held = select(_lanes.c.id).where(_lanes.c.id == lane.id, _lanes.c.epoch == lane.epoch).with_for_update()
     if (await connection.execute(held)).one_or_none() is None:
@@ -177,9 +179,10 @@ async def release_lane(connection: AsyncConnection, lane: LeasedLane, *, not_bef
         _deliveries.c.lane == lane.id, _deliveries.c.state.in_(_WAITING)
     )
     earliest: datetime | None = (await connection.execute(waiting)).scalar_one()
-    due_at = max(earliest, not_before) if earliest is not None and not_before is not None else earliest
     await connection.execute(
-        update(_lanes).where(_lanes.c.id == lane.id).values(leased_by=None, leased_until=None, next_due_at=due_at)
+        update(_lanes)
+        .where(_lanes.c.id == lane.id)
+        .values(leased_by=None, leased_until=not_before, next_due_at=earliest)
     )
 
 
@@ -187,6 +190,10 @@ async def count_states(connection: AsyncConnection) -> dict[str, int]:
     """Deliveries by state."""
     rows = await connection.execute(select(_deliveries.c.state, func.count()).group_by(_deliveries.c.state))
     return dict(rows.all())
+
+
+def _earlier(stored: Any, new: Any) -> Any:
+    return case((stored.is_(None), new), (stored < new, stored), else_=new)
 
 
 def _row(keyring: Keyring, delivery: NewDelivery, now: datetime) -> dict[str, object]:

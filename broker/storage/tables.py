@@ -84,8 +84,9 @@ def _bytes(**options: Any) -> Any:
     return Column(LargeBinary, **options)
 
 
-def _owner() -> Any:
-    return Column(String, ForeignKey("owners.id"), nullable=False, index=True)
+def _owner(*, indexed: bool = True) -> Any:
+    """Every message writes to several tables: those that nobody reads by owner go without the index."""
+    return Column(String, ForeignKey("owners.id"), nullable=False, index=indexed)
 
 
 SQLModel.metadata.naming_convention = {
@@ -227,9 +228,9 @@ class HandledPosition(SQLModel, table=True):
     log_id: str = Field(primary_key=True)
     partition: int = Field(primary_key=True)
     position: int = Field(sa_column=Column(BigInteger, primary_key=True))
-    owner: str = Field(sa_column=_owner())
+    owner: str = Field(sa_column=_owner(indexed=False))
     marker: bytes = Field(sa_column=_bytes(nullable=False))
-    visit_id: str | None = Field(default=None, index=True)
+    visit_id: str | None = None
     outcome: str
     reason: str = ""
     handled_at: datetime = Field(sa_column=_at(nullable=False))
@@ -298,7 +299,7 @@ class VisitMessage(SQLModel, table=True):
     __tablename__: ClassVar[Any] = "visit_messages"
     visit_id: str = Field(primary_key=True, foreign_key="visits.id")
     marker: bytes = Field(sa_column=_bytes(primary_key=True))
-    owner: str = Field(sa_column=_owner())
+    owner: str = Field(sa_column=_owner(indexed=False))
     event: str
     said_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     received_at: datetime = Field(sa_column=_at(nullable=False))

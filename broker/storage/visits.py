@@ -35,21 +35,27 @@ class Thread(msgspec.Struct, kw_only=True):
     alerted: set[str] = msgspec.field(default_factory=set)
     reviewed: set[str] = msgspec.field(default_factory=set)
     replied: ReplyOutcome | None = None
+    folded: Attendance | None = None
+    """The messages as one, until there is another."""
 
     def add(self, marker: bytes, said: Attendance) -> Attendance:
         """Add a message; returns the visit as it is now known."""
         self.messages.append((marker, said))
         self.added.append((marker, said))
+        self.folded = None
         return self.facts()
 
     def drop(self, marker: bytes) -> None:
         """Take a message out again that could not be decided."""
         self.messages = [pair for pair in self.messages if pair[0] != marker]
         self.added = [pair for pair in self.added if pair[0] != marker]
+        self.folded = None
 
     def facts(self) -> Attendance:
         """The visit as it is known."""
-        return fold_visit(self.messages)
+        if self.folded is None:
+            self.folded = fold_visit(self.messages)
+        return self.folded
 
     def known(self, *, is_new: bool) -> Known:
         """What was decided so far."""
@@ -77,19 +83,23 @@ def derive_visit_id(keyring: Keyring, said: Attendance, marker: bytes) -> str:
 
 
 async def open_visits(
-    connection: AsyncConnection, keyring: Keyring, first_said: Mapping[str, tuple[bytes, Attendance]], now: datetime
-) -> None:
-    """Make sure that every visit has a row before it is locked.
+    connection: AsyncConnection, keyring: Keyring, first_said: Mapping[str, Attendance], now: datetime
+) -> dict[str, Thread]:
+    """Make sure that every visit has a row; returns those that are new, of which nothing else can be known.
 
     Two workers that hear of one new visit at the same time meet here: the second waits until the first has
     committed, and then sees what the first decided.
     """
     rows = [
-        _visit_row(keyring, visit_id, fold_visit([said]), now) | {"opened_at": now}
-        for visit_id, said in sorted(first_said.items())
+        _visit_row(keyring, visit_id, said, now) | {"opened_at": now} for visit_id, said in sorted(first_said.items())
     ]
-    if rows:
-        await connection.execute(upsert(connection, _visits).on_conflict_do_nothing(), rows)
+    if not rows:
+        return {}
+    statement = upsert(connection, _visits).on_conflict_do_nothing().returning(_visits.c.id)
+    return {
+        row.id: Thread(visit_id=row.id, sender=first_said[row.id].sender, opened_at=now, messages=[])
+        for row in await connection.execute(statement, rows)
+    }
 
 
 async def load_threads(connection: AsyncConnection, keyring: Keyring, visit_ids: Iterable[str]) -> dict[str, Thread]:

@@ -18,6 +18,7 @@ from tests.crash.harness import Blow, Scene, open_scene
 from tests.crash.nursery import Nursery
 
 MESSAGES = 50
+STRIKES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +63,17 @@ UNIQUE_KEY_DROPPED = Trap(
 
 
 async def spring(scene: Scene, trap: Trap) -> None:
-    """Strike, wait until nothing changes any more, and see that the harness calls it by its name."""
-    await scene.strike([trap.blow], messages=MESSAGES)
-    problems = await scene.at_rest(trap.quiet_s)
-    assert any(verdict in problem for problem in problems for verdict in trap.verdicts), problems
+    """Strike, wait until nothing changes any more, and see that the harness calls it by its name.
+
+    Whether a blow falls while the bug can show is a matter of luck on a busy machine: it may fall three times.
+    """
+    problems: list[str] = []
+    for _ in range(STRIKES):
+        await scene.strike([trap.blow], messages=MESSAGES)
+        problems = await scene.at_rest(trap.quiet_s)
+        if any(verdict in problem for problem in problems for verdict in trap.verdicts):
+            return
+    raise AssertionError(problems)
 
 
 async def test_every_planted_bug_is_noticed(

@@ -171,15 +171,15 @@ async def until_settled(world: World) -> None:
 
 
 async def until_backing_off(world: World) -> datetime:
-    """Wait until the lane was let go of after a failure; returns when it is due again."""
+    """Wait until the lane was let go of after a failure; returns when it may be leased again."""
 
     async def is_waiting() -> bool:
         found = await lane(world)
-        return found.leased_until is None and found.next_due_at > world.clock.now()
+        return found.leased_by is None and found.leased_until is not None and found.leased_until > world.clock.now()
 
     await until(is_waiting)
-    due_at: datetime = (await lane(world)).next_due_at
-    return due_at
+    back_at: datetime = (await lane(world)).leased_until
+    return back_at
 
 
 async def rounds(dispatcher: Dispatcher, count: int = 3) -> None:
@@ -259,22 +259,66 @@ async def test_a_lease_that_runs_out_is_taken_over_and_the_first_ones_settle_doe
 async def test_while_the_recipient_is_away_the_whole_lane_waits_twice_as_long_each_time(
     world: World, post: PostBox
 ) -> None:
-    await add(world, "a1", "a2")
-    post.ends[NORTHFOLD] = iter([BUSY] * 4)
+    """However many deliveries wait for it: each of them is another one's next attempt."""
+    await add(world, "a1", "a2", "a3")
+    post.ends[NORTHFOLD] = iter([BUSY] * 6)
     waits = []
     async with dispatching(world, post) as dispatcher:
-        for _ in range(4):
-            due_at = await until_backing_off(world)
-            waits.append((due_at - world.clock.now()).total_seconds())
+        for _ in range(6):
+            back_at = await until_backing_off(world)
+            waits.append((back_at - world.clock.now()).total_seconds())
             tried = len(post.parcels)
-            world.clock.move_to(due_at - timedelta(microseconds=1))
+            world.clock.move_to(back_at - timedelta(microseconds=1))
             await rounds(dispatcher)
             assert len(post.parcels) == tried
-            world.clock.move_to(due_at)
+            world.clock.move_to(back_at)
         await until_settled(world)
-    assert waits == [1, 2, 4, 8]
-    assert post.keys() == ["a1"] * 5 + ["a2"]
-    assert await states(world) == {"a1": ("sent", 5, "ok"), "a2": ("sent", 1, "ok")}
+    assert waits == [1, 2, 4, 8, 16, 32]
+    assert post.keys()[:3] == ["a1", "a2", "a3"]
+    assert {state for state, _, _ in (await states(world)).values()} == {"sent"}
+    assert len(post.parcels) == 9
+
+
+async def test_once_the_recipient_answers_the_waits_begin_anew(world: World, post: PostBox) -> None:
+    post.ends[NORTHFOLD] = iter([BUSY, BUSY, SENT, BUSY, REFUSED, BUSY])
+    waits = []
+    async with dispatching(world, post):
+        await add(world, "a1")
+        for name in ("a2", "a3", "a4"):
+            back_at = await until_backing_off(world)
+            waits.append((back_at - world.clock.now()).total_seconds())
+            await add(world, name)
+            world.clock.move_to(back_at)
+        back_at = await until_backing_off(world)
+        waits.append((back_at - world.clock.now()).total_seconds())
+        world.clock.advance(timedelta(minutes=5))
+        await until_settled(world)
+    # Failed twice; one was sent, the next failed; one was refused, the next failed.
+    assert waits == [1, 2, 1, 1]
+    assert sorted(state for state, _, _ in (await states(world)).values()) == ["failed", "sent", "sent", "sent"]
+
+
+async def test_one_delivery_that_never_succeeds_does_not_hold_up_the_others(world: World, post: PostBox) -> None:
+    async def choke(parcel: Parcel) -> None:
+        if parcel.idempotency_key == "poison":
+            raise RuntimeError
+
+    async def is_sent_and_let_go() -> bool:
+        newest = list((await states(world)).values())[-1]
+        return newest[0] == "sent" and (await lane(world)).leased_by is None
+
+    post.during = choke
+    await add(world, "poison")
+    async with dispatching(world, post):
+        await until_backing_off(world)
+        for number in range(6):
+            await add(world, f"a{number}")
+            world.clock.advance(timedelta(seconds=2))
+            await until(is_sent_and_let_go)
+    state, attempts, _ = (await states(world))["poison"]
+    assert state == "waiting"
+    # Its own waits double none the less: at 0, 2, 4 and 8 of 12 seconds.
+    assert attempts == 4
 
 
 async def test_a_recipient_that_asks_for_time_is_given_it(world: World, post: PostBox) -> None:
@@ -285,18 +329,18 @@ async def test_a_recipient_that_asks_for_time_is_given_it(world: World, post: Po
     assert await states(world) == {"a1": ("waiting", 1, "http_429"), "a2": ("claimed", 0, None)}
 
 
-async def test_a_new_delivery_does_not_break_the_wait_nor_the_order(world: World, post: PostBox) -> None:
+async def test_a_new_delivery_does_not_break_the_wait(world: World, post: PostBox) -> None:
     await add(world, "a1")
     post.ends[NORTHFOLD] = iter([Outcome(outcome=OutcomeClass.TRANSIENT, code="http_429", retry_after_s=120)])
     async with dispatching(world, post) as dispatcher:
-        due_at = await until_backing_off(world)
+        back_at = await until_backing_off(world)
         await add(world, "a2")
         dispatcher.wake()
         await rounds(dispatcher)
         assert post.keys() == ["a1"]
-        world.clock.move_to(due_at)
+        world.clock.move_to(back_at)
         await until_settled(world)
-    assert post.keys() == ["a1", "a1", "a2"]
+    assert sorted(post.keys()) == ["a1", "a1", "a2"]
 
 
 async def test_what_may_have_arrived_is_sent_again_under_the_same_key(world: World, post: PostBox) -> None:

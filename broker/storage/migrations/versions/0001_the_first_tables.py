@@ -113,8 +113,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["owner"], ["owners.id"], name=op.f("fk_handled_positions_owner")),
         sa.PrimaryKeyConstraint("topic", "log_id", "partition", "position", name=op.f("pk_handled_positions")),
     )
-    op.create_index(op.f("ix_handled_positions_owner"), "handled_positions", ["owner"], unique=False)
-    op.create_index(op.f("ix_handled_positions_visit_id"), "handled_positions", ["visit_id"], unique=False)
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(), nullable=False),
@@ -351,7 +349,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["visit_id"], ["visits.id"], name=op.f("fk_visit_messages_visit_id")),
         sa.PrimaryKeyConstraint("visit_id", "marker", name=op.f("pk_visit_messages")),
     )
-    op.create_index(op.f("ix_visit_messages_owner"), "visit_messages", ["owner"], unique=False)
     op.create_table(
         "alert_entries",
         sa.Column("alert_id", sa.String(), nullable=False),
