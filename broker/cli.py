@@ -6,10 +6,12 @@ import asyncio
 import getpass
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -310,6 +312,20 @@ def health(
             console.print(f"{name}: {'ready' if ready else 'not ready'}")
     if not are_ready or not all(found.values()):
         raise typer.Exit(EXIT_NOT_WELL)
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller lists, fewer and shorter rounds.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every round of every figure here.")] = None,
+) -> None:
+    """Measure the broker on this machine beside a floor and a naive build; needs a checkout of the repository."""
+    # A program of its own: the broker never imports it, nor what only it and the tests need.
+    if find_spec("benchmarks") is None or find_spec("psutil") is None:
+        _fail("the benchmarks are not installed here: run make bench in a checkout of the repository", EXIT_NOT_WELL)
+    options = [*(["--quick"] if quick else []), *(["--json", str(json_file)] if json_file else [])]
+    command = [sys.executable, "-m", "benchmarks", *options]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603 - our own program
 
 
 async def _database_answers(settings: Settings) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
@@ -157,11 +158,17 @@ class ConsumeLoop:
 
     async def _turn(self) -> None:
         records = await self._reader.poll(records_max=self._options.records_max, wait_s=self._options.poll_wait_s)
-        for partition, waiting in records.items():
+        queue = deque(records.items())
+        while queue:
             if self._stopping.is_set():
                 return
+            partition, waiting = queue.popleft()
             async with self._busy:
-                await self._handle_waiting(partition, waiting)
+                rest = await self._handle_first(partition, waiting)
+            if rest:
+                # Messages that run one at a time take turns with those of other partitions.
+                queue.append((partition, rest))
+            await self._prove_alive()
         await self._reader.note_progress({part: self._held[part].next_offset for part in records if part in self._held})
         await self._prove_alive()
 
@@ -185,26 +192,27 @@ class ConsumeLoop:
         proven_at = self._progressed_at if lag else time.monotonic()
         self.alive_at, self.worked_at = max(self.alive_at, proven_at), max(self.worked_at, proven_at)
 
-    async def _handle_waiting(self, partition: Partition, waiting: Sequence[LogRecord]) -> None:
+    async def _handle_first(self, partition: Partition, waiting: Sequence[LogRecord]) -> Sequence[LogRecord]:
+        """Handle one batch of what waits; returns the rest, nothing when the partition went away."""
         held = self._held.get(partition)
         if held is None:
-            return
+            return []
         records = [record for record in waiting if record.offset >= held.next_offset]
-        while records:
-            size = 1 if held.careful else len(records)
-            batch = Batch(
-                group=self._options.group,
-                partition=partition,
-                log_id=held.log_id,
-                records=records[:size],
-                expected=held.next_offset,
-            )
-            if not await self._handle(batch, held):
-                return
-            held.careful = max(0, held.careful - size)
-            held.next_offset = batch.next_offset
-            records = records[size:]
-            await self._prove_alive()
+        if not records:
+            return []
+        size = 1 if held.careful else len(records)
+        batch = Batch(
+            group=self._options.group,
+            partition=partition,
+            log_id=held.log_id,
+            records=records[:size],
+            expected=held.next_offset,
+        )
+        if not await self._handle(batch, held):
+            return []
+        held.careful = max(0, held.careful - size)
+        held.next_offset = batch.next_offset
+        return records[size:]
 
     async def _handle(self, batch: Batch, held: _Held) -> bool:
         """Handle one batch, come what may; False when it was not: we are stopping or the partition goes away."""

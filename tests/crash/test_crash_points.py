@@ -63,10 +63,11 @@ async def test_killed_at_every_point_nothing_is_lost_doubled_or_made_up(
     kafka_server: Kafka, postgres_url: str, tmp_path: Path, nursery: Nursery, record_property: RecordProperty
 ) -> None:
     """Three seeds on the embedded engines and one on Kafka and PostgreSQL, which mostly wait, at the same time."""
-    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        for seed in SEEDS:
-            scene = await stack.enter_async_context(open_scene(tmp_path / str(seed), nursery, seed=seed))
-            group.create_task(crash_through(scene, side_by_side(seed), record_property))
+    async with AsyncExitStack() as stack:
+        scenes = {
+            seed: await stack.enter_async_context(open_scene(tmp_path / str(seed), nursery, seed=seed))
+            for seed in SEEDS
+        }
         distributed = open_scene(
             tmp_path / "distributed",
             nursery,
@@ -74,8 +75,10 @@ async def test_killed_at_every_point_nothing_is_lost_doubled_or_made_up(
             kafka=kafka_server.bootstrap_servers,
             database_url=postgres_url,
         )
-        scene = await stack.enter_async_context(distributed)
-        group.create_task(crash_through(scene, side_by_side(DISTRIBUTED_SEED), record_property))
+        scenes[DISTRIBUTED_SEED] = await stack.enter_async_context(distributed)
+        async with asyncio.TaskGroup() as group:
+            for seed, scene in scenes.items():
+                group.create_task(crash_through(scene, side_by_side(seed), record_property))
 
 
 @pytest.mark.soak

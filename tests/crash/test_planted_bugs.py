@@ -11,7 +11,6 @@ from types import MappingProxyType
 
 from sqlalchemy import text
 
-from broker import bootstrap
 from tests.conftest import Kafka
 from tests.crash.bugs import BUGS
 from tests.crash.harness import Blow, Scene, open_scene
@@ -80,7 +79,8 @@ async def test_every_planted_bug_is_noticed(
     kafka_server: Kafka, postgres_url: str, tmp_path: Path, nursery: Nursery
 ) -> None:
     assert set(TRAPS) == set(BUGS)
-    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+    async with AsyncExitStack() as stack:
+        scenes = {}
         for bug, trap in TRAPS.items():
             on_kafka = bug == "auto-commit"
             scene = open_scene(
@@ -90,14 +90,15 @@ async def test_every_planted_bug_is_noticed(
                 kafka=kafka_server.bootstrap_servers if on_kafka else "",
                 database_url=postgres_url if on_kafka else "",
             )
-            group.create_task(spring(await stack.enter_async_context(scene), trap))
+            scenes[bug] = await stack.enter_async_context(scene)
+        async with asyncio.TaskGroup() as group:
+            for bug, scene_of_bug in scenes.items():
+                group.create_task(spring(scene_of_bug, TRAPS[bug]))
 
 
 async def test_a_dropped_unique_key_is_noticed(postgres_url: str, tmp_path: Path, nursery: Nursery) -> None:
     async with open_scene(tmp_path, nursery, database_url=postgres_url) as scene:
-        database = bootstrap.open_database(scene.system.settings)
-        async with database.writing() as connection:
+        async with scene.database.writing() as connection:
             for table in ("handled_markers", "visit_messages"):
                 await connection.execute(text(f"ALTER TABLE {table} DROP CONSTRAINT pk_{table}"))
-        await database.close()
         await spring(scene, UNIQUE_KEY_DROPPED)

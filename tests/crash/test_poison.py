@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from broker import bootstrap
-from broker.storage.tables import HandledPosition, Quarantined
+from broker.storage.tables import HandledPosition, Quarantined, table
 from mock_nhs.department import AdtMessage
 from tests.conftest import Kafka
 from tests.crash.harness import CAUGHT_UP_S, PACE_S, RecordProperty, Scene, open_scene
@@ -78,7 +78,7 @@ async def send(scene: Scene, *, bad: bool) -> Sent:
 
 async def put_on_log(scene: Scene) -> None:
     """Append as another producer would, past the door."""
-    log = bootstrap.open_log(scene.system.settings)
+    log = bootstrap.open_log(scene.settings)
     try:
         for value, headers in FOREIGN:
             await log.append(scene.system.topic, key=None, value=value, headers=headers)
@@ -88,15 +88,11 @@ async def put_on_log(scene: Scene) -> None:
 
 async def waits(scene: Scene, sent: Sequence[AdtMessage]) -> list[float]:
     """For each message the seconds from when it was offered to when the broker handled it."""
-    settings = scene.system.settings
-    keyring, database = bootstrap.load_keyring(settings), bootstrap.open_database(settings)
-    columns = HandledPosition.__table__.c  # type: ignore[attr-defined]  # SQLModel does not say that it is a table
-    try:
-        async with database.reading() as connection:
-            rows = await connection.execute(select(columns.marker, columns.handled_at))
-            handled_at = {bytes(row.marker): row.handled_at for row in rows}
-    finally:
-        await database.close()
+    keyring = bootstrap.load_keyring(scene.settings)
+    columns = table(HandledPosition).c
+    async with scene.database.reading() as connection:
+        rows = await connection.execute(select(columns.marker, columns.handled_at))
+        handled_at = {bytes(row.marker): row.handled_at for row in rows}
     offered_at = {line["control_id"]: datetime.fromisoformat(line["at"]) for line in scene.department("offered")}
     return [
         (
@@ -108,13 +104,9 @@ async def waits(scene: Scene, sent: Sequence[AdtMessage]) -> list[float]:
 
 async def quarantined(scene: Scene) -> Counter[str]:
     """Reasons of what is kept for a person."""
-    database = bootstrap.open_database(scene.system.settings)
-    columns = Quarantined.__table__.c  # type: ignore[attr-defined]
-    try:
-        async with database.reading() as connection:
-            return Counter(row.reason for row in await connection.execute(select(columns.reason)))
-    finally:
-        await database.close()
+    columns = table(Quarantined).c
+    async with scene.database.reading() as connection:
+        return Counter(row.reason for row in await connection.execute(select(columns.reason)))
 
 
 async def list_for_operators(scene: Scene) -> list[dict[str, str]]:

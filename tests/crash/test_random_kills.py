@@ -16,7 +16,7 @@ from tests.crash.nursery import Nursery
 
 PARTS = ("intake", "attendances", "attendances", "dispatch", "jobs")
 VICTIMS = ("intake", "intake", "attendances", "attendances", "attendances", "attendances", "dispatch")
-"""The dispatcher less often: what it held waits for its lease to run out, and killed again and again it sends nothing."""
+"""The dispatcher less often: what it held waits until its lease runs out; killed at once again, it sends nothing."""
 UNLUCKY = {"CPIS_POISON_ATTEMPTS_MAX": "20"}
 """Killed so often, a message may be at hand three times without being the cause: here it is not taken for poison."""
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from broker import bootstrap
 from mock_nhs.department import AdtMessage
 from mock_nhs.mllp_link import LinkOptions, MllpLink
 from tests import ledger
@@ -50,10 +49,8 @@ async def told(scene: Scene) -> tuple[Counter[str], int, int, int]:
 
 async def begin_again(scene: Scene) -> None:
     """Set the stored offsets back to the beginning, as they stand in an old backup."""
-    database = bootstrap.open_database(scene.system.settings)
-    async with database.writing() as connection:
+    async with scene.database.writing() as connection:
         await connection.execute(text("UPDATE stored_offsets SET next_offset = first_offset"))
-    await database.close()
 
 
 async def has_read_all(scene: Scene) -> bool:

@@ -495,6 +495,7 @@ def test_a_blocked_event_loop_ends_the_process_even_when_no_thread_can_run(findi
     assert_balanced(finding)
 
 
+@pytest.mark.soak
 def test_a_client_that_delivers_nothing_though_it_answers_is_noticed_and_ended(finding: Finding) -> None:
     assert finding.times["not ready"] <= NOT_READY_S + GRACE_S
     assert finding.times["ended"] <= RECOVERED_S
