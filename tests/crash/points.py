@@ -59,7 +59,7 @@ POINTS: Final[Mapping[str, Point]] = MappingProxyType(
             "intake", "after", "adapters.sqlite_log:SqliteLog.append", "adapters.kafka:KafkaLog.append"
         ),
         "intake.before_ack": _each_message("intake", "before", "adapters.mllp:frame"),
-        "loop.polled": Point("attendances", "before", ("broker.consumers.loop:ConsumeLoop._handle_waiting",)),
+        "loop.polled": Point("attendances", "before", ("broker.consumers.loop:ConsumeLoop._handle_first",)),
         "loop.attempt_noted": Point("attendances", "after", ("broker.storage.handled:note_attempt",), careful=True),
         "attendance.read": _each_message("attendances", "after", "broker.consumers.attendance:read_record"),
         "attendance.marked": Point("attendances", "after", ("broker.storage.handled:mark_handled",)),

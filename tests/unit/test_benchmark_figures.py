@@ -1,0 +1,28 @@
+"""The benchmarks compare round with round: a slow moment of the machine must not pass for a slow broker."""
+
+from __future__ import annotations
+
+from benchmarks.figures import Figure, Subject, describe, ratio
+
+
+def figure(subject: Subject, *rounds: float, what: str = "decided", engines: str = "embedded") -> Figure:
+    """A figure of three rounds."""
+    return Figure(what=what, engines=engines, subject=subject, unit="messages/s", rounds=rounds)
+
+
+def test_the_ratio_is_the_middle_of_the_rounds_own_ratios() -> None:
+    product, floor = figure(Subject.PRODUCT, 10, 50, 30), figure(Subject.FLOOR, 100, 250, 200)
+    assert ratio(product, floor) == 0.15
+
+
+def test_each_figure_stands_in_one_line_with_the_peers_of_its_own_engines() -> None:
+    figures = [
+        figure(Subject.PRODUCT, 10, 10, 10),
+        figure(Subject.FLOOR, 40, 40, 40),
+        figure(Subject.PRODUCT, 30, 30, 30, engines="Kafka + PostgreSQL"),
+        figure(Subject.NAIVE, 1.5, 1.5, 1.5, engines="Kafka + PostgreSQL"),
+    ]
+    assert describe(figures).splitlines()[2:] == [
+        "| decided, messages/s | embedded | 10.0 | 40.0 | 0.25 |  |  |",
+        "| decided, messages/s | Kafka + PostgreSQL | 30.0 |  |  | 1.50 | 20.0 |",
+    ]
