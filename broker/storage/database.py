@@ -106,36 +106,42 @@ def _sqlite_engine(url: str, *, write: bool, connections_max: int) -> AsyncEngin
     path = Path(make_url(url).database or "")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)  # SQLite gives its other files the mode of this one
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600) if write else None
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    unclosed = [lock]
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _: ConnectionPoolEntry) -> None:
+        # Run as a function of SQL so that the wait happens in the database thread, not in the event loop.
+        connection.create_function("take_write_lock", 0, partial(fcntl.flock, lock, fcntl.LOCK_EX))
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA journal_mode")
+        if cursor.fetchone()[0] != "wal":
+            # SQLite does not wait for others when it changes the mode: parts that start together take turns.
+            cursor.execute("SELECT take_write_lock()")
+            cursor.execute("PRAGMA journal_mode=WAL")
+            fcntl.flock(lock, fcntl.LOCK_UN)
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
-        if lock is not None:
-            # Run as a function of SQL so that the wait happens in the database thread, not in the event loop.
-            connection.create_function("take_write_lock", 0, partial(fcntl.flock, lock, fcntl.LOCK_EX))
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
-        if lock is not None:
+        if write:
             connection.exec_driver_sql("SELECT take_write_lock()")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
             connection.exec_driver_sql("BEGIN")
 
-    if lock is not None:
+    if write:
 
         @event.listens_for(engine.sync_engine, "checkin")
         def release(_: Any, __: ConnectionPoolEntry) -> None:
             fcntl.flock(lock, fcntl.LOCK_UN)
 
-        @event.listens_for(engine.sync_engine, "engine_disposed")
-        def close(_: Any) -> None:
-            with contextlib.suppress(OSError):
-                os.close(lock)
+    @event.listens_for(engine.sync_engine, "engine_disposed")
+    def close(_: Any) -> None:
+        # Once only: the number may be another file's by then.
+        while unclosed:
+            os.close(unclosed.pop())
 
     return engine
