@@ -6,14 +6,14 @@ SHELL := /usr/bin/env bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-# Arguments for cpis-broker demo, such as --once, and for pytest, such as tests/unit or --soak.
+# Arguments for cpis-broker demo, such as --once, for the benchmarks, and for pytest, such as tests/unit or --soak.
 ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 COMPILE_LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
-ALL := demo test engines lint format lock clean help
+ALL := demo test bench engines lint format lock clean help
 
 .PHONY: $(ALL)
 
@@ -26,6 +26,9 @@ demo: .venv/.runtime ## play a day (ARGS=--once: unpaced)
 
 test: engines lint ## run every test, after installing what tests need (PYTEST_ARGS="tests/unit -k word", --soak)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: engines ## measure the broker beside its peers, for half an hour (ARGS="--quick --json FILE": a few minutes)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 engines: .venv/.tools ## install what only tests need: Java, Maven, Chromium, Apache Kafka, where missing
 	@tests/install_engines.sh

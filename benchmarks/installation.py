@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from sqlalchemy import update
 
 from adapters.mllp import Peer
 from broker import bootstrap
@@ -30,6 +31,7 @@ from broker.list_upload import upload_children
 from broker.senders import SNAPSHOT_NAME, Senders
 from broker.settings import Settings
 from broker.storage.migrations import migrate
+from broker.storage.tables import ItemState, Job, table
 from mock_nhs.department import AdtMessage, Department
 from mock_nhs.people import Person
 from mock_nhs.town import Town, build_town, write_csv
@@ -147,7 +149,7 @@ class BenchTown:
         self.town: Town = build_town(
             1, on=datetime.now(UTC).date(), people=scale.listed + scale.unlisted, listed=scale.listed
         )
-        listed = {listing.person.nhs_number for listing in self.town.listings}
+        listed = {listing.person.nhs_number for listing in self.town.listings if listing.is_current(self.town.on)}
         children = [person for person in self.town.people if person.nhs_number in listed]
         others = [person for person in self.town.people if person.nhs_number not in listed]
         share = int(len(others) * LISTED_SHARE / (1 - LISTED_SHARE))
@@ -292,23 +294,34 @@ async def fill_log(settings: Settings, messages: Sequence[AdtMessage]) -> None:
         await log_.close()
 
 
+async def close_first_look_backs(settings: Settings) -> None:
+    """Take as done what the first lists left to do: nobody has attended yet, and it would compete for the machine."""
+    database = bootstrap.open_database(settings)
+    async with database.writing() as connection:
+        done = {"state": ItemState.DONE.value, "done_at": SystemClock().now()}
+        await connection.execute(update(table(Job)).values(done))
+    await database.close()
+
+
 def peak_memory_mib(pid: int) -> float:
-    """The largest resident set of a process and of its children so far, in MiB (Linux: VmHWM)."""
-    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return sum(_peak_kib(process.pid) for process in family) / 1024
-
-
-def _peak_kib(pid: int) -> int:
+    """The largest resident set of a process so far, in MiB (Linux: VmHWM)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
-            return int(line.split()[1])
-    return 0
+            return int(line.split()[1]) / 1024
+    raise AssertionError("the process has ended")
+
+
+def shared_memory_mib(pid: int) -> float:
+    """What a server and its children hold now, in MiB, each shared page counted once."""
+    server = psutil.Process(pid)
+    return sum(process.memory_full_info().pss for process in [server, *server.children(recursive=True)]) / 2**20
 
 
 def describe_machine() -> str:
     """Processor, cores, memory, system and Python."""
     model = next(
-        (line.partition(":")[2].strip() for line in _read_cpuinfo() if line.startswith("model name")), "unknown processor"
+        (line.partition(":")[2].strip() for line in _read_cpuinfo() if line.startswith("model name")),
+        "unknown processor",
     )
     memory_gib = psutil.virtual_memory().total / 2**30
     return (

@@ -24,27 +24,42 @@ Row = tuple[int, int, bytes]
 """Partition, position, value."""
 IDLE_S = 0.002
 _OFFSET_BITS = 40  # of the embedded log's row ids
-_TABLE = "CREATE TABLE IF NOT EXISTS bench_floor (run TEXT, part INTEGER, position BIGINT, value {bytes}, PRIMARY KEY (run, part, position))"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS bench_floor"
+    " (run TEXT, part INTEGER, position BIGINT, value {bytes}, PRIMARY KEY (run, part, position))"
+)
 
 
 class PlainLog(Protocol):
     """Reads a topic from its beginning."""
 
-    async def open(self) -> None: ...
+    async def open(self) -> None:
+        """Connect and go to the beginning."""
+        ...
 
-    async def poll(self, rows_max: int) -> list[Row]: ...
+    async def poll(self, rows_max: int) -> list[Row]:
+        """What waits; nothing after a moment."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Disconnect."""
+        ...
 
 
 class PlainTable(Protocol):
     """Commits rows."""
 
-    async def open(self) -> None: ...
+    async def open(self) -> None:
+        """Connect and make the table."""
+        ...
 
-    async def save(self, rows: Sequence[Row]) -> None: ...
+    async def save(self, rows: Sequence[Row]) -> None:
+        """One transaction."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Disconnect."""
+        ...
 
 
 def plain_log(settings: Settings) -> PlainLog:
@@ -143,9 +158,7 @@ class _SqliteTable:
 
     async def save(self, rows: Sequence[Row]) -> None:
         self._database.execute("BEGIN IMMEDIATE")
-        self._database.executemany(
-            "INSERT INTO bench_floor VALUES (?, ?, ?, ?)", [(self._run, *row) for row in rows]
-        )
+        self._database.executemany("INSERT INTO bench_floor VALUES (?, ?, ?, ?)", [(self._run, *row) for row in rows])
         self._database.execute("COMMIT")
 
     async def close(self) -> None:

@@ -1,0 +1,132 @@
+"""``python -m benchmarks``: measure the broker beside its peers and print the ratios. See README.md here."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from benchmarks.door import measure_door
+from benchmarks.figures import Figure, Profile, Report, describe, describe_profile
+from benchmarks.hotspots import profile_consumer, profile_intake
+from benchmarks.installation import (
+    FULL,
+    QUICK,
+    BenchTown,
+    Engines,
+    Installation,
+    Place,
+    Scale,
+    describe_machine,
+    distributed_engines,
+    embedded_engines,
+    open_installation,
+)
+from benchmarks.line import measure_line
+from benchmarks.reply import measure_replies
+from tests.engines import EngineError, free_port
+
+Say = Callable[[str], None]
+MEASUREMENTS: dict[str, Callable[[Installation, Scale, Say], Awaitable[list[Figure]]]] = {
+    "reply": measure_replies,
+    "door": measure_door,
+    "line": measure_line,
+}
+"""In this order: what the line leaves to be delivered would be in the way of the replies."""
+PROFILES = "profile"
+ENGINES: dict[str, Callable[[], AbstractContextManager[Engines]]] = {
+    "embedded": embedded_engines,
+    "kafka": distributed_engines,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure; 0 when everything could be measured."""
+    given = _read_arguments(arguments)
+    scale = QUICK if given.quick else FULL
+    # The broker writes an event for every batch; here they would only be in the way.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(60), cache_logger_on_first_use=True)
+    say("These numbers compare the broker with its peers in this very run. Leave the machine alone meanwhile.")
+    say(describe_machine())
+    try:
+        report = _measure(scale, given.engines, given.only)
+    except EngineError as error:
+        say(f"error: {error}")
+        return 1
+    say("\n" + describe(report.figures))
+    for profile in report.profiles:
+        say("\n" + describe_profile(profile))
+    if given.json is not None:
+        given.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+        say(f"\nEvery round is in {given.json}")
+    return 0
+
+
+def say(text: str) -> None:
+    """Print at once."""
+    print(text, flush=True)
+
+
+def _measure(scale: Scale, engines: Sequence[str], only: Sequence[str]) -> Report:
+    measured_at = datetime.now(UTC)
+    say(f"Inventing a town of {scale.listed + scale.unlisted:,} people, {scale.listed:,} of them listed ...")
+    town = BenchTown(scale)
+    gc.collect()
+    gc.freeze()  # the town stays: the broker's own processes have none of it to look through
+    figures: list[Figure] = []
+    profiles: list[Profile] = []
+    for name in engines:
+        with ENGINES[name]() as pair:
+            found, profiled = asyncio.run(_measure_pair(pair, town, scale, only))
+        figures += found
+        profiles += profiled
+    return Report(
+        machine=describe_machine(),
+        measured_at=measured_at.isoformat(timespec="seconds"),
+        scale=scale.name,
+        figures=tuple(figures),
+        profiles=tuple(profiles),
+    )
+
+
+async def _measure_pair(
+    engines: Engines, town: BenchTown, scale: Scale, only: Sequence[str]
+) -> tuple[list[Figure], list[Profile]]:
+    figures: list[Figure] = []
+    profiles: list[Profile] = []
+    say(f"\n{engines.name}: importing the lists ...")
+    began_at = time.monotonic()
+    place = Place(reply_port=free_port(), case_port=free_port())
+    async with open_installation(engines, town, place) as installation:
+        say(f"  done in {time.monotonic() - began_at:.0f} s")
+        for name, measure in MEASUREMENTS.items():
+            if name in only:
+                say(f"{engines.name}: {name}")
+                figures += await measure(installation, scale, say)
+        if PROFILES in only:
+            say(f"{engines.name}: profiles")
+            profiles += [await profile_consumer(installation, scale), await profile_intake(installation, scale)]
+    return figures, profiles
+
+
+def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller lists, fewer and shorter rounds: a few minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round of every figure as JSON")
+    parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=list(ENGINES), help="by default both")
+    choices = (*MEASUREMENTS, PROFILES)
+    parser.add_argument("--only", nargs="+", choices=choices, default=list(choices), help="by default everything")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
