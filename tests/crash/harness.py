@@ -1,8 +1,8 @@
 """One running installation whose parts are made to die, and the verdict on it afterwards.
 
 The verdict is the independent ledger's, and that of an oracle which knows the town: every visit during which the
-department wrote a listed person's own NHS number is one alert to each authority that lists the person, and nothing
-else is an alert.
+department wrote a listed person's own NHS number is one alert to each authority that lists the person, nothing else is
+an alert, and nobody has to look at a message that can be understood.
 """
 
 from __future__ import annotations
@@ -196,10 +196,14 @@ class Scene:
             await until(self._has_nothing_to_do, limit_s=CAUGHT_UP_S, what="the end of work", every_s=0.1)
         left_s = max(0.0, CAUGHT_UP_S - (time.monotonic() - began))
         books = await self.system.until_settled(limit_s=left_s, extra_appends=extra_appends)
-        assert not self.alert_differences()
+        assert not self.differences(books, extra_appends=extra_appends)
         self.caught_up_s.append(time.monotonic() - began)
         assert self.caught_up_s[-1] <= CAUGHT_UP_S
         return books
+
+    async def count_quarantined(self) -> int:
+        """Messages that wait for a person."""
+        return await self._count("SELECT count(*) FROM quarantine")
 
     async def at_rest(self, quiet_s: float) -> list[str]:
         """Wait until nothing has changed for so long; what the harness then finds wrong."""
@@ -211,19 +215,22 @@ class Scene:
             if now != seen:
                 seen, since = now, time.monotonic()
             await asyncio.sleep(0.2)
-        return [*books.problems, *self.alert_differences()]
+        return [*books.problems, *self.differences(books)]
 
     def department(self, what: str) -> list[dict[str, Any]]:
         """What the department wrote down of one kind."""
         return [line for line in read_journal(self.system.directory / "department.jsonl") if line["what"] == what]
 
-    def alert_differences(self) -> list[str]:
-        """Alerts that are due and did not come, and those that came and are not due."""
+    def differences(self, books: ledger.Books, *, extra_appends: int = 0) -> list[str]:
+        """What is otherwise than this side knows it must be, and the ledger cannot know."""
         due, received = self._due_alerts(), self._received_alerts()
-        lost, more = due - received, received - due
-        return [f"{lost.total()} alerts did not come: LOST"] * bool(lost) + [
-            f"{more.total()} alerts are not due: PHANTOM or DUPLICATE"
-        ] * bool(more)
+        unfit = extra_appends + sum(line["unreadable"] for line in self.department("offered"))
+        counted = {
+            "alerts did not come: LOST": (due - received).total(),
+            "alerts are not due: PHANTOM or DUPLICATE": (received - due).total(),
+            "good messages in quarantine": books.handled["quarantined"] - unfit,
+        }
+        return [f"{count} {what}" for what, count in counted.items() if count > 0]
 
     async def figures(self) -> dict[str, float]:
         """What was counted, for the record."""

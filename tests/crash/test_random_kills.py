@@ -41,7 +41,9 @@ async def kill_at_random(scene: Scene, storm: Storm, draws: random.Random) -> No
     for _ in range(storm.kills):
         await asyncio.sleep(draws.uniform(0.0, storm.pause_s_max))
         part = draws.choice(VICTIMS)
-        victim = draws.choice(scene.running(part))
+        running = scene.running(part)
+        assert running, f"{part} ended by itself\n{scene.system.last_words()}"
+        victim = draws.choice(running)
         victim.send_signal(signal.SIGKILL)
         assert await victim.wait(10) == -signal.SIGKILL, scene.system.last_words()
         scene.kills += 1
