@@ -30,9 +30,9 @@ class Storm:
     pause_s_max: float
 
 
-EMBEDDED = Storm(messages=5_000, kills=100, pause_s_max=0.7)
-EMBEDDED_NIGHTLY = Storm(messages=5_000, kills=500, pause_s_max=0.7)
-DISTRIBUTED = Storm(messages=500, kills=10, pause_s_max=2.0)
+EMBEDDED = Storm(messages=5_000, kills=100, pause_s_max=0.6)
+EMBEDDED_NIGHTLY = Storm(messages=5_000, kills=500, pause_s_max=0.6)
+DISTRIBUTED = Storm(messages=400, kills=8, pause_s_max=1.6)
 DISTRIBUTED_NIGHTLY = Storm(messages=5_000, kills=100, pause_s_max=6.0)
 
 
