@@ -43,6 +43,8 @@ PARTITIONS: Final = 12
 SESSION_S: Final = 6
 GAP_S: Final = 15.0
 """The longest that any partition may wait."""
+DEATH_S: Final = 2.0 * SESSION_S
+"""Between one death and the next: the group waits a whole session for each."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +97,7 @@ async def _storm(system: System, storm_s: float) -> dict[str, Any]:
     ends_at = time.monotonic() + storm_s
     leaving: dict[int, asyncio.Task[int]] = {}
     killed = joined = 0
+    died_at = -DEATH_S
     while time.monotonic() < ends_at:
         await asyncio.sleep(draws.uniform(0.5, 2.0))
         present = [worker for worker in _workers(system) if worker.poll() is None and worker.pid not in leaving]
@@ -104,7 +107,8 @@ async def _storm(system: System, storm_s: float) -> dict[str, Any]:
             joined += 1
         elif len(candidates) > 1:
             worker = draws.choice(candidates)
-            dies = len(leaving) % 3 == 2
+            dies = len(leaving) % 3 > 0 and time.monotonic() - died_at > DEATH_S
+            died_at = time.monotonic() if dies else died_at
             leaving[worker.pid] = asyncio.create_task(end(worker, signal.SIGKILL if dies else signal.SIGTERM))
             killed += dies
     codes = await asyncio.gather(*leaving.values())

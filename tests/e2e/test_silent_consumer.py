@@ -280,7 +280,8 @@ async def block_loop(stage: Stage, directory: Path) -> Finding:
     found = Finding()
     trigger = directory / "trigger"
     async with stage.open_system(directory) as system:
-        system.start("intake", "dispatch")
+        # Under a supervisor: who is blocked may hold the file's one write lock, and whoever waits for it ends as well.
+        system.start("intake,dispatch")
         for block in (SLEEPS, HOLDS_THE_LOCK):
             system.start("attendances", through=("-c", BLOCKED.format(trigger=str(trigger), block=block)))
         sleeping, holding = system.parts["attendances"]
