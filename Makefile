@@ -19,7 +19,7 @@ ALL := demo test bench engines lint format lock clean help
 
 # ---- Run
 
-demo: .venv/.runtime ## play a day (ARGS=--once: unpaced)
+demo: .venv/.runtime $(if $(findstring --kafka,$(ARGS)),engines) ## play an evening (ARGS=--once: unpaced; --kafka)
 	@$(BIN)/cpis-broker demo $(ARGS)
 
 # ---- Check

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import ipaddress
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Final, TypeVar
@@ -22,6 +23,7 @@ from schemas.identifiers import parse_nhs_number, parse_ods_code
 
 Row = TypeVar("Row")
 FIELD_CHARACTERS_MAX: Final = 500
+_BEARER_TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 
 
 class RowProblem(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,14 +102,24 @@ class _Fields:
         try:
             parts = urlsplit(text)
             is_complete = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+            # Credentials in an address would stand where everybody reads them.
+            is_complete = is_complete and parts.username is None
         except ValueError:
             is_complete = False
         if not is_complete:
             raise _FieldProblem(name, "must be an address like https://alerts.example.org/path")
         return text
 
-    def flag(self, name: str) -> bool:
-        text = (self.optional(name) or "no").casefold()
+    def bearer_token(self, name: str) -> str | None:
+        text = self.optional(name)
+        if text is not None and not _BEARER_TOKEN.fullmatch(text):
+            raise _FieldProblem(
+                name, "must be a bearer token: letters, digits and -._~+/, with = at the end (RFC 6750)"
+            )
+        return text
+
+    def flag(self, name: str, *, unsaid: bool = False) -> bool:
+        text = (self.optional(name) or ("yes" if unsaid else "no")).casefold()
         if text not in _FLAGS:
             raise _FieldProblem(name, "must be yes or no")
         return _FLAGS[text]
@@ -148,6 +160,7 @@ class SiteLine(msgspec.Struct, frozen=True, kw_only=True):
     site: Site
     credential: str | None
     topic_secret: str | None
+    reply_credential: str | None
 
 
 class ClinicianLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,6 +255,7 @@ def _child(fields: _Fields) -> ChildListEntry:
         postcode=fields.optional("postcode"),
         allocated_worker=fields.optional("worker"),
         team=fields.optional("team"),
+        deleted_on=fields.optional_day("delete_date"),
     )
 
 
@@ -253,6 +267,7 @@ def _authority(fields: _Fields) -> AuthorityLine:
             office_telephone=fields.required("office_telephone"),
             emergency_telephone=fields.required("emergency_telephone"),
             webhook_url=fields.web_address("webhook_url"),
+            alerts_for_ended_plans=fields.flag("alerts_for_ended_plans", unsaid=True),
         ),
         webhook_secret=fields.optional("webhook_secret"),
         topic_secret=fields.optional("topic_secret"),
@@ -290,12 +305,14 @@ def _site(fields: _Fields) -> SiteLine:
             authorities=fields.words("authorities"),
             reply_host=reply_host,
             reply_port=reply_port,
+            reply_url=fields.web_address("reply_url"),
             replies_for_adults=fields.flag("replies_for_adults"),
             peers=fields.networks("peers"),
             not_understood=KeptAnswer(wished),
         ),
         credential=fields.optional("credential"),
         topic_secret=fields.optional("topic_secret"),
+        reply_credential=fields.bearer_token("reply_credential"),
     )
 
 

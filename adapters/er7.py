@@ -38,6 +38,7 @@ class Hl7v2Limits(msgspec.Struct, frozen=True, kw_only=True):
     name_characters_max: int = 200
     names_max: int = 50
     text_characters_max: int = 1_000
+    batch_messages_max: int = 1_000
 
 
 DEFAULT_LIMITS: Final = Hl7v2Limits()
@@ -352,9 +353,9 @@ def _london_offset(day: str) -> timedelta | None:
 def parse_day(text: str | None) -> date | None:
     """The calendar day of an HL7 date (DT or TS) as written; None when the day is not known or no day.
 
-    A time of day and an offset are allowed and ignored. Years outside 1900 to 2099 are refused.
+    A time of day and an offset are allowed and ignored. Whether anybody can be born then is not judged here.
     """
-    if not text or text[:2] not in _CENTURIES:
+    if not text:
         return None
     if len(text) != 8 or not text.isdigit():
         written = _HL7_DAY.fullmatch(text) or _ISO_DAY.fullmatch(text)

@@ -3,6 +3,7 @@
 - AdapterError
     - Unreadable          bytes that cannot be understood; ``reason`` is a closed word
         - NotHl7          not an HL7 v2 message at all
+        - NotAnAttendance understood, and of no concern to the broker
     - LogError
         - NotDurable      an append was not confirmed; the caller must not acknowledge
         - LogUnavailable  the log cannot be reached or does not answer in time
@@ -31,6 +32,10 @@ class Unreadable(AdapterError):
 
 class NotHl7(Unreadable):
     """The bytes do not begin with a message header segment (HL7 v2.4, 2.16.9)."""
+
+
+class NotAnAttendance(Unreadable):
+    """A message of a type or event the broker does not act on; its reason is ``not_an_attendance``."""
 
 
 class LogError(AdapterError):

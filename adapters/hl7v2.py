@@ -28,16 +28,11 @@ from adapters.er7 import (
     reencode,
     unescape,
 )
-from adapters.errors import NotHl7, Unreadable
+from adapters.errors import NotAnAttendance, NotHl7, Unreadable
 from adapters.hl7v2_patient import read_patient
 from schemas.alert import ClinicianReply, PlanShown, ReplyOutcome
 from schemas.attendance import Attendance, Event
 from schemas.child_list import PlanType
-
-
-class NotAnAttendance(Unreadable):
-    """A message of a type or event the broker does not act on; its reason is ``not_an_attendance``."""
-
 
 # --- the header -----------------------------------------------------------------------------------------
 
@@ -133,6 +128,14 @@ def _parse_header(message: Message, limits: Hl7v2Limits) -> Header:
 
 # --- the attendance -------------------------------------------------------------------------------------
 
+_MERGES: Final = frozenset(
+    {
+        *(Event.PATIENT_MERGED, Event.PATIENT_IDS_MERGED, Event.IDENTIFIERS_MERGED, Event.ACCOUNTS_MERGED),
+        *(Event.IDENTIFIERS_MOVED, Event.VISIT_MOVED, Event.IDENTIFIERS_CHANGED),
+    }
+)
+"""Events in which PID and MRG may repeat together (v2.4, 3.3.40): the first stands for the message."""
+
 _EVENTS: Final = {event.value: event for event in Event}
 
 
@@ -148,7 +151,7 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
     if read.count("MSH") > 1:
         raise Unreadable("several_messages", "the frame holds several messages")
     event = _read_event(read)
-    if read.count("PID") != 1:
+    if read.count("PID") != 1 and not (event in _MERGES and read.count("PID")):
         reason = "several_patients" if read.count("PID") else "no_pid"
         raise Unreadable(reason, "the message has not one PID segment but several, or none")
     patient = read_patient(read, limits)
@@ -164,6 +167,7 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
         nhs_number=patient.nhs_number,
         nhs_number_problem=patient.nhs_number_problem,
         nhs_number_status=patient.nhs_number_status,
+        mother_nhs_number=patient.mother_nhs_number,
         local_patient_id=patient.local_id,
         names=patient.names,
         birth_date=patient.birth_date,
@@ -342,6 +346,7 @@ class Observation(Enum):
     PLAN_TYPE = ("PLAN-TYPE", "CE", "Plan type")
     PLAN_START = ("PLAN-START", "DT", "Plan start date")
     PLAN_END = ("PLAN-END", "DT", "Plan end date")
+    PLAN_STATUS = ("PLAN-STATUS", "ST", "Whether the plan runs")
     PLAN_AUTHORITY = ("PLAN-AUTHORITY", "ST", "Responsible local authority")
     OFFICE_TELEPHONE = ("OFFICE-TELEPHONE", "ST", "Office hours telephone")
     EMERGENCY_TELEPHONE = ("EMERGENCY-TELEPHONE", "ST", "Emergency duty team telephone")
@@ -355,12 +360,12 @@ class Observation(Enum):
     NATIONAL_ASKED = ("NATIONAL-ASKED", "ID", "National CP-IS asked")
 
 
-_OUTCOMES: Final = {
+OUTCOMES: Final = {
     ReplyOutcome.MATCH: "Match",
     ReplyOutcome.NO_RECORD: "No record found",
     ReplyOutcome.IDENTITY_TO_BE_CHECKED: "Identity to be checked",
 }
-_PLAN_TYPES: Final = {
+PLAN_TYPES: Final = {
     PlanType.CHILD_PROTECTION: ("Child protection plan", "342191000000101", "Subject to child protection plan"),
     PlanType.LOOKED_AFTER: ("Looked-after child", "764841000000100", "Looked after child"),
     PlanType.UNBORN: (
@@ -416,7 +421,7 @@ def _observation_segments(reply: ClinicianReply, replied_at: str) -> Iterator[st
 
 def _observations(reply: ClinicianReply) -> Iterator[tuple[Observation, int, str, str]]:
     """Each observation, the plan it belongs to (0: none), its encoded value and its units."""
-    outcome = f"{reply.outcome.value}^{_OUTCOMES[reply.outcome]}^{CODING_SYSTEM}"
+    outcome = f"{reply.outcome.value}^{OUTCOMES[reply.outcome]}^{CODING_SYSTEM}"
     yield Observation.OUTCOME, 0, outcome, ""
     yield Observation.WORDING, 0, "~".join(map(escape, reply.wording.splitlines())), ""
     for number, plan in enumerate(reply.plans, 1):
@@ -440,7 +445,7 @@ def _observations(reply: ClinicianReply) -> Iterator[tuple[Observation, int, str
 
 
 def _plan_values(plan: PlanShown) -> Iterator[tuple[Observation, str]]:
-    display, concept, concept_display = _PLAN_TYPES[plan.plan_type]
+    display, concept, concept_display = PLAN_TYPES[plan.plan_type]
     yield (
         Observation.PLAN_TYPE,
         f"{plan.plan_type.value}^{display}^{CODING_SYSTEM}^{concept}^{concept_display}^SCT",
@@ -448,6 +453,7 @@ def _plan_values(plan: PlanShown) -> Iterator[tuple[Observation, str]]:
     yield Observation.PLAN_START, format_day(plan.start_on)
     if plan.end_on is not None:
         yield Observation.PLAN_END, format_day(plan.end_on)
+    yield Observation.PLAN_STATUS, "ended" if plan.has_ended else "current"
     yield Observation.PLAN_AUTHORITY, escape(plan.authority_name)
     yield Observation.OFFICE_TELEPHONE, escape(plan.office_telephone)
     yield Observation.EMERGENCY_TELEPHONE, escape(plan.emergency_telephone)

@@ -20,6 +20,7 @@ class Patient(NamedTuple):
     nhs_number: NhsNumber | None
     nhs_number_problem: NhsNumberProblem | None
     nhs_number_status: str | None
+    mother_nhs_number: NhsNumber | None
     local_id: str | None
     names: tuple[PersonName, ...]
     birth_date: date | None
@@ -43,6 +44,7 @@ def read_patient(message: Message, limits: Hl7v2Limits) -> Patient:
         nhs_number,
         problem,
         _read_number_status(message),
+        _read_mother(message),
         local_id,
         _read_names(message, limits),
         _read_birth_date(message),
@@ -66,6 +68,16 @@ def _read_names(message: Message, limits: Hl7v2Limits) -> tuple[PersonName, ...]
         if name not in names:
             names.append(name)
     return tuple(names)
+
+
+def _read_mother(message: Message) -> NhsNumber | None:
+    """The mother's NHS number in PID-21, found as the patient's own is in PID-3."""
+    repetitions = message.repetitions("PID", 21)
+    for wanted in ("nhs", "untyped"):
+        for components in repetitions:
+            if _kind_of(components, message) == wanted and (number := _number_in(components, message)):
+                return number
+    return None
 
 
 def _read_birth_date(message: Message) -> date | None:

@@ -196,6 +196,18 @@ class KafkaLog:
             batch = await self._cluster.fetch_batch(partition, offset)
         return batch[0] if batch and batch[0].offset == offset else None
 
+    async def read_from(self, partition: Partition, offset: int, *, records_max: int) -> Sequence[LogRecord]:
+        """The first records from ``offset`` on, of one batch; none when the log does not hold it.
+
+        Raises LogUnavailable.
+        """
+        async with _failing_as_unavailable(self._options.contact_timeout_s):
+            extent = (await self._cluster.extents(partition.topic)).get(partition)
+            if extent is None or not extent.first <= offset < extent.end:
+                return []
+            batch = await self._cluster.fetch_batch(partition, offset)
+        return batch[:records_max]
+
     async def close(self) -> None:
         """Deliver what was begun, as far as ``close_timeout_s`` allows, and disconnect."""
         if self._closed:

@@ -170,6 +170,13 @@ class SqliteLog:
         """The record at ``offset``, or None when the log does not hold it. Raises LogUnavailable."""
         return await self._ask(lambda: self._file.read(partition, offset))
 
+    async def read_from(self, partition: Partition, offset: int, *, records_max: int) -> Sequence[LogRecord]:
+        """The first records from ``offset`` on, at most ``poll_bytes_max``; none when the log does not hold it.
+
+        Raises LogUnavailable.
+        """
+        return await self._ask(lambda: self._file.read_from(partition, offset, records_max))
+
     async def create_topic(self, topic: str, partitions: int) -> None:
         """Make an empty topic; nothing happens when it is there already. Raises LogUnavailable."""
         await self._ask(lambda: self._file.create_topic(topic, partitions))
@@ -437,6 +444,15 @@ class _LogFile:
                 return None
             records = _select_records(connection, partition, tail, offset, records_max=1, bytes_max=0)
         return records[0]
+
+    def read_from(self, partition: Partition, offset: int, records_max: int) -> list[LogRecord]:
+        with self._reading() as connection:
+            tails = {tail.number: tail for tail in _select_tails(connection, partition.topic)}
+            tail = tails.get(partition.number)
+            if tail is None or not tail.first <= offset < tail.end:
+                return []
+            bytes_max = self._options.poll_bytes_max
+            return _select_records(connection, partition, tail, offset, records_max=records_max, bytes_max=bytes_max)
 
     def read_waiting(
         self, topic: str, positions: Mapping[int, tuple[int, str | None]], records_max: int

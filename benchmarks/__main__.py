@@ -32,6 +32,7 @@ from benchmarks.installation import (
     open_installation,
 )
 from benchmarks.line import measure_line
+from benchmarks.reader import measure_readers
 from benchmarks.reply import measure_replies
 from tests.engines import EngineError, free_port
 
@@ -42,6 +43,8 @@ MEASUREMENTS: dict[str, Callable[[Installation, Scale, Say], Awaitable[list[Figu
     "line": measure_line,
 }
 """In this order: what the line leaves to be delivered would be in the way of the replies."""
+READERS = "reader"
+"""Needs no engines: measured once, before everything else."""
 PROFILES = "profile"
 ENGINES: dict[str, Callable[[], AbstractContextManager[Engines]]] = {
     "embedded": embedded_engines,
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _read_arguments(arguments)
     scale = QUICK if given.quick else FULL
     # The broker writes an event for every batch; here they would only be in the way.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(60), cache_logger_on_first_use=True)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50), cache_logger_on_first_use=True)
     say("These numbers compare the broker with its peers in this very run. Leave the machine alone meanwhile.")
     say(describe_machine())
     try:
@@ -84,6 +87,11 @@ def _measure(scale: Scale, engines: Sequence[str], only: Sequence[str]) -> Repor
     gc.freeze()  # the town stays: the broker's own processes have none of it to look through
     figures: list[Figure] = []
     profiles: list[Profile] = []
+    if READERS in only:
+        say("The readers alone")
+        figures += measure_readers(town.town, scale, say)
+    if set(only) == {READERS}:
+        engines = ()
     for name in engines:
         with ENGINES[name]() as pair:
             found, profiled = asyncio.run(_measure_pair(pair, town, scale, only))
@@ -123,7 +131,7 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller lists, fewer and shorter rounds: a few minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round of every figure as JSON")
     parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=list(ENGINES), help="by default both")
-    choices = (*MEASUREMENTS, PROFILES)
+    choices = (READERS, *MEASUREMENTS, PROFILES)
     parser.add_argument("--only", nargs="+", choices=choices, default=list(choices), help="by default everything")
     return parser.parse_args(arguments)
 

@@ -64,6 +64,8 @@ class Scale:
     reply_rounds: int
     reply_s: float
     """How long one round of replies lasts."""
+    reader_s: float
+    """How long one round of a reader lasts."""
 
 
 FULL = Scale(
@@ -76,6 +78,7 @@ FULL = Scale(
     door_s=3.0,
     reply_rounds=3,
     reply_s=20.0,
+    reader_s=1.5,
 )
 QUICK = Scale(
     name="quick",
@@ -87,6 +90,7 @@ QUICK = Scale(
     door_s=1.5,
     reply_rounds=3,
     reply_s=6.0,
+    reader_s=0.5,
 )
 
 
@@ -149,7 +153,7 @@ class BenchTown:
         self.town: Town = build_town(
             1, on=datetime.now(UTC).date(), people=scale.listed + scale.unlisted, listed=scale.listed
         )
-        listed = {listing.person.nhs_number for listing in self.town.listings if listing.is_current(self.town.on)}
+        listed = {listing.person.nhs_number for listing in self.town.listings if listing.is_shown(self.town.on)}
         children = [person for person in self.town.people if person.nhs_number in listed]
         others = [person for person in self.town.people if person.nhs_number not in listed]
         share = int(len(others) * LISTED_SHARE / (1 - LISTED_SHARE))

@@ -21,8 +21,9 @@ from benchmarks.plain import PlainLink, answer_everything, plain_log, plain_tabl
 from broker import bootstrap
 from broker.clock import SystemClock
 from broker.consumers import attendance
-from broker.consumers.attendance import RECORD_SEAL, AttendanceConsumer
+from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import Batch, ConsumeLoop, Handler, LoopOptions
+from broker.envelope import RECORD_SEAL
 from broker.settings import Settings
 
 PATIENCE_S = 300.0
@@ -127,7 +128,8 @@ async def open_consumer(settings: Settings) -> AsyncIterator[Decide]:
     """
     database, clock = bootstrap.open_database(settings), SystemClock()
     keyring, rules = bootstrap.load_keyring(settings), bootstrap.rules_of(settings)
-    consumer = AttendanceConsumer(database, keyring, clock, rules)
+    log_ = bootstrap.open_log(settings)
+    consumer = AttendanceConsumer(database, log_, keyring, clock, rules)
 
     async def decide(of_round: Settings, messages: int) -> Lap:
         lap, group = Lap(), of_round.name_on_log(attendance.GROUP)
@@ -141,6 +143,7 @@ async def open_consumer(settings: Settings) -> AsyncIterator[Decide]:
     try:
         yield decide
     finally:
+        await log_.close()
         await database.close()
 
 

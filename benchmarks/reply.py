@@ -25,7 +25,8 @@ from mock_nhs.case_system import CaseOptions, CaseSystem
 from mock_nhs.department import Department, Identity
 from mock_nhs.ed_system import EdOptions, EdSystem
 from mock_nhs.mllp_link import LinkOptions
-from mock_nhs.reply_listener import Reply, ReplyListenerOptions
+from mock_nhs.reply_book import Reply
+from mock_nhs.reply_listener import ReplyListenerOptions
 from mock_nhs.town import read_secret
 from tests.engines import free_port
 

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from adapters.fhir_writer import FHIR_JSON, build_reply_bundle
 from adapters.hl7v2 import build_reply
 from broker.domain.alerts import DUTY_DESK, allocated_workers, compose_alert, describe_attendance
-from broker.domain.decision import Candidate, Decision, Doubt, differing_facts
-from broker.domain.replies import show_plans, summarise_lists, word_reply
+from broker.domain.decision import Candidate, Decision, Doubt, MatchRules, differing_facts
+from broker.domain.replies import CORRECTION, show_plans, summarise_lists, word_match, word_reply
+from broker.domain.visibility import Windows
+from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.storage import alerts, outbox, replies, reviews, visits
-from broker.storage.alerts import NewAlert, derive_alert_id
+from broker.storage.alerts import NewAlert, alert_role, derive_alert_id
 from broker.storage.audit import Act
 from broker.storage.directory import Directory
 from broker.storage.outbox import NewDelivery
 from broker.storage.replies import NewReply, derive_reply_id
 from broker.storage.reviews import NewReview, ReviewContent, derive_review_id
 from broker.storage.visits import Thread
-from schemas.alert import ClinicianReply, ListedChild, ReplyOutcome
+from schemas.alert import AlertWithdrawn, ClinicianReply, IdentityFact, ListedChild, ListsSearched, ReplyOutcome
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
 from schemas.delivery import ChannelName
 from schemas.identifiers import authority_owner, organisation_owner
 
 ALERT_RAISED = "uk.cpis-broker.alert.raised.v1"
+ALERT_WITHDRAWN = "uk.cpis-broker.alert.withdrawn.v1"
 REPLY_GIVEN = "uk.cpis-broker.reply.given.v1"
 JSON = "application/json"
 HL7V2 = "application/hl7-v2+er7"
@@ -41,6 +46,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     escalation: timedelta
     look_back: timedelta
     list_stale: timedelta
+    windows: Windows = Windows()
     topics_enabled: bool
     """Whether the Kafka topics for recipients are served; the embedded log has no outside readers."""
 
@@ -52,6 +58,14 @@ class Occasion(msgspec.Struct, frozen=True, kw_only=True):
     directory: Directory
     rules: Rules
     keyring: Keyring
+    match_rules: MatchRules
+
+
+def open_occasion(keyring: Keyring, directory: Directory, rules: Rules, now: datetime) -> Occasion:
+    """The occasion of one transaction."""
+    quiet = (code for code, authority in directory.authorities.items() if not authority.alerts_for_ended_plans)
+    match_rules = MatchRules(windows=rules.windows, quiet_when_ended=frozenset(quiet))
+    return Occasion(now=now, directory=directory, rules=rules, keyring=keyring, match_rules=match_rules)
 
 
 class Announcement(msgspec.Struct, kw_only=True):
@@ -64,7 +78,8 @@ class Announcement(msgspec.Struct, kw_only=True):
     acts: list[Act] = msgspec.field(default_factory=list)
     settled: list[tuple[str, str]] = msgspec.field(default_factory=list)
     """Reviews, as (visit id, entry id), in whose place an alert comes."""
-    replied: list[tuple[str, ReplyOutcome]] = msgspec.field(default_factory=list)
+    replied: list[tuple[str, ReplyOutcome, int]] = msgspec.field(default_factory=list)
+    """Visits with their answer, and how often one was taken back."""
 
 
 def announce(occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision, *, late: bool) -> Announcement:
@@ -82,8 +97,8 @@ def announce(occasion: Occasion, thread: Thread, facts: Attendance, decision: De
     if decision.reply is not None:
         reply = _compose_reply(occasion, thread, facts, decision, decision.reply)
         told.replies.append(NewReply(reply=reply, visit_id=thread.visit_id))
-        told.replied.append((thread.visit_id, decision.reply))
-        told.deliveries.extend(_reply_deliveries(occasion, reply))
+        told.replied.append((thread.visit_id, decision.reply, thread.corrections))
+        told.deliveries.extend(_reply_deliveries(occasion, reply, facts))
         told.acts.append(_act(organisation_owner(facts.sender), "reply.given", reply.reply_id))
     told.settled = [
         (thread.visit_id, candidate.entry_id)
@@ -110,14 +125,41 @@ async def save_announcements(
     await outbox.add_deliveries(connection, keyring, [sent for each in told for sent in each.deliveries], now)
 
 
+def announce_withdrawal(occasion: Occasion, authority: str, alert_id: str) -> Announcement:
+    """Tell an authority that an alert is withdrawn: never a silent disappearance."""
+    withdrawn = AlertWithdrawn(
+        alert_id=alert_id,
+        authority=authority,
+        withdrawn_at=occasion.now,
+        reason="The entry of your list on which this alert rested was taken back as an error.",
+    )
+    content = msgspec.json.encode(withdrawn)
+    return Announcement(
+        deliveries=[
+            NewDelivery(
+                id=occasion.keyring.derive_id("delivery", channel, alert_id, "withdrawn"),
+                channel=channel,
+                owner=authority_owner(authority),
+                event_type=ALERT_WITHDRAWN,
+                content_type=JSON,
+                content=content,
+                alert_id=alert_id,
+            )
+            for channel in _alert_channels(occasion, authority)
+        ],
+        acts=[_act(authority_owner(authority), "alert.withdrawn", alert_id)],
+    )
+
+
 def _compose_alert(
     occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision, *, authority: str, late: bool
 ) -> NewAlert:
     matched = [(candidate, match) for candidate, match in decision.matched if candidate.authority == authority]
     entries = [candidate.entry for candidate, _ in matched]
+    role = alert_role(thread.withdrawn.get(authority, 0))
     return NewAlert(
         alert=compose_alert(
-            alert_id=derive_alert_id(occasion.keyring, thread.visit_id, authority),
+            alert_id=derive_alert_id(occasion.keyring, thread.visit_id, authority, role),
             authority=authority,
             facts=facts,
             site=occasion.directory.sites.get(facts.sender),
@@ -126,6 +168,7 @@ def _compose_alert(
             late=late,
         ),
         visit_id=thread.visit_id,
+        role=role,
         held_by=_first_holder(authority, entries, occasion.directory),
         due_by=occasion.now + occasion.rules.escalation,
         entries=tuple((candidate.entry_id, candidate.entry.allocated_worker) for candidate, _ in matched),
@@ -165,30 +208,48 @@ def _compose_reply(
     )
     shown = [(candidate.authority, candidate.entry) for candidate, _ in decision.matched]
     differs = differing_facts(decision.matched)
+    plans = show_plans(shown, occasion.directory.authorities, london_day(occasion.now))
+    told = [code for code in dict.fromkeys(code for code, _ in shown) if code in thread.alerted | {*decision.to_alert}]
     return ClinicianReply(
-        reply_id=derive_reply_id(occasion.keyring, thread.visit_id, outcome),
+        reply_id=derive_reply_id(occasion.keyring, thread.visit_id, outcome, thread.corrections),
         organisation=facts.sender,
         in_answer_to=facts.control_id,
         visit_number=facts.visit_number,
         local_patient_id=facts.local_patient_id,
         replied_at=occasion.now,
         outcome=outcome,
-        wording=word_reply(outcome, lists, occasion.now, differs),
-        plans=show_plans(shown, occasion.directory.authorities),
+        wording=_word(occasion, thread, decision, outcome, lists, is_told=bool(told)),
+        plans=plans,
         differs=differs,
-        authorities_told=tuple(
-            dict.fromkeys(occasion.directory.authorities[candidate.authority].name for candidate, _ in decision.matched)
-        ),
+        authorities_told=tuple(occasion.directory.authorities[code].name for code in told),
         lists=lists,
+    )
+
+
+def _word(
+    occasion: Occasion,
+    thread: Thread,
+    decision: Decision,
+    outcome: ReplyOutcome,
+    lists: ListsSearched,
+    *,
+    is_told: bool,
+) -> str:
+    taken_back = f"{CORRECTION} " if thread.corrections else ""
+    if outcome is not ReplyOutcome.MATCH:
+        return taken_back + word_reply(outcome, lists, occasion.now)
+    on = london_day(occasion.now)
+    return taken_back + word_match(
+        differing_facts(decision.matched),
+        all_ended=all(candidate.entry.has_ended(on) for candidate, _ in decision.matched),
+        by_mother=all(IdentityFact.MOTHER in match.agrees for _, match in decision.matched),
+        is_told=is_told,
     )
 
 
 def _alert_deliveries(occasion: Occasion, alert: NewAlert) -> list[NewDelivery]:
     content = msgspec.json.encode(alert.alert)
     authority = alert.alert.authority
-    channels = [ChannelName.TOPIC] if occasion.rules.topics_enabled else []
-    if occasion.directory.authorities[authority].webhook_url:
-        channels.append(ChannelName.WEBHOOK)
     return [
         NewDelivery(
             id=occasion.keyring.derive_id("delivery", channel, alert.alert.alert_id),
@@ -199,23 +260,25 @@ def _alert_deliveries(occasion: Occasion, alert: NewAlert) -> list[NewDelivery]:
             content=content,
             alert_id=alert.alert.alert_id,
         )
-        for channel in channels
+        for channel in _alert_channels(occasion, authority)
     ]
 
 
-def _reply_deliveries(occasion: Occasion, reply: ClinicianReply) -> list[NewDelivery]:
+def _alert_channels(occasion: Occasion, authority: str) -> list[ChannelName]:
+    channels = [ChannelName.TOPIC] if occasion.rules.topics_enabled else []
+    if occasion.directory.authorities[authority].webhook_url:
+        channels.append(ChannelName.WEBHOOK)
+    return channels
+
+
+def _reply_deliveries(occasion: Occasion, reply: ClinicianReply, facts: Attendance) -> list[NewDelivery]:
+    """A department is answered in kind, as its last message of the visit came, if it takes replies that way."""
     contents = [(ChannelName.TOPIC, JSON, msgspec.json.encode(reply))] if occasion.rules.topics_enabled else []
     site = occasion.directory.sites.get(reply.organisation)
-    if site is not None and site.reply_host:
-        control_id = occasion.keyring.derive_id("reply-control-id", reply.reply_id)[:20].upper()
-        message = build_reply(
-            reply,
-            sending_application=BROKER_APPLICATION,
-            sending_facility=BROKER_FACILITY,
-            control_id=control_id,
-            at=occasion.now,
-        )
-        contents.append((ChannelName.HL7V2_REPLY, HL7V2, message))
+    if site is not None and site.reply_url and (facts.is_fhir or not site.reply_host):
+        contents.append((ChannelName.FHIR_REPLY, FHIR_JSON, _write_bundle(occasion, reply, site.reply_url)))
+    elif site is not None and site.reply_host:
+        contents.append((ChannelName.HL7V2_REPLY, HL7V2, _write_oru(occasion, reply)))
     return [
         NewDelivery(
             id=occasion.keyring.derive_id("delivery", channel, reply.reply_id),
@@ -228,6 +291,32 @@ def _reply_deliveries(occasion: Occasion, reply: ClinicianReply) -> list[NewDeli
         )
         for channel, content_type, content in contents
     ]
+
+
+def _write_oru(occasion: Occasion, reply: ClinicianReply) -> bytes:
+    control_id = occasion.keyring.derive_id("reply-control-id", reply.reply_id)[:20].upper()
+    return build_reply(
+        reply,
+        sending_application=BROKER_APPLICATION,
+        sending_facility=BROKER_FACILITY,
+        control_id=control_id,
+        at=occasion.now,
+    )
+
+
+def _write_bundle(occasion: Occasion, reply: ClinicianReply, endpoint: str) -> bytes:
+    bundle_id, header_id = (
+        str(UUID(occasion.keyring.derive_id(kind, reply.reply_id), version=5))
+        for kind in ("reply-bundle", "reply-message-header")
+    )
+    return build_reply_bundle(
+        reply,
+        bundle_id=bundle_id,
+        header_id=header_id,
+        application=BROKER_APPLICATION,
+        endpoint=endpoint,
+        at=occasion.now,
+    )
 
 
 def _first_holder(authority: str, entries: Sequence[ChildListEntry], directory: Directory) -> str:

@@ -24,10 +24,12 @@ from typing import Final, Protocol
 import uvicorn
 
 from adapters.errors import LogError
+from adapters.fhir_reply import FhirReplyChannel
 from adapters.hl7v2_reply import Hl7v2ReplyChannel
 from adapters.kafka import KafkaLog, KafkaLogReader, describe_durability, ensure_topics
 from adapters.kafka_options import KafkaOptions
 from adapters.mllp import MllpClient, MllpClientOptions, MllpOptions, MllpServer
+from adapters.posting import PostingOptions
 from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
 from adapters.topic import TopicChannel, TopicOptions
 from adapters.webhook import WebhookChannel, WebhookOptions
@@ -38,11 +40,14 @@ from broker.consumers import attendance
 from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import ConsumeLoop, LoopOptions
 from broker.dispatcher import Dispatcher, DispatchOptions
+from broker.domain.visibility import Windows
+from broker.doors import DoorLimits, create_doors, join_doors
 from broker.intake import Intake
 from broker.jobs.runner import JobOptions, JobRunner
 from broker.keyring import Keyring, KeyringError, generate_key, parse_keys
 from broker.liveness import Liveness, Vitals, is_ready, measure_quiet_s, read_statuses
 from broker.ports import Channel, Log, LogReader
+from broker.replay import Replayer
 from broker.senders import SNAPSHOT_NAME, Senders
 from broker.settings import Settings
 from broker.storage import ledger
@@ -113,6 +118,8 @@ def check_safety(settings: Settings) -> list[str]:
         problems.append("CPIS_PUBLIC_URL: people must reach the pages by https")
     if settings.webhook_allow_private and not settings.webhook_allowed_hosts:
         problems.append("CPIS_WEBHOOK_ALLOW_PRIVATE: only with the hosts named in CPIS_WEBHOOK_ALLOWED_HOSTS")
+    if settings.fhir_reply_allow_private and not settings.fhir_reply_allowed_hosts:
+        problems.append("CPIS_FHIR_REPLY_ALLOW_PRIVATE: only with the hosts named in CPIS_FHIR_REPLY_ALLOWED_HOSTS")
     if not settings.mllp_reply_tls:
         problems.append("CPIS_MLLP_REPLY_TLS: replies must be encrypted")
     if settings.kafka_bootstrap_servers and settings.kafka_security_protocol in ("PLAINTEXT", "SASL_PLAINTEXT"):
@@ -211,12 +218,30 @@ async def count_ledger(settings: Settings, database: Database) -> tuple[TopicLed
         return topic, await ledger.count_alerts(connection)
 
 
+@asynccontextmanager
+async def open_replayer(settings: Settings, database: Database) -> AsyncIterator[Replayer]:
+    """What asks for replays on the engines of the settings."""
+    log_ = open_log(settings)
+    try:
+        yield Replayer(
+            database,
+            log_,
+            load_keyring(settings),
+            SystemClock(),
+            topic=settings.name_on_log(attendance.TOPIC),
+            group=settings.name_on_log(attendance.GROUP),
+        )
+    finally:
+        await log_.close()
+
+
 def rules_of(settings: Settings) -> Rules:
     """How people are told, by the settings."""
     return Rules(
         escalation=timedelta(minutes=settings.escalation_minutes),
         look_back=timedelta(hours=settings.look_back_hours),
         list_stale=timedelta(hours=settings.list_stale_hours),
+        windows=Windows(plan_days=settings.plan_shown_days, unborn_days=settings.unborn_plan_shown_days),
         topics_enabled=bool(settings.kafka_bootstrap_servers),
     )
 
@@ -363,8 +388,8 @@ async def _intake(settings: Settings) -> AsyncIterator[Part]:
 @asynccontextmanager
 async def _attendances(settings: Settings) -> AsyncIterator[Part]:
     await _until_prepared(settings)
-    database = _open_watched_database(settings)
-    consumer = AttendanceConsumer(database, load_keyring(settings), SystemClock(), rules_of(settings))
+    database, log_ = _open_watched_database(settings), open_log(settings)
+    consumer = AttendanceConsumer(database, log_, load_keyring(settings), SystemClock(), rules_of(settings))
     options = LoopOptions(
         group=settings.name_on_log(attendance.GROUP),
         records_max=settings.batch_records_max,
@@ -378,6 +403,7 @@ async def _attendances(settings: Settings) -> AsyncIterator[Part]:
     try:
         yield ConsumeLoop(reader, consumer, database, SystemClock(), options)
     finally:
+        await log_.close()
         await database.close()
 
 
@@ -415,17 +441,24 @@ async def _jobs(settings: Settings) -> AsyncIterator[Part]:
 
 @asynccontextmanager
 async def _web(settings: Settings) -> AsyncIterator[Part]:
-    database = open_database(settings)
-    app = create_app(
+    database, log_, keyring = open_database(settings), open_log(settings), load_keyring(settings)
+    pages = create_app(
         database=database,
-        keyring=load_keyring(settings),
+        keyring=keyring,
         clock=SystemClock(),
         settings=settings,
         status=lambda: read_status(settings, database),
     )
+    senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
+    intake = Intake(log_, settings.name_on_log(attendance.TOPIC), keyring, senders, SystemClock())
+    limits = DoorLimits(
+        body_bytes_max=settings.fhir_bundle_bytes_max,
+        body_timeout_s=settings.fhir_body_timeout_s,
+        requests_max=settings.fhir_requests_max,
+    )
     server = _Server(
         uvicorn.Config(
-            app,
+            join_doors(create_doors(intake, senders, limits), pages),
             host=settings.http_host,
             port=settings.http_port,
             access_log=False,
@@ -438,6 +471,7 @@ async def _web(settings: Settings) -> AsyncIterator[Part]:
     try:
         yield WebPart(server)
     finally:
+        await log_.close()
         await database.close()
 
 
@@ -452,13 +486,12 @@ _PARTS: Final[Mapping[PartName, Callable[[Settings], AbstractAsyncContextManager
 
 def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
     """The ways out that the settings allow."""
-    hosts = frozenset(host.strip() for host in settings.webhook_allowed_hosts.split(",") if host.strip())
     channels: dict[ChannelName, Channel] = {
         ChannelName.WEBHOOK: WebhookChannel(
             WebhookOptions(
                 read_timeout_s=settings.delivery_timeout_s,
                 total_timeout_s=settings.delivery_timeout_s,
-                allowed_hosts=hosts,
+                allowed_hosts=_hosts(settings.webhook_allowed_hosts),
                 allow_plain_http=settings.webhook_allow_private and settings.is_development,
                 allow_private_addresses=settings.webhook_allow_private,
             ),
@@ -471,6 +504,18 @@ def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
                 MllpClientOptions(answer_timeout_s=settings.delivery_timeout_s),
                 _client_tls(settings.mllp_reply_ca_file) if settings.mllp_reply_tls else None,
             )
+        ),
+        ChannelName.FHIR_REPLY: FhirReplyChannel(
+            PostingOptions(
+                read_timeout_s=settings.delivery_timeout_s,
+                total_timeout_s=settings.delivery_timeout_s,
+                allowed_hosts=_hosts(settings.fhir_reply_allowed_hosts),
+                allow_plain_http=settings.fhir_reply_allow_private and settings.is_development,
+                allow_private_addresses=settings.fhir_reply_allow_private,
+            ),
+            on_event=_report_wire,
+            now=SystemClock().now,
+            tls=_client_tls(settings.fhir_reply_ca_file),
         ),
     }
     if settings.kafka_bootstrap_servers:
@@ -516,6 +561,10 @@ def _sqlite_options(settings: Settings) -> SqliteLogOptions:
         partitions=settings.log_partitions,
         append_timeout_s=settings.log_append_timeout_s,
     )
+
+
+def _hosts(text: str) -> frozenset[str]:
+    return frozenset(host.strip().lower() for host in text.split(",") if host.strip())
 
 
 def _client_tls(authorities: Path | None) -> ssl.SSLContext:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,21 +26,29 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.child_list_csv import MalformedFile, RowProblem
-from adapters.errors import LogError
+from adapters.content import sniff_content
+from adapters.errors import LogError, NotDurable
+from adapters.hl7v2_conformance import find_conformance_issues
 from broker import bootstrap
 from broker.bootstrap import ConfigurationError, PartName
 from broker.clock import SystemClock
+from broker.consumers import attendance
 from broker.directory_upload import DirectoryUpload, ImportReport, make_operator
 from broker.keyring import generate_key
 from broker.list_upload import UnknownAuthority, upload_children
 from broker.liveness import is_ready, read_statuses
+from broker.replay import ItemReport, RangeAsked, ReplayRefused, ReplayReport, parse_bound
 from broker.senders import SNAPSHOT_NAME
 from broker.settings import Settings
 from broker.storage import audit, ledger, quarantine
+from broker.storage.audit import Act
 from broker.storage.database import Database
 from broker.storage.migrations import is_current, migrate, newest
+from broker.storage.tables import ItemState
 from broker.supervisor import EXIT_CONFIGURATION, Supervisor, child_environment
 from broker.telemetry import innermost_line
+from broker.terminal import show_age, show_message, showing_progress
+from schemas.identifiers import BROKER_OWNER
 
 Result = TypeVar("Result")
 EXIT_NOT_WELL = 1
@@ -66,6 +75,10 @@ errors = Console(stderr=True, highlight=False)
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check the file, change nothing.")]
 FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)]
+ByOption = Annotated[str, typer.Option(help="Your name, for the audit.")]
+WhyOption = Annotated[str, typer.Option(help="Why, for the audit; nothing about a person.")]
+QUARANTINE_ROWS_MAX = 1000
+NAME_LETTERS_MAX = 100
 
 
 class DirectoryFile(StrEnum):
@@ -116,12 +129,13 @@ def serve(
 @app.command()
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Play unpaced, print the ledger, end.")] = False,
-    seed: Annotated[int, typer.Option(help="Another day with other people.")] = 1,
+    kafka: Annotated[bool, typer.Option("--kafka", help="On Apache Kafka and PostgreSQL.")] = False,
+    seed: Annotated[int, typer.Option(help="Another evening with other people.")] = 1,
 ) -> None:
-    """Play a day with synthetic people on the embedded engines; the pages stay open until Ctrl-C."""
+    """Play an evening with synthetic people, on the embedded engines; the pages stay open until Ctrl-C."""
     from broker.demo import play  # the demonstration is loaded only when it is asked for
 
-    raise typer.Exit(play(once=once, seed=seed, console=console))
+    raise typer.Exit(play(once=once, kafka=kafka, seed=seed, console=console))
 
 
 @app.command(name="migrate")
@@ -235,22 +249,161 @@ def show_ledger(as_json: JsonOption = False) -> None:
 
 
 @quarantine_app.command(name="list")
-def list_quarantine(as_json: JsonOption = False) -> None:
-    """Messages that could not be handled and wait for a person, oldest first."""
+def list_quarantine(
+    everything: Annotated[bool, typer.Option("--all", help="Also those that are settled.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Messages that could not be handled and wait for a person, oldest first, without their contents."""
 
     async def load(_: Settings, database: Database) -> list[quarantine.StoredQuarantined]:
+        choose = quarantine.list_all if everything else quarantine.list_open
         async with database.reading() as connection:
-            return await quarantine.list_open(connection, rows_max=1000)
+            return await choose(connection, rows_max=QUARANTINE_ROWS_MAX)
 
     items = _run(load)
+    now = SystemClock().now()
     if as_json:
-        _print_json(items)
+        _print_json(
+            [
+                msgspec.to_builtins(item)
+                | {"age_s": int((now - item.kept_at).total_seconds()), "is_overdue": _is_overdue(item, now)}
+                for item in items
+            ]
+        )
         return
-    shown = Table("kept at (UTC)", "topic", "position", "reason", "detail")
+    shown = Table("id", "kept at (UTC)", "age", "reason", "detail", "sender", "position", "state", "held by")
+    shown.columns[0].no_wrap = True
     for item in items:
-        position = f"{item.partition}/{item.offset}"
-        shown.add_row(f"{item.kept_at:%Y-%m-%d %H:%M:%S}", item.topic, position, item.reason, item.detail)
+        state = item.decision or item.state.value
+        shown.add_row(
+            item.id,
+            f"{item.kept_at:%Y-%m-%d %H:%M:%S}",
+            show_age(now - item.kept_at),
+            item.reason,
+            item.detail + (f" ({item.attempts} replays)" if item.attempts else ""),
+            item.sender or "not known",
+            f"{item.topic} {item.partition}/{item.offset}",
+            f"{state}, overdue" if _is_overdue(item, now) else state,
+            item.held_by,
+        )
     console.print(shown if items else "nothing is in quarantine")
+
+
+@quarantine_app.command(name="show")
+def show_quarantined(
+    item_id: Annotated[str, typer.Argument(metavar="ID", help="As quarantine list shows it.")],
+    by: ByOption = "",
+    raw: Annotated[Path | None, typer.Option(help="Write the exact bytes here instead of showing them.")] = None,
+) -> None:
+    """Show the contents of one message that could not be handled, and why. That you looked is audited."""
+    person = _person(by, "showing a message is reading about a person")
+
+    async def load(settings: Settings, database: Database) -> quarantine.KeptMessage | None:
+        async with database.writing() as connection:
+            keyring = bootstrap.load_keyring(settings)
+            kept = (await quarantine.load_kept(connection, keyring, [item_id])).get(item_id)
+            if kept is not None:
+                act = Act(owner=BROKER_OWNER, actor=person, action="quarantine.shown", subject=item_id)
+                await audit.record_acts(connection, [act], SystemClock().now())
+            return kept
+
+    kept = _run(load)
+    if kept is None:
+        _fail(f"there is no item {item_id!a}: cpis-broker quarantine list shows their ids", EXIT_NOT_WELL)
+    if kept.body is None:
+        _fail("its bytes do not open: the key they are kept under is not in CPIS_FIELD_KEYS", EXIT_NOT_WELL)
+    if raw is not None:
+        _write_private(raw, kept.body)
+        console.print(f"{len(kept.body)} bytes written to {raw}, readable only by you", soft_wrap=True, markup=False)
+        return
+    _print_kept(kept.item, kept.body)
+
+
+@quarantine_app.command(name="replay")
+def replay_quarantined(
+    *,
+    item_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Items to replay.")] = None,
+    by: ByOption = "",
+    why: WhyOption = "",
+    reason: Annotated[str, typer.Option(help="Every open item with this reason.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Every open item.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Have messages handled again that could not be handled. Who asked is audited; nobody is alerted twice."""
+    person = _person(by, "a replay is audited")
+    if sum((bool(item_ids), bool(reason), everything)) != 1:
+        _fail("choose the items: their ids, or --reason WORD, or --all", EXIT_CONFIGURATION)
+
+    async def replay(settings: Settings, database: Database) -> list[ItemReport]:
+        wanted = list(dict.fromkeys(item_ids or []))
+        if not wanted:
+            async with database.reading() as connection:
+                found = await quarantine.list_open(connection, rows_max=QUARANTINE_ROWS_MAX)
+            wanted = [item.id for item in found if everything or item.reason == reason]
+        reports = []
+        with showing_progress(errors, "replaying") as advance:
+            async with bootstrap.open_replayer(settings, database) as replayer:
+                for done, item_id in enumerate(wanted, start=1):
+                    reports.append(await replayer.replay_item(item_id, by=person, reason=why))
+                    advance(done, len(wanted))
+        return reports
+
+    reports = _run(replay)
+    if as_json:
+        _print_json(reports)
+    else:
+        for report in reports:
+            console.print(f"{report.id}: {report.result}", markup=False, soft_wrap=True)
+        asked = sum(report.is_asked for report in reports)
+        console.print(
+            f"{asked} of {len(reports)} asked for; the part attendances handles them, "
+            "then cpis-broker quarantine list shows what is left",
+            soft_wrap=True,
+        )
+    if not all(report.is_asked for report in reports):
+        raise typer.Exit(EXIT_NOT_WELL)
+
+
+@app.command(name="replay")
+def replay_topic(
+    *,
+    since: Annotated[str, typer.Option("--from", help="Offset, or instant like 2026-02-14T03:00Z.")],
+    topic: Annotated[str, typer.Option(help="Only attendances can be replayed.")] = attendance.TOPIC,
+    until: Annotated[
+        str, typer.Option("--to", help="Offset or instant that is not replayed any more; empty: all.")
+    ] = "",
+    partition: Annotated[int | None, typer.Option(min=0, help="Only this partition; else all of them.")] = None,
+    by: ByOption = "",
+    why: WhyOption = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, change nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Have every message of a range of the log handled again. Who asked is audited; nobody is alerted twice."""
+    person = _person(by, "a replay is audited")
+    if topic != attendance.TOPIC:
+        _fail(f"only the topic {attendance.TOPIC} can be replayed", EXIT_CONFIGURATION)
+    try:
+        last = parse_bound(until) if until else None
+        asked = RangeAsked(since=parse_bound(since), until=last, partition=partition)
+    except ValueError as error:
+        _fail(f"--from and --to: {error}", EXIT_CONFIGURATION)
+
+    async def replay(settings: Settings, database: Database) -> ReplayReport:
+        with showing_progress(errors, "counting" if dry_run else "replaying") as advance:
+            async with bootstrap.open_replayer(settings, database) as replayer:
+                return await replayer.replay_range(asked, by=person, reason=why, dry_run=dry_run, on_progress=advance)
+
+    report = _run(replay)
+    if as_json:
+        _print_json(report)
+        return
+    begun = "continued a replay that was begun before: " if report.continued else ""
+    told = f"{begun}{report.appended} messages {'would be' if dry_run else ''} replayed ({report.asked})"
+    console.print(told.replace("  ", " "), soft_wrap=True)
+    if report.were_replays:
+        console.print(f"  {report.were_replays} left out that are replays themselves")
+    if report.not_handled_yet:
+        console.print(f"  {report.not_handled_yet} left out that wait to be handled for the first time")
 
 
 @audit_app.command(name="verify")
@@ -355,6 +508,10 @@ def _run(job: Callable[[Settings, Database], Awaitable[Result]]) -> Result:
         _fail(f"{error}; nothing was loaded", EXIT_NOT_WELL)
     except UnknownAuthority as error:
         _fail(f"authority {error} is not in the directory: import it first; nothing was loaded", EXIT_NOT_WELL)
+    except ReplayRefused as error:
+        _fail(str(error), EXIT_NOT_WELL)
+    except NotDurable:
+        _fail("the log did not confirm what was appended: give the same command again to continue", EXIT_NOT_WELL)
     except LogError as error:
         _fail(
             f"the log does not answer ({type(error).__name__}): is it running, are the settings right?", EXIT_NOT_WELL
@@ -379,6 +536,47 @@ def _describe_problem(problem: ErrorDetails) -> str:
 def _operator() -> str:
     """Who sits at the command line, for the audit."""
     return f"cli:{getpass.getuser()}"
+
+
+def _person(name: str, because: str) -> str:
+    """Who asks, for the audit: the name that was given, and who is signed in to this machine."""
+    shown = " ".join(name.split())
+    if not shown or len(shown) > NAME_LETTERS_MAX or not shown.isprintable():
+        _fail(f"{because}: say who you are with --by NAME (1 to {NAME_LETTERS_MAX} letters)", EXIT_CONFIGURATION)
+    return f"{shown} ({_operator()})"
+
+
+def _is_overdue(item: quarantine.StoredQuarantined, now: datetime) -> bool:
+    return item.state is ItemState.OPEN and (item.due_by <= now or item.level > 0)
+
+
+def _print_kept(item: quarantine.StoredQuarantined, body: bytes) -> None:
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    facts = {
+        "reason": item.reason,
+        "detail": item.detail,
+        "sender": item.sender or "not known",
+        "kept at": f"{item.kept_at:%Y-%m-%d %H:%M:%S} UTC",
+        "position": f"{item.topic} {item.partition}/{item.offset}",
+        "replays": f"{item.attempts}, the last at {item.last_attempt_at:%Y-%m-%d %H:%M:%S} UTC"
+        if item.last_attempt_at
+        else "none",
+        "state": f"{item.decision} by {item.decided_by}" if item.decision else item.state.value,
+    }
+    for name, fact in facts.items():
+        console.print(f"{name}: {fact}", markup=False, soft_wrap=True)
+    if sniff_content(body) == "hl7v2":
+        for finding in find_conformance_issues(body):
+            console.print(f"HL7 v2: {finding}", markup=False, soft_wrap=True)
+    console.print(f"\n{show_message(body, encoding=encoding)}", markup=False, soft_wrap=True)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+    except OSError as error:
+        _fail(f"{path} cannot be written ({type(error).__name__}); it must not exist yet", EXIT_NOT_WELL)
 
 
 def _fail(text: str, code: int) -> NoReturn:

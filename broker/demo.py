@@ -1,23 +1,22 @@
 """The demonstration: a town of invented people, one emergency department, its authorities, and the broker between.
 
-Everything runs as it would outside: the broker as its own processes on the embedded engines, the other side as
-programs that speak to it over real sockets. Nothing is played back.
+Everything runs as it would outside: the broker as its own processes, the other side as programs that speak to it over
+real sockets. Nothing is played back. ``broker.story`` is what happens; here it is set up, and reckoned up at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import csv
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,24 +28,18 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from broker import bootstrap
 from broker.clock import SystemClock
 from broker.directory_upload import DirectoryUpload
-from broker.domain.visits import LONDON
 from broker.list_upload import upload_children
 from broker.senders import SNAPSHOT_NAME
 from broker.settings import Environment, Settings
 from broker.storage.ledger import AlertLedger, TopicLedger
 from broker.storage.migrations import migrate
+from broker.story import DemoFailed, Evening, find_login, play_evening, read_csv, read_journal
 
-MESSAGES_ONCE: Final = 400
-MESSAGES_PACED: Final = 240
-PACED_S: Final = 120.0
-ACKNOWLEDGED: Final = 3
+PAUSE_S: Final = 3.0
 _START_S: Final = 45.0
 _SETTLE_S: Final = 60.0
 SITE: Final = "RZ1"
-
-
-class DemoFailed(Exception):
-    """Something did not happen; the text says what and where to look."""
+FHIR_SHARE: Final = 0.3
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +51,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     reply_port: int
     case_port: int
     seed: int
+    engines: Mapping[str, str]
+    """Addresses of ``kafka`` and of the database; empty: the embedded ones."""
 
     @property
     def url(self) -> str:
@@ -73,6 +68,9 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
             http_port=self.http_port,
             mllp_port=self.mllp_port,
             public_url=self.url,
+            kafka_bootstrap_servers=self.engines.get("kafka", ""),
+            database_url=self.engines.get("database_url", ""),
+            kafka_prefix=f"demo-{os.getpid()}." if self.engines else "",
             webhook_allow_private=True,
             mllp_reply_tls=False,
         )
@@ -85,17 +83,17 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
         return kept | {f"CPIS_{name.upper()}": str(value) for name, value in told.items()}
 
 
-def play(*, once: bool, seed: int, console: Console) -> int:
-    """Play the day; returns 0 only if nothing was lost and the ledger balances."""
-    stage = _set_stage(once=once, seed=seed)
-    console.print(f"[bold]A day in a town that does not exist.[/bold] Everything of it lies in {stage.directory}")
+def play(*, once: bool, kafka: bool, seed: int, console: Console) -> int:
+    """Play the evening; returns 0 only if nothing was lost and the ledger balances."""
     try:
         with ExitStack() as stack:
+            engines = _start_engines(stack, console) if kafka else {}
+            stage = _set_stage(once=once, seed=seed, engines=engines)
+            console.print(f"[bold]An evening in a town that does not exist.[/bold] All of it lies in {stage.directory}")
             _prepare(stage, console)
             _start_broker(stage, stack, console)
             _start_authorities(stage, stack, console)
-            _play_department(stage, stack, console, once=once)
-            _acknowledge(stage, console)
+            _play_department(stage, stack, console, pause_s=0.0 if once else PAUSE_S)
             code = _reckon(stage, console)
             if not once:
                 _leave_open(stage, console)
@@ -108,7 +106,33 @@ def play(*, once: bool, seed: int, console: Console) -> int:
         return 130
 
 
-def _set_stage(*, once: bool, seed: int) -> Stage:
+def _start_engines(stack: ExitStack, console: Console) -> Mapping[str, str]:
+    """The servers that the settings name; without them, a Kafka and a PostgreSQL of the demonstration's own."""
+    named = Settings()
+    if named.kafka_bootstrap_servers and named.database_url:
+        return {"kafka": named.kafka_bootstrap_servers, "database_url": named.database_url}
+    if find_spec("tests") is None:
+        raise DemoFailed("set CPIS_KAFKA_BOOTSTRAP_SERVERS and CPIS_DATABASE_URL, or run make demo ARGS=--kafka")
+    with _working(console, "starting Apache Kafka and PostgreSQL"):
+        program = subprocess.Popen(
+            [sys.executable, "-m", "tests.engines", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        stack.callback(_end_engines, program)
+        assert program.stdout is not None
+        line = program.stdout.readline()
+    if not line:
+        raise DemoFailed("Apache Kafka or PostgreSQL did not start: make engines installs them")
+    found: dict[str, str] = json.loads(line)
+    return found
+
+
+def _end_engines(program: subprocess.Popen[bytes]) -> None:
+    assert program.stdin is not None
+    program.stdin.close()
+    program.wait(60)
+
+
+def _set_stage(*, once: bool, seed: int, engines: Mapping[str, str]) -> Stage:
     directory = Path("var") / "demo"
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "broker").mkdir(parents=True)
@@ -121,6 +145,7 @@ def _set_stage(*, once: bool, seed: int) -> Stage:
         reply_port=ports[2],
         case_port=ports[3],
         seed=seed,
+        engines=engines,
     )
 
 
@@ -191,33 +216,37 @@ def _start_authorities(stage: Stage, stack: ExitStack, console: Console) -> None
             time.sleep(0.05)
 
 
-def _play_department(stage: Stage, stack: ExitStack, console: Console, *, once: bool) -> None:
-    """The department sends its day; what becomes of it is told as it happens."""
-    messages = MESSAGES_ONCE if once else MESSAGES_PACED
-    arguments = ["-m", "mock_nhs.ed_system", "--port", str(stage.mllp_port), "--site", SITE]
-    arguments += ["--people", str(stage.directory / "town"), "--messages", str(messages), "--seed", str(stage.seed)]
+def _play_department(stage: Stage, stack: ExitStack, console: Console, *, pause_s: float) -> None:
+    """The department does as the story goes; afterwards everything has to arrive."""
+    arguments = ["-m", "mock_nhs.ed_system", "--port", str(stage.mllp_port), "--site", SITE, "--obey"]
+    arguments += ["--people", str(stage.directory / "town"), "--seed", str(stage.seed), "--linger-s", "600"]
     arguments += ["--record", str(stage.directory / "department.jsonl"), "--reply-port", str(stage.reply_port)]
-    arguments += ["--linger-s", "600"]
-    if not once:
-        arguments += ["--per-second", str(messages / PACED_S)]
-    console.print(f"The department {SITE} sends {messages} messages, four in five of them updates.")
-    stack.enter_context(_running(stage, "department", arguments))
-    deadline = time.monotonic() + _SETTLE_S + (0 if once else PACED_S)
-    seen: tuple[int, int] = (0, 0)
-    while True:
-        department, case_system = _read(stage, "department"), _read(stage, "case-system")
-        if not once:
-            seen = _narrate(console, department, case_system, seen)
-        if _is_settled(stage, department, case_system, messages):
-            return
+    arguments += ["--fhir", str(FHIR_SHARE), "--fhir-base", stage.url]
+    department = stack.enter_context(_running(stage, "department", arguments, obeys=True))
+    assert department.stdin is not None and department.stdout is not None
+    evening = Evening(
+        directory=stage.directory,
+        settings=stage.settings,
+        url=stage.url,
+        console=console,
+        wishes=department.stdin,
+        done=department.stdout,
+        pause_s=pause_s,
+    )
+    play_evening(evening)
+    department.stdin.close()
+    deadline = time.monotonic() + _SETTLE_S
+    while not _is_settled(stage):
         if time.monotonic() > deadline:
             raise DemoFailed(f"not everything arrived in time; see the logs in {stage.directory}")
         time.sleep(0.2)
 
 
-def _is_settled(stage: Stage, department: Sequence[Any], case_system: Sequence[Any], messages: int) -> bool:
+def _is_settled(stage: Stage) -> bool:
     """Whether every message is answered and handled and everything that was to be sent has arrived."""
-    if sum(line["what"] == "answered" for line in department) < messages:
+    department, case_system = _read(stage, "department"), _read(stage, "case-system")
+    offered = {line["control_id"] for line in department if line["what"] == "offered"}
+    if offered - {line["control_id"] for line in department if line["what"] == "answered"}:
         return False
     topic, alerts = asyncio.run(_count(stage.settings))
     arrived = sum(line["what"] == "alert" for line in case_system)
@@ -232,39 +261,14 @@ async def _count(settings: Settings) -> tuple[TopicLedger, AlertLedger]:
         await database.close()
 
 
-def _narrate(
-    console: Console, department: Sequence[Any], case_system: Sequence[Any], seen: tuple[int, int]
-) -> tuple[int, int]:
-    now = f"{SystemClock().now().astimezone(LONDON):%H:%M:%S}"
-    for line in department[seen[0] :]:
-        if line["what"] == "reply":
-            outcome = str(line["outcome"]).replace("_", " ")
-            console.print(f"  {now}  the department reads: {outcome} (visit {line['visit_number']})")
-    for line in case_system[seen[1] :]:
-        if line["what"] == "alert":
-            console.print(f"  {now}  [bold]authority {line['authority']} has an alert[/bold] in its case system")
-    return len(department), len(case_system)
-
-
-def _acknowledge(stage: Stage, console: Console) -> None:
-    """A duty worker signs in as anybody would, opens the newest alerts and acknowledges them."""
-    login, password = _find_login(stage, "duty_worker")
-    with httpx.Client(base_url=stage.url, follow_redirects=True, timeout=10) as browser:
-        token = _find(r'name="form_token" value="([^"]+)"', browser.get("/sign-in").text)
-        browser.post("/sign-in", data={"login": login, "password": password, "form_token": token})
-        paths = list(dict.fromkeys(re.findall(r'href="(/alerts/[0-9a-f]+)"', browser.get("/inbox").text)))
-        for path in paths[:ACKNOWLEDGED]:
-            token = _find(r'name="form_token" value="([^"]+)"', browser.get(path).text)
-            browser.post(f"{path}/acknowledge", data={"form_token": token}).raise_for_status()
-    console.print(f"The duty worker {login} signed in and acknowledged {len(paths[:ACKNOWLEDGED])} alerts.")
-
-
 def _reckon(stage: Stage, console: Console) -> int:
     """Count on both sides of the wire."""
     department, case_system = _read(stage, "department"), _read(stage, "case-system")
     arrived = [line for line in case_system if line["what"] == "alert"]
     repeated = sum(line["what"] == "alert_repeated" for line in case_system)
     replies = sum(line["what"] == "reply" for line in department)
+    console.print()
+    console.rule("[bold]Counted on both sides", align="left")
     console.print(f"The authorities' case system holds {len(arrived)} alerts ({repeated} sent more than once).")
     console.print(f"The department holds {replies} replies.")
     result = subprocess.run([sys.executable, "-m", "broker", "ledger"], env=stage.environment, check=False)
@@ -276,39 +280,17 @@ def _reckon(stage: Stage, console: Console) -> int:
 def _leave_open(stage: Stage, console: Console) -> None:
     console.print(f"\nThe pages are open at [bold]{stage.url}[/bold] - sign in as one of:")
     for role, meaning in (("social_worker", "a social worker"), ("duty_worker", "the duty desk")):
-        login, password = _find_login(stage, role)
+        login, password = find_login(stage.directory, role)
         console.print(f"  {meaning}: {login} / {password}")
-    clinician = _read_csv(stage.directory / "town" / "clinicians.csv")[0]
+    clinician = read_csv(stage.directory / "town" / "clinicians.csv")[0]
     console.print(f"  a clinician: {clinician['login']} / {clinician['password']}")
     console.print("Ctrl-C ends everything.")
     while True:
         time.sleep(1)
 
 
-def _find_login(stage: Stage, role: str) -> tuple[str, str]:
-    rows = _read_csv(stage.directory / "town" / "workers.csv")
-    found = next(row for row in rows if row["role"] == role and row["login"])
-    return found["login"], found["password"]
-
-
-def _find(pattern: str, page: str) -> str:
-    found = re.search(pattern, page)
-    if found is None:
-        raise DemoFailed("a page did not look as expected")
-    return found.group(1)
-
-
 def _read(stage: Stage, name: str) -> list[Any]:
-    """The other side's journal: one JSON document per line, the last of which may still be being written."""
-    path = stage.directory / f"{name}.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_journal(stage.directory / f"{name}.jsonl")
 
 
 def _call(stage: Stage, *arguments: Sequence[str]) -> str:
@@ -322,11 +304,20 @@ def _call(stage: Stage, *arguments: Sequence[str]) -> str:
 
 
 @contextmanager
-def _running(stage: Stage, name: str, arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A program in the background; what it prints goes to a file. SIGTERM at the end, and time to drain."""
+def _running(
+    stage: Stage, name: str, arguments: Sequence[str], *, obeys: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in the background; SIGTERM at the end, and time to drain. What it prints goes to a file.
+
+    One that ``obeys`` is told what to do, and its answers are read.
+    """
     with (stage.directory / f"{name}.log").open("wb") as output:
         program = subprocess.Popen(  # noqa: S603 - our own programs
-            [sys.executable, *arguments], env=stage.environment, stdout=output, stderr=output
+            [sys.executable, *arguments],
+            env=stage.environment,
+            stdin=subprocess.PIPE if obeys else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if obeys else output,
+            stderr=output,
         )
         try:
             yield program

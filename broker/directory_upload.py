@@ -145,7 +145,8 @@ class DirectoryUpload:
             if not line.credential:
                 issued.append(Issued(to=owner, what="credential (MSH-8)", secret=credential))
             digest = digest_credential(self._keyring, line.site.code, credential.encode())
-        await directory.save_site(connection, self._keyring, line.site, digest, RecipientSecrets(topic=topic))
+        secrets = RecipientSecrets(topic=topic, reply=_reply_credential(line, stored.reply))
+        await directory.save_site(connection, self._keyring, line.site, digest, secrets)
         return issued
 
     async def _save_worker(self, connection: AsyncConnection, line: WorkerLine) -> list[Issued]:
@@ -199,6 +200,13 @@ async def make_operator(
         act = Act(owner=BROKER_OWNER, actor=actor, action="operator.added", subject=login)
         await audit.record_acts(connection, [act], clock.now())
     return password
+
+
+def _reply_credential(line: SiteLine, stored: bytes) -> bytes:
+    """The department's own: as given or as stored. Nobody keeps one for a server that is no longer named."""
+    if line.site.reply_url is None:
+        return b""
+    return line.reply_credential.encode() if line.reply_credential else stored
 
 
 def _secret(given: str | None, stored: bytes, issued: list[Issued], owner: str, field: str) -> bytes:

@@ -202,6 +202,8 @@ class Dispatcher:
             url = authority.webhook_url if authority is not None else None
             return Address(address=url, secret=secrets.webhook) if url else None
         site = await directory.find_site(connection, code)
+        if site is not None and lane.channel is ChannelName.FHIR_REPLY:
+            return Address(address=site.reply_url, secret=secrets.reply) if site.reply_url else None
         if site is None or not site.reply_host:
             return None
         return Address(address=f"{site.reply_host}:{site.reply_port}")

@@ -1,26 +1,30 @@
 """Accept bytes, see who sent them and whether they can be understood, append them to the log, answer.
 
-Touches no database: an attendance is accepted while the database is down. AA is said only after the log has the
-message durably, also when it was not understood: then it goes to a person, and the department's feed goes on.
+Touches no database: an attendance is accepted while the database is down. Nothing is said to be kept before the log
+has it durably. What is kept and not understood goes to a person, and the department's feed goes on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Mapping
 from typing import Final, Protocol
 
-from adapters.errors import NotDurable, NotHl7, Unreadable
-from adapters.hl7v2 import AckCode, ErrorCode, Header, NotAnAttendance, build_ack, read_attendance, read_header
+import msgspec
+
+from adapters.errors import NotAnAttendance, NotDurable, NotHl7, Unreadable
+from adapters.fhir import Finding, NotAnAttendanceBundle, UnreadableBundle, read_bundle
+from adapters.hl7v2 import AckCode, ErrorCode, Header, build_ack, read_attendance, read_header
+from adapters.hl7v2_batch import is_batch, join_answers, split_batch
+from broker.envelope import FHIR, HL7V2, Envelope, enclose
 from broker.keyring import Keyring
 from broker.ports import Clock, Log
 from broker.senders import Senders
 from broker.telemetry import APPEND_SECONDS, MESSAGES_ACCEPTED, MESSAGES_REFUSED, LogEvent, log
 from schemas.attendance import Attendance
+from schemas.directory import Sender
 from schemas.identifiers import parse_ods_code
-
-RECORD_SEAL: Final = "log-record"
-CONTENT_TYPE: Final = b"application/hl7-v2+er7"
-EVENT_TYPE: Final = b"uk.cpis-broker.attendance.received.v1"
 
 
 class Peer(Protocol):
@@ -30,6 +34,27 @@ class Peer(Protocol):
     def host(self) -> str:
         """Address of the peer."""
         ...
+
+
+class FhirAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sender of a Bundle is told: an HTTP status, and what was found. ``message_id`` only when it is kept."""
+
+    status: int
+    message_id: str | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+ACCEPTED: Final = 202
+NOT_DURABLE: Final = 503
+_REFUSALS: Final[Mapping[str, int]] = {
+    "message_too_large": 413,
+    "not_json": 400,
+    "too_deep": 400,
+    "duplicate_keys": 400,
+    "not_a_bundle": 400,
+    "unreadable_structure": 400,
+}
+"""HTTP status of what cannot be kept; 422 for everything that is JSON and a Bundle and still says nobody's name."""
 
 
 class Intake:
@@ -42,8 +67,38 @@ class Intake:
         self._senders = senders
         self._clock = clock
 
-    async def accept_hl7v2(self, message: bytes, peer: Peer) -> bytes | None:
-        """Take one HL7 v2 message; the answer, or None when it could not be made durable: the sender resends."""
+    async def accept_hl7v2(self, frame: bytes, peer: Peer) -> bytes | None:
+        """Take the HL7 v2 messages of a frame; the answer, or None when one was not made durable: all are resent."""
+        messages = split_batch(frame)
+        answers = await asyncio.gather(*(self._accept_message(message, peer) for message in messages))
+        kept = [answer for answer in answers if answer is not None]
+        if len(kept) < len(answers):
+            return None
+        return join_answers(kept, in_batch=is_batch(frame)) if len(kept) > 1 else kept[0]
+
+    async def accept_fhir(self, body: bytes, sender: Sender) -> FhirAnswer:
+        """Take one FHIR R4 Bundle of a sender that showed its credential."""
+        said: Attendance | None = None
+        try:
+            # In a thread: a large Bundle must not hold up the others.
+            reading = await asyncio.to_thread(read_bundle, body)
+        except NotAnAttendanceBundle as error:
+            control_id, findings = error.bundle_id, error.findings
+        except UnreadableBundle as error:
+            MESSAGES_REFUSED.labels(reason=error.reason).inc()
+            log(LogEvent.MESSAGE_REFUSED, sender=sender.code, reason=error.reason)
+            return FhirAnswer(status=_REFUSALS.get(error.reason, 422), findings=error.findings)
+        else:
+            said, findings = reading.attendance, reading.findings
+            control_id = said.control_id
+        envelope = self._enclose(body, sender.code, control_id, said, FHIR)
+        if not await self._append(envelope, sender.code, door="fhir"):
+            return FhirAnswer(status=NOT_DURABLE)
+        if said is not None and said.is_degraded:
+            log(LogEvent.MESSAGE_DEGRADED, sender=sender.code, count=len(findings))
+        return FhirAnswer(status=ACCEPTED, message_id=envelope.message_id, findings=findings)
+
+    async def _accept_message(self, message: bytes, peer: Peer) -> bytes | None:
         try:
             header = read_header(message)
         except Unreadable as error:
@@ -52,34 +107,36 @@ class Intake:
         if sender is None:
             return self._refuse(header, "sender_not_permitted", ErrorCode.UNKNOWN_KEY)
         said, problem = _understand(message)
-        if not await self._append(message, header, sender.code, said):
+        envelope = self._enclose(message, sender.code, header.control_id, said, HL7V2)
+        if not await self._append(envelope, sender.code, door="mllp"):
             return None
         if problem is None:
             return self._answer(header, "AA", "")
         log(LogEvent.MESSAGE_NOT_UNDERSTOOD, sender=sender.code, reason=problem)
         return self._answer(header, sender.not_understood.value, f"kept, not understood: {problem}")
 
-    async def _append(self, message: bytes, header: Header, sender: str, said: Attendance | None) -> bool:
-        message_id = self._keyring.marker(sender, header.control_id, message).hex()
-        headers = {
-            "content-type": CONTENT_TYPE,
-            "ce_specversion": b"1.0",
-            "ce_id": message_id.encode(),
-            "ce_source": sender.encode(),
-            "ce_type": EVENT_TYPE,
-            "ce_time": self._clock.now().isoformat().encode(),
-            "ce_keyid": self._keyring.current.encode(),
-        }
-        key = self._keyring.index("key", sender, _ordering_id(said) or message_id)
-        value = self._keyring.seal(message, about=RECORD_SEAL)
+    def _enclose(
+        self, body: bytes, sender: str, control_id: str, said: Attendance | None, content_type: str
+    ) -> Envelope:
+        return enclose(
+            self._keyring,
+            body,
+            sender=sender,
+            control_id=control_id,
+            said=said,
+            content_type=content_type,
+            at=self._clock.now(),
+        )
+
+    async def _append(self, envelope: Envelope, sender: str, *, door: str) -> bool:
         began = time.perf_counter()
         try:
-            await self._log.append(self._topic, key=key, value=value, headers=headers)
+            await self._log.append(self._topic, key=envelope.key, value=envelope.value, headers=envelope.headers)
         except NotDurable:
             log(LogEvent.MESSAGE_NOT_DURABLE, sender=sender)
             return False
         APPEND_SECONDS.observe(time.perf_counter() - began)
-        MESSAGES_ACCEPTED.labels(door="mllp").inc()
+        MESSAGES_ACCEPTED.labels(door=door).inc()
         return True
 
     def _refuse(self, header: Header | None, reason: str, code: ErrorCode) -> bytes:
@@ -106,11 +163,6 @@ def _understand(message: bytes) -> tuple[Attendance | None, str | None]:
         return None, error.reason
     except Exception as error:
         return None, type(error).__name__
-
-
-def _ordering_id(said: Attendance | None) -> str | None:
-    """Messages of one patient keep their order; without a patient those of one visit."""
-    return (said.local_patient_id or said.visit_number) if said is not None else None
 
 
 def _refusal_of(error: Unreadable) -> ErrorCode:

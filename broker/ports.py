@@ -39,6 +39,14 @@ class Log(Protocol):
         """The record at ``offset``, or None when the log does not hold it. Raises LogUnavailable."""
         ...
 
+    async def read_from(self, partition: Partition, offset: int, *, records_max: int) -> Sequence[LogRecord]:
+        """The first records from ``offset`` on, in order; none when the log does not hold that offset.
+
+        Fewer than there are when they are large, and none where only offsets without a record follow closely.
+        Raises LogUnavailable.
+        """
+        ...
+
     async def close(self) -> None:
         """Finish what was begun and let go."""
         ...

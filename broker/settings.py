@@ -56,9 +56,9 @@ class Settings(BaseSettings):
     field_keys: SecretStr = Field(default=SecretStr(""), description="ID:BASE64,... 32 bytes each; the first seals")
     index_key: SecretStr = Field(default=SecretStr(""), description="BASE64, 32 bytes; blind indexes; never changes")
 
-    http_host: str = Field(default="127.0.0.1", description="Where the pages listen")
-    http_port: int = Field(default=8000, ge=0, le=65535, description="Port of the pages")
-    http_body_bytes_max: int = Field(default=1_048_576, ge=1024, description="A larger request is refused")
+    http_host: str = Field(default="127.0.0.1", description="Where the pages and the FHIR doors listen")
+    http_port: int = Field(default=8000, ge=0, le=65535, description="Port of the pages and the FHIR doors")
+    http_body_bytes_max: int = Field(default=1_048_576, ge=1024, description="A larger request to the pages is refused")
     http_connections_max: int = Field(default=256, ge=1, description="Connections and requests at one time")
     public_url: str = Field(default="http://127.0.0.1:8000", description="How people reach the pages")
     session_hours_max: float = Field(default=10.0, gt=0, le=24, description="A signed-in person signs in again after")
@@ -80,6 +80,15 @@ class Settings(BaseSettings):
     mllp_pipelined_max: int = Field(default=64, ge=1, le=10_000, description="Unanswered messages per connection")
     mllp_idle_timeout_s: float = Field(default=600.0, gt=0, description="A silent connection is closed")
     mllp_frame_timeout_s: float = Field(default=30.0, gt=0, description="A message that arrives slower is refused")
+
+    fhir_bundle_bytes_max: int = Field(
+        default=4_000_000,
+        ge=1024,
+        le=4_000_000,
+        description="A larger FHIR Bundle is refused; the log takes no larger one",
+    )
+    fhir_body_timeout_s: float = Field(default=30.0, gt=0, le=600, description="A body that arrives slower is refused")
+    fhir_requests_max: int = Field(default=64, ge=1, le=1000, description="FHIR Bundles held at one time; others wait")
 
     batch_records_max: int = Field(default=500, ge=1, le=10_000, description="Messages in one transaction at most")
     poll_wait_s: float = Field(default=0.2, gt=0, le=5, description="How long a poll waits when nothing is there")
@@ -106,11 +115,20 @@ class Settings(BaseSettings):
     webhook_ca_file: Path | None = Field(default=None, description="Certificate authority of case systems")
     mllp_reply_tls: bool = Field(default=True, description="Replies over MLLP go encrypted; false only in development")
     mllp_reply_ca_file: Path | None = Field(default=None, description="Certificate authority of departments' listeners")
+    fhir_reply_allowed_hosts: str = Field(default="", description="Comma-separated; empty: any public host")
+    fhir_reply_allow_private: bool = Field(
+        default=False, description="Private addresses too: only for named hosts; in development for any, without TLS"
+    )
+    fhir_reply_ca_file: Path | None = Field(
+        default=None, description="Certificate authority of departments' FHIR servers"
+    )
 
     escalation_minutes: float = Field(
         default=15.0, gt=0, description="Unacknowledged alerts and reviews go to the duty desk"
     )
     look_back_hours: float = Field(default=72.0, gt=0, description="Visits a changed list entry is matched against")
+    plan_shown_days: int = Field(default=365, ge=0, le=3650, description="A plan is shown so long after its end")
+    unborn_plan_shown_days: int = Field(default=28, ge=0, le=3650, description="An unborn child's plan, after its end")
     list_stale_hours: float = Field(default=72.0, gt=0, description="An older list is named stale in replies")
 
     @field_validator("delivery_timeout_s")

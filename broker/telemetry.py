@@ -37,6 +37,7 @@ class LogEvent(StrEnum):
     MESSAGE_REFUSED = "message_refused"  # sender, reason
     MESSAGE_NOT_DURABLE = "message_not_durable"  # sender
     MESSAGE_NOT_UNDERSTOOD = "message_not_understood"  # sender, reason
+    MESSAGE_DEGRADED = "message_degraded"  # sender, count
     SENDERS_LOADED = "senders_loaded"  # count
     SENDERS_UNREADABLE = "senders_unreadable"  # error
     MLLP = "mllp"  # happening, count

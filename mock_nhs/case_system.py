@@ -140,7 +140,9 @@ class CaseSystem:
         self._faults = faults or Faults()
         self._journal = Journal(record)
         self._kept = {
-            line["idempotency_key"]: line["body_digest"] for line in read_journal(record) if line["what"] == "alert"
+            line["idempotency_key"]: line["body_digest"]
+            for line in read_journal(record)
+            if line["what"] in ("alert", "withdrawal")
         }
         self._on_receipt = on_receipt
         self._clock = clock
@@ -240,8 +242,9 @@ class CaseSystem:
         repeated = receipt.idempotency_key in self._kept
         first = self._kept.setdefault(receipt.idempotency_key, digest)
         alert = receipt.alert
+        what = "withdrawal" if "withdrawn_at" in alert else "alert"
         self._note(
-            "alert_repeated" if repeated else "alert",
+            f"{what}_repeated" if repeated else what,
             idempotency_key=receipt.idempotency_key,
             alert_id=receipt.alert_id,
             authority=receipt.authority,

@@ -2,28 +2,30 @@
 
 The shape is the one of NHS hospitals (ITK HL7 v2 specification 1.0.15 on v2.4; domain handbook 3.2): local number and
 NHS number as repetitions of PID-3, the number's status as ``NSTSnn`` in PID-32, the visit number in PV1-19. Four
-messages in five are updates. Some identities are not what one would wish (``Identity``).
+messages in five are updates. Some identities are not what one would wish (``Identity``). A share of the visits goes as
+FHIR message Bundles instead (``mock_nhs.fhir_bundle``).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Final
-from zoneinfo import ZoneInfo
+from typing import Final, cast
 
 from mock_nhs.er7 import escape, write_message, write_segment
 from mock_nhs.faults import Faults
-from mock_nhs.people import Person
+from mock_nhs.fhir_bundle import FHIR_JSON, LONDON, message_id, write_attendance
+from mock_nhs.people import Kin, Person
+from schemas.identifiers import NhsNumber
 
-LONDON: Final = ZoneInfo("Europe/London")
 OPEN_VISITS_MAX: Final = 400
 NEW_VISIT_SHARE: Final = 0.2
+HL7V2: Final = "application/hl7-v2+er7"
 
 _STRUCTURES: Final = {"A01": "ADT_A01", "A03": "ADT_A03", "A04": "ADT_A01", "A08": "ADT_A01", "A31": "ADT_A05"}
 _UPDATES: Final = ("A08",) * 13 + ("A31",) * 3 + ("A03",) * 3 + ("A01",)
@@ -83,6 +85,9 @@ class Visit:
     complaint: str
     disposition: str = ""
     left_at: datetime | None = None
+    by_fhir: bool = False
+    mother_nhs_number: str = ""
+    """Written in PID-21; empty when the department does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,7 @@ class AdtMessage:
     """A message to send, and what the department knows of it."""
 
     control_id: str
+    """MSH-10, or the id of the MessageHeader."""
     event: str
     visit_number: str
     local_patient_id: str
@@ -99,6 +105,7 @@ class AdtMessage:
     identity: Identity
     unreadable: bool
     body: bytes
+    content_type: str = HL7V2
 
     def facts(self) -> dict[str, str | int | bool]:
         """What the department's journal keeps of it."""
@@ -112,6 +119,7 @@ class AdtMessage:
             "birth_date": self.person.birth_date.isoformat(),
             "identity": str(self.identity),
             "unreadable": self.unreadable,
+            "content_type": self.content_type,
             "body_digest": sha256(self.body).hexdigest(),
         }
 
@@ -138,8 +146,10 @@ class Department:
         identities: Mapping[Identity, float] = TYPICAL,
         faults: Faults | None = None,
         clock: Callable[[], datetime] = _now,
+        fhir: float = 0.0,
     ) -> None:
-        """``site`` is the ODS code for MSH-4, ``credential`` stands in MSH-8; ``seed`` is part of every id.
+        """``site`` is the ODS code for MSH-4, ``credential`` stands in MSH-8; ``seed`` is part of every id; ``fhir``
+        is the share of visits (0 to 1) whose messages are FHIR Bundles.
 
         ``people`` need somebody unrelated to everybody wherever an identity is RENAMED or MISTAKEN.
         """
@@ -151,6 +161,8 @@ class Department:
         self._identities = identities
         self._faults = faults or Faults()
         self._clock = clock
+        self._fhir = fhir
+        self._fhir_draws = random.Random(f"{seed}:{site}:fhir")
         self._written = 0
         self._visits = 0
         self.open: dict[str, Visit] = {}
@@ -168,9 +180,21 @@ class Department:
         return self.update(visit.number, event)
 
     def register(
-        self, person: Person, identity: Identity = Identity.TRACED, *, event: str = "A04", complaint: str = ""
+        self,
+        person: Person,
+        identity: Identity = Identity.TRACED,
+        *,
+        event: str = "A04",
+        complaint: str = "",
+        by_fhir: bool | None = None,
+        mother: str = "",
+        readable: bool = True,
     ) -> AdtMessage:
-        """Open a visit: A04 in the emergency department, A01 straight to a ward."""
+        """Open a visit: A04 in the emergency department, A01 straight to a ward.
+
+        ``by_fhir`` None: as the department's share has it. ``mother`` is the mother's NHS number. A message that is
+        not ``readable`` does not say who came.
+        """
         self._visits += 1
         number = f"V{self._seed}-{self._visits:06d}"
         nhs_number, status = self._know_number(person, identity)
@@ -186,9 +210,24 @@ class Department:
             arrived_at=self._clock(),
             arrival_mode=self._draws.choice(_ARRIVAL_MODES),
             complaint=complaint or self._draws.choice(_COMPLAINTS),
+            by_fhir=(self._fhir_draws.random() < self._fhir) if by_fhir is None else by_fhir,
+            mother_nhs_number=mother,
         )
-        self.open[number] = visit
-        return self._write(visit, event)
+        if readable:
+            self.open[number] = visit
+        return self._write(visit, event, readable=readable)
+
+    def register_newborn(self, mother: Person) -> AdtMessage:
+        """Open a visit of a baby born today: no NHS number yet, but the mother's."""
+        baby = replace(
+            mother,
+            nhs_number=cast(NhsNumber, ""),
+            given_name="Baby",
+            birth_date=self._clock().astimezone(LONDON).date(),
+            kin=Kin.CHILD,
+        )
+        complaint = "Newborn, brought in by ambulance with the mother"
+        return self.register(baby, Identity.ABSENT, complaint=complaint, by_fhir=False, mother=mother.nhs_number)
 
     def update(self, visit_number: str, event: str = "A08") -> AdtMessage:
         """Write of an open visit: A08 or A31; A01 when the patient is admitted; A03 closes the visit."""
@@ -229,19 +268,18 @@ class Department:
     def _other_name(self, person: Person) -> str:
         return self._unrelated(person).family_name
 
-    def _write(self, visit: Visit, event: str) -> AdtMessage:
+    def _write(self, visit: Visit, event: str, *, readable: bool = True) -> AdtMessage:
         self._written += 1
         control_id = f"{self._site}-{self._seed}-{self._written:07d}"
-        unreadable = self._faults.fires("ed.write.unreadable")
-        segments = [
-            self._write_msh(control_id, event),
-            write_segment("EVN", {2: write_time(self._clock())}),
-            *([] if unreadable else [_write_pid(self._site, visit)]),
-            _write_pv1(self._site, visit, event),
-            write_segment("PV2", {3: f"^{escape(visit.complaint)}", 38: visit.arrival_mode}),
-        ]
+        unreadable = self._faults.fires("ed.write.unreadable") or not readable
+        if visit.by_fhir:
+            body = write_attendance(
+                visit, site=self._site, event=event, control_id=control_id, at=self._clock(), readable=not unreadable
+            )
+        else:
+            body = self._write_hl7(visit, event, control_id, readable=not unreadable)
         return AdtMessage(
-            control_id=control_id,
+            control_id=message_id(control_id) if visit.by_fhir else control_id,
             event=event,
             visit_number=visit.number,
             local_patient_id=visit.local_patient_id,
@@ -249,8 +287,19 @@ class Department:
             person=visit.person,
             identity=visit.identity,
             unreadable=unreadable,
-            body=write_message(segments),
+            body=body,
+            content_type=FHIR_JSON if visit.by_fhir else HL7V2,
         )
+
+    def _write_hl7(self, visit: Visit, event: str, control_id: str, *, readable: bool) -> bytes:
+        segments = [
+            self._write_msh(control_id, event),
+            write_segment("EVN", {2: write_time(self._clock())}),
+            *([_write_pid(self._site, visit)] if readable else []),
+            _write_pv1(self._site, visit, event),
+            write_segment("PV2", {3: f"^{escape(visit.complaint)}", 38: visit.arrival_mode}),
+        ]
+        return write_message(segments)
 
     def _write_msh(self, control_id: str, event: str) -> str:
         return write_segment(
@@ -294,6 +343,7 @@ def _write_pid(site: str, visit: Visit) -> str:
             7: person.birth_date.strftime("%Y%m%d"),
             8: person.sex,
             11: f"{escape(person.address)}^^Anytown^^{person.postcode}^GBR^H",
+            21: f"{visit.mother_nhs_number}^^^NHS^NH" if visit.mother_nhs_number else "",
             32: f"NSTS{visit.number_status}",
         },
     )

@@ -8,7 +8,10 @@ ed.send.half_frame      half of an MLLP block is written, then the connection cl
 ed.send.hang_up         the whole block is written and the connection closed at once, its ACK unread; sent again
 ed.send.twice           the block is written twice, with the same control id
 ed.send.slow_frame      half of the block, a pause, the other half
-ed.write.unreadable     the department composes a message nobody can understand (no PID segment)
+ed.post.half_request    half of a FHIR message's request is written, then the connection closes; sent again
+ed.post.hang_up         the whole request is written and the connection closed at once, its answer unread; sent again
+ed.post.twice           the request is sent twice, one after the other, with the same bytes
+ed.write.unreadable     the department composes a message nobody can understand (no PID segment, no Patient)
 ed.reply.no_ack         the reply is kept, and nothing is answered; the connection stays open
 ed.reply.late_ack       the reply is kept; its ACK is held until the next block comes, and written before that one's
 ed.reply.ack_ae         the reply is not kept; the answer is AE
@@ -17,6 +20,14 @@ ed.reply.close          the reply is not kept; the connection closes without an 
 ed.reply.drop_after_keep  the reply is kept; the connection closes without an answer
 ed.reply.slow           the reply is kept; its ACK comes after a pause
 ed.reply.not_hl7        the reply is not kept; the answer is a block that is not HL7
+ed.fhir.refuse_400      the reply Bundle is not kept; 400
+ed.fhir.refuse_503      the reply Bundle is not kept; 503
+ed.fhir.429_retry_after the reply Bundle is not kept; 429 with Retry-After in seconds
+ed.fhir.slow            the reply Bundle is kept; 200 after a pause
+ed.fhir.drop_after_read the request is read whole, nothing is kept, and the connection closes without an answer
+ed.fhir.drop_after_keep  the reply Bundle is kept, and the connection closes without an answer
+ed.fhir.half_response   the reply Bundle is kept; the answer breaks off inside its header
+ed.fhir.redirect        the reply Bundle is not kept; 307 to a path of the same server that records who follows
 case.refuse_400         the alert is not kept; 400, as for a body the case system will never take
 case.refuse_503         the alert is not kept; 503
 case.429_retry_after    the alert is not kept; 429 with Retry-After in seconds

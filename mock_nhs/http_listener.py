@@ -1,4 +1,5 @@
-"""HTTP/1.1 as far as a webhook needs it (RFC 9112): read a request whole, write an answer, keep the connection.
+"""HTTP/1.1 as far as this side needs it (RFC 9112): read a request whole, write an answer, keep the connection; and
+read an answer.
 
 Written on the socket so that it can do what a web framework would not: break off in the middle of an answer.
 """
@@ -49,6 +50,33 @@ class Answer:
         lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+class BadResponse(Exception):
+    """An answer that is none, or broken off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """An answer, whole. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def read_response(reader: asyncio.StreamReader) -> Response:
+    """The answer to the request that was written last. Raises BadResponse."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        status, length = int(first.split(" ")[1]), int(headers.get("content-length", "0"))
+        if not first.startswith("HTTP/1.") or "transfer-encoding" in headers or length > BODY_BYTES_MAX:
+            raise BadResponse
+        return Response(status=status, headers=headers, body=await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, IndexError):
+        raise BadResponse from None
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:

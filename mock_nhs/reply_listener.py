@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
-from typing import Final
 
 from mock_nhs.department import write_time
 from mock_nhs.er7 import (
@@ -27,44 +24,8 @@ from mock_nhs.er7 import (
     write_segment,
 )
 from mock_nhs.faults import Faults
-from mock_nhs.journal import Journal, read_journal
 from mock_nhs.listener import Listener
-from schemas.identifiers import parse_nhs_number
-
-OUTCOMES: Final = ("match", "no_record_found", "identity_to_be_checked")
-_SYNTHETIC_NUMBER: Final = re.compile(r"(?<![0-9])999[ -]?[0-9]{3}[ -]?[0-9]{4}(?![0-9])")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """One OBX beyond the outcome and its wording: the parts of a plan, the lists that were searched."""
-
-    code: str
-    """OBX-3.1."""
-    name: str
-    """OBX-3.2."""
-    group: str
-    """OBX-4: what belongs to one plan has one group."""
-    value: str
-
-    def __str__(self) -> str:
-        group = f" {self.group}" if self.group else ""
-        return f"{self.name or self.code}{group}: {self.value}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """A reply as the department reads it."""
-
-    control_id: str
-    """MSH-10: the same for every repeat."""
-    visit_number: str
-    local_patient_id: str
-    outcome: str
-    wording: str
-    observations: tuple[Observation, ...]
-    problems: tuple[str, ...]
-    """What a reply should not be: closed words."""
+from mock_nhs.reply_book import Observation, Reply, ReplyBook, find_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,17 +55,14 @@ def read_reply(block: bytes, visits: Mapping[str, str]) -> Reply:
     )
     visit_number = message.value("PV1", 19)
     local_patient_id = message.value("PID", 3)
-    problems = []
-    if outcome not in OUTCOMES:
-        problems.append("outcome_unknown")
-    if not wording:
-        problems.append("no_wording")
-    if visit_number not in visits:
-        problems.append("visit_unknown")
-    elif visits[visit_number] != local_patient_id:
-        problems.append("patient_of_another_visit")
-    if any(parse_nhs_number(found) for found in _SYNTHETIC_NUMBER.findall(block.decode("utf-8", "replace"))):
-        problems.append("nhs_number_written")
+    problems = find_problems(
+        block.decode("utf-8", "replace"),
+        visits,
+        visit_number=visit_number,
+        local_patient_id=local_patient_id,
+        outcome=outcome,
+        wording=wording,
+    )
     return Reply(
         control_id=control_id,
         visit_number=visit_number,
@@ -132,23 +90,16 @@ class ReplyListener:
         self,
         options: ReplyListenerOptions,
         faults: Faults,
-        journal: Journal,
+        book: ReplyBook,
         visits: Mapping[str, str],
-        on_reply: Callable[[Reply], None] = lambda reply: None,
     ) -> None:
-        """``on_reply`` hears every reply once."""
         self._options = options
         self._faults = faults
-        self._journal = journal
+        self._book = book
         self._visits = visits
-        self._on_reply = on_reply
         self._listener = Listener(self._serve, buffer_bytes_max=BLOCK_BYTES_MAX)
-        self._kept = {
-            line["control_id"]: line["content_digest"] for line in read_journal(journal.path) if line["what"] == "reply"
-        }
         self._held: bytes = b""
         self._numbers = itertools.count(1)
-        self.replies: list[Reply] = []
 
     async def start(self) -> int:
         """Listen, and return the port."""
@@ -190,7 +141,7 @@ class ReplyListener:
             return self._write_ack(block, "AE")
         if fires("ed.reply.ack_ar"):
             return self._write_ack(block, "AR")
-        self._keep(reply, block)
+        self._book.keep(reply)
         if fires("ed.reply.drop_after_keep"):
             return None
         if fires("ed.reply.no_ack"):
@@ -201,29 +152,6 @@ class ReplyListener:
         if fires("ed.reply.slow"):
             await asyncio.sleep(self._options.slow_pause_s)
         return self._write_ack(block, "AA")
-
-    def _keep(self, reply: Reply, block: bytes) -> None:
-        """Write the reply down; a repeat is known by its control id, and should say what the first one said."""
-        observations = [str(each) for each in reply.observations]
-        content = "\0".join((reply.visit_number, reply.outcome, reply.wording, *observations))
-        digest = sha256(content.encode()).hexdigest()
-        repeated = reply.control_id in self._kept
-        first = self._kept.setdefault(reply.control_id, digest)
-        self._journal.write(
-            "reply_repeated" if repeated else "reply",
-            at=datetime.now(UTC).isoformat(),
-            control_id=reply.control_id,
-            visit_number=reply.visit_number,
-            local_patient_id=reply.local_patient_id,
-            outcome=reply.outcome,
-            wording=reply.wording,
-            observations=observations,
-            problems=[*reply.problems, *(["repeat_differs"] if first != digest else [])],
-            content_digest=digest,
-        )
-        if not repeated:
-            self.replies.append(reply)
-            self._on_reply(reply)
 
     def _write_ack(self, block: bytes, code: str) -> bytes:
         """The acknowledgement (2.14.2), with the control id it answers when there is one."""

@@ -71,6 +71,8 @@ class Site:
     credential: str
     """Forty hexadecimal digits: what MSH-8 holds in HL7 v2.4."""
     topic_secret: str
+    reply_token: str
+    """The bearer token that its own FHIR server asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,11 @@ class Listing:
         """Whether the plan runs on that day."""
         return self.start_date <= on and (self.end_date is None or on < self.end_date)
 
+    def is_shown(self, on: date) -> bool:
+        """Whether the plan is shown on that day, as current or as ended: CP-IS shows it for a while after its end."""
+        days = 28 if self.plan_type == UNBORN else 365
+        return self.is_current(on) or (self.end_date is not None and 0 <= (on - self.end_date).days <= days)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Town:
@@ -116,11 +123,11 @@ class Town:
     listings: tuple[Listing, ...]
 
     def authorities_listing(self, nhs_number: str) -> frozenset[str]:
-        """The codes of the authorities on whose list the person has a current plan."""
+        """The codes of the authorities on whose list the person has a plan that is shown."""
         return frozenset(
             listing.authority
             for listing in self.listings
-            if listing.person.nhs_number == nhs_number and listing.is_current(self.on)
+            if listing.person.nhs_number == nhs_number and listing.is_shown(self.on)
         )
 
 
@@ -222,8 +229,10 @@ def write_csv(
     *,
     case_system_url: str = "",
     replies: Mapping[str, tuple[str, int]] | None = None,
+    fhir_replies: Mapping[str, str] | None = None,
 ) -> None:
-    """Write every CSV file. ``replies`` is, by site code, the host and port where its system takes ORU^R01;
+    """Write every CSV file. ``replies`` is, by site code, the host and port where its system takes ORU^R01,
+    ``fhir_replies`` the URL where it takes message Bundles;
     an authority's webhook is its code under ``case_system_url``, for which see ``mock_nhs.case_system``.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -240,8 +249,9 @@ def write_csv(
     )
     _write(
         directory / "sites.csv",
-        "code name telephone authorities reply_host reply_port replies_for_adults peers credential topic_secret",
-        (_site_row(site, (replies or {}).get(site.code)) for site in town.sites),
+        "code name telephone authorities reply_host reply_port replies_for_adults peers credential topic_secret "
+        "reply_url reply_credential",
+        (_site_row(site, (replies or {}).get(site.code), (fhir_replies or {}).get(site.code)) for site in town.sites),
     )
     _write(
         directory / "clinicians.csv",
@@ -281,7 +291,7 @@ def _authority_row(authority: Authority, case_system_url: str) -> tuple[str, ...
     )
 
 
-def _site_row(site: Site, reply: tuple[str, int] | None) -> tuple[str, ...]:
+def _site_row(site: Site, reply: tuple[str, int] | None, reply_url: str | None) -> tuple[str, ...]:
     host, port = (reply[0], str(reply[1])) if reply else ("", "")
     return (
         site.code,
@@ -294,6 +304,8 @@ def _site_row(site: Site, reply: tuple[str, int] | None) -> tuple[str, ...]:
         "127.0.0.0/8",
         site.credential,
         site.topic_secret,
+        reply_url or "",
+        site.reply_token if reply_url else "",
     )
 
 
@@ -378,6 +390,7 @@ def _invent_site(seed: int, number: int, authorities: Sequence[Authority]) -> Si
         replies_for_adults=number % 2 == 1,
         credential=random.Random(f"{seed}:{code}:credential").randbytes(20).hex(),
         topic_secret=_invent_secret(seed, f"{code}:topic"),
+        reply_token=random.Random(f"{seed}:{code}:reply").randbytes(20).hex(),
     )
 
 
@@ -422,6 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sites", type=int, default=1)
     parser.add_argument("--case-system-url", default="", metavar="URL")
     parser.add_argument("--reply", action="append", default=[], metavar="SITE=HOST:PORT")
+    parser.add_argument("--fhir-reply", action="append", default=[], metavar="SITE=URL")
     given = parser.parse_args(arguments)
     town = build_town(
         given.seed,
@@ -437,7 +451,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         site, _, address = text.partition("=")
         host, _, port = address.rpartition(":")
         replies[site] = (host, int(port))
-    write_csv(town, given.out, case_system_url=given.case_system_url, replies=replies)
+    fhir_replies = dict(text.split("=", 1) for text in given.fhir_reply)
+    write_csv(town, given.out, case_system_url=given.case_system_url, replies=replies, fhir_replies=fhir_replies)
     print(f"{len(town.people)} people, {len(town.listings)} listings, {given.out}")
 
 

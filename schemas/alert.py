@@ -19,6 +19,8 @@ class IdentityFact(StrEnum):
     NHS_NUMBER = "NHS number"
     BIRTH_DATE = "date of birth"
     NAME = "name"
+    POSTCODE = "postcode"
+    MOTHER = "mother's NHS number"
 
 
 class ReplyOutcome(StrEnum):
@@ -45,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     plan_type: PlanType
     start_on: date
     end_on: date | None = None
+    has_ended: bool = False
 
 
 class AttendanceFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,6 +71,8 @@ class SocialCareAlert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     raised_at: datetime
     late: bool = False
     """True when the look-back found the visit after the list had changed, or an update gave the identity."""
+    is_newborn: bool = False
+    """The person who attends is the newborn of ``child``, the woman whose unborn child has the plan."""
     child: ListedChild
     plans: tuple[Plan, ...]
     allocated_workers: tuple[str, ...]
@@ -79,12 +84,22 @@ class SocialCareAlert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Why this alert came, in a sentence."""
 
 
+class AlertWithdrawn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an authority receives when the entry an alert rested on was taken back as an error."""
+
+    alert_id: str
+    authority: str
+    withdrawn_at: datetime
+    reason: str
+
+
 class PlanShown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A plan as a clinician sees it, with whom to ring."""
 
     plan_type: PlanType
     start_on: date
     end_on: date | None
+    has_ended: bool = False
     authority_name: str
     office_telephone: str
     emergency_telephone: str

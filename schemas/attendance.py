@@ -11,13 +11,46 @@ from schemas.identifiers import NhsNumber
 
 
 class Event(StrEnum):
-    """HL7 v2 trigger events the broker acts on (MSH-9.2; HL7 v2.4 chapter 3)."""
+    """HL7 v2 trigger events the broker acts on (MSH-9.2; HL7 v2.4 chapter 3).
+
+    FHIR messages are given the event that says the same of the visit.
+    """
 
     ADMITTED = "A01"
+    TRANSFERRED = "A02"
     LEFT = "A03"
     REGISTERED = "A04"
+    PREADMITTED = "A05"
+    MADE_INPATIENT = "A06"
+    MADE_OUTPATIENT = "A07"
     UPDATED = "A08"
+    DEPARTING = "A09"
+    ARRIVING = "A10"
+    ADMISSION_CANCELLED = "A11"
+    TRANSFER_CANCELLED = "A12"
+    DISCHARGE_CANCELLED = "A13"
+    ADMISSION_PENDING = "A14"
+    TRANSFER_PENDING = "A15"
+    DISCHARGE_PENDING = "A16"
+    PATIENT_MERGED = "A18"
+    LEAVE_BEGUN = "A21"
+    LEAVE_ENDED = "A22"
+    PENDING_DISCHARGE_CANCELLED = "A25"
+    PENDING_TRANSFER_CANCELLED = "A26"
+    PENDING_ADMISSION_CANCELLED = "A27"
+    PERSON_ADDED = "A28"
+    PERSON_DELETED = "A29"
     PERSON_UPDATED = "A31"
+    ARRIVAL_CANCELLED = "A32"
+    DEPARTURE_CANCELLED = "A33"
+    PATIENT_IDS_MERGED = "A34"
+    PREADMISSION_CANCELLED = "A38"
+    IDENTIFIERS_MERGED = "A40"
+    ACCOUNTS_MERGED = "A41"
+    IDENTIFIERS_MOVED = "A43"
+    VISIT_MOVED = "A45"
+    IDENTIFIERS_CHANGED = "A47"
+    ALLERGIES_UPDATED = "A60"
 
 
 class NhsNumberProblem(StrEnum):
@@ -52,6 +85,8 @@ class Attendance(msgspec.Struct, frozen=True, kw_only=True):
     nhs_number_problem: NhsNumberProblem | None = None
     nhs_number_status: str | None = None
     """NHS number status code, ``01`` to ``08`` (NHS Data Dictionary); PID-32 in HL7 v2."""
+    mother_nhs_number: NhsNumber | None = None
+    """The mother's NHS number where the message gives it (PID-21; RelatedPerson in FHIR)."""
     local_patient_id: str | None = None
     names: tuple[PersonName, ...] = ()
     birth_date: date | None = None
@@ -72,3 +107,7 @@ class Attendance(msgspec.Struct, frozen=True, kw_only=True):
     complaint: str | None = None
     disposition: str | None = None
     """PV1-36."""
+    is_fhir: bool = False
+    """The message came as a FHIR Bundle, and not as HL7 v2."""
+    is_degraded: bool = False
+    """Read from a message that breaks the rules of its format: what could be read is here, more may be missing."""

@@ -37,10 +37,12 @@ class ChildListEntry(msgspec.Struct, frozen=True, kw_only=True):
     allocated_worker: str | None = None
     """The worker's code in the authority's directory."""
     team: str | None = None
+    deleted_on: date | None = None
+    """The authority took the entry back as an error."""
 
-    def is_current(self, on: date) -> bool:
-        """Whether the plan runs on ``on`` (Europe/London day); the end date itself no longer counts."""
-        return self.start_on <= on and (self.end_on is None or on < self.end_on)
+    def has_ended(self, on: date) -> bool:
+        """Whether the plan has ended by ``on`` (Europe/London day); the end date itself no longer counts."""
+        return self.end_on is not None and self.end_on <= on
 
 
 class ListFreshness(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ class ChannelName(StrEnum):
 
     WEBHOOK = "webhook"
     HL7V2_REPLY = "hl7v2_reply"
+    FHIR_REPLY = "fhir_reply"
     TOPIC = "topic"
 
 
@@ -54,9 +55,11 @@ class Parcel(msgspec.Struct, frozen=True, kw_only=True):
     """CloudEvents type, ``uk.cpis-broker.alert.raised.v1``."""
     created_at: datetime
     address: str
-    """URL of a webhook, ``host:port`` of an MLLP listener, name of a topic."""
+    """URL of a webhook or of a FHIR server's ``$process-message``, ``host:port`` of an MLLP listener, name of a
+    topic."""
     secret: bytes
-    """The recipient's own secret: signs the webhook, encrypts the topic's value; empty where not used."""
+    """The recipient's own secret: signs the webhook, encrypts the topic's value, is the bearer token of a FHIR
+    server; empty where not used."""
     recipient: str
     content: bytes
     content_type: str

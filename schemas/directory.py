@@ -36,6 +36,8 @@ class Authority(msgspec.Struct, frozen=True, kw_only=True):
     emergency_telephone: str
     """The emergency duty team, answered outside office hours."""
     webhook_url: str | None = None
+    alerts_for_ended_plans: bool = True
+    """Whether it is told of the visit of a person whose plan has ended and is still shown."""
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +61,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     reply_host: str | None = None
     reply_port: int | None = None
     """Where its integration engine takes ORU^R01 over MLLP; None: it reads the page or the topic."""
+    reply_url: str | None = None
+    """Where its FHIR server takes message Bundles, ending in ``$process-message``; goes before ``reply_host``."""
     replies_for_adults: bool = False
     peers: tuple[str, ...] = ()
     """Networks its messages may come from (CIDR). Empty: any."""

@@ -19,6 +19,7 @@ import base64
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import pwd
 import random
@@ -498,6 +499,7 @@ def produce_with_java_client(
     *,
     key: str | None = None,
     headers: Mapping[str, str] | None = None,
+    compression: str = "none",
     limit_s: float = 60,
 ) -> tuple[int, int]:
     """Append ``value`` untouched with Kafka's own Java client, and return its partition and offset.
@@ -509,7 +511,12 @@ def produce_with_java_client(
         value_path, log_path = Path(scratch, "value"), Path(scratch, "produce.log")
         value_path.write_bytes(value)
         command = [
-            *_java_command(jars_dir, "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"),
+            *_java_command(
+                jars_dir,
+                "-XX:TieredStopAtLevel=1",
+                "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+                f"-Dcompression={compression}",
+            ),
             str(KAFKA_DIR / "Produce.java"),
             bootstrap_servers,
             topic,
@@ -776,8 +783,25 @@ class TcpProxy:
         writer.write_eof()
 
 
+def serve() -> int:
+    """Run Apache Kafka and PostgreSQL for the demonstration until standard input ends; print where they are."""
+    kafka, postgres = KafkaServer(), PostgresServer()
+    try:
+        kafka.start()
+        postgres.start()
+        where = {"kafka": kafka.bootstrap_servers, "database_url": postgres.create_database("broker")}
+        print(json.dumps(where), flush=True)
+        sys.stdin.read()
+    finally:
+        postgres.close()
+        kafka.close()
+    return 0
+
+
 def main() -> int:
-    """Fetch what tests need that neither pip nor apt installs, saying so."""
+    """Fetch what tests need that neither pip nor apt installs, saying so; with ``serve``, run them."""
+    if sys.argv[1:] == ["serve"]:
+        return serve()
     try:
         if not kafka_jars_dir().is_dir():
             print(f"Fetching Apache Kafka {kafka_version()} (about 45 MB) ...", flush=True)

@@ -19,7 +19,7 @@ from broker.domain.replies import summarise_lists, word_reply
 from broker.keyring import Keyring, generate_key
 from broker.settings import Environment, Settings
 from broker.storage import alerts, logins, replies, reviews, visits
-from broker.storage.alerts import NewAlert, derive_alert_id
+from broker.storage.alerts import NewAlert, alert_role, derive_alert_id
 from broker.storage.database import Database
 from broker.storage.replies import NewReply, derive_reply_id
 from broker.storage.reviews import NewReview, ReviewContent, derive_review_id
@@ -195,7 +195,14 @@ async def store_alert(
     alert_id = derive_alert_id(keyring, visit_id, authority)
     alert = make_alert(facts, entries, alert_id=alert_id, authority=authority, site=site, now=now, late=late)
     rests_on = tuple((f"{alert_id}-{number}", entry.allocated_worker) for number, entry in enumerate(entries))
-    new = NewAlert(alert=alert, visit_id=visit_id, held_by=held_by, due_by=now + due_in, entries=rests_on)
+    new = NewAlert(
+        alert=alert,
+        visit_id=visit_id,
+        role=alert_role(0),
+        held_by=held_by,
+        due_by=now + due_in,
+        entries=rests_on,
+    )
     async with database.writing() as connection:
         await alerts.save_alerts(connection, keyring, [new])
     return alert

@@ -105,6 +105,13 @@ class MemoryLog:
             return None
         return self.records_from(partition, offset)[0]
 
+    async def read_from(self, partition: Partition, offset: int, *, records_max: int) -> Sequence[LogRecord]:
+        """The first records from ``offset`` on; none when the log does not hold it."""
+        extent = (await self.extents(partition.topic)).get(partition)
+        if extent is None or not extent.first <= offset < extent.end:
+            return []
+        return self.records_from(partition, offset)[:records_max]
+
     def records_from(self, partition: Partition, offset: int) -> list[LogRecord]:
         """The records of a partition from an offset on that it holds."""
         found = self._topics[partition.topic]

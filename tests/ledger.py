@@ -81,7 +81,8 @@ def _count_positions(books: Books, rows: dict[str, list[Any]], settled: bool) ->
         books.problems.append(f"{-waiting} more positions settled than the log holds")
     if settled and waiting:
         books.problems.append(f"{waiting} positions still wait")
-    markers = Counter(row["marker"] for row in rows["positions"] if row["reason"] != "repeated")
+    # A message counts once, and once more for every time that a person asked for it to be handled again.
+    markers = Counter((row["marker"], row["replay_id"]) for row in rows["positions"] if row["reason"] != "repeated")
     twice = [marker for marker, count in markers.items() if count > 1]
     if twice:
         books.problems.append(f"{len(twice)} messages counted twice")
@@ -110,7 +111,7 @@ def _count_alerts(books: Books, rows: dict[str, list[Any]]) -> None:
 
 def _count_department(books: Books, rows: dict[str, list[Any]], department: list[Any], sources: Sources) -> None:
     """What the department was told is kept must be on the log: as often as acknowledged, or more by resending."""
-    accepted = [line for line in department if line["what"] == "answered" and line["code"] == "AA"]
+    accepted = [line for line in department if line["what"] == "answered" and line["code"] in ("AA", "202")]
     books.acknowledged_by_sender = len(accepted)
     distinct = {row["marker"] for row in rows["positions"]}
     if len(accepted) > books.log_records:
@@ -126,7 +127,7 @@ def _count_replies(books: Books, rows: dict[str, list[Any]], department: list[An
     problems = Counter(problem for line in (*received, *repeated) for problem in line.get("problems", ()))
     if problems:
         books.problems.append(f"the department finds fault with replies: {dict(problems)}")
-    due = [row for row in rows["deliveries"] if row["lane"].startswith("hl7v2_reply:")]
+    due = [row for row in rows["deliveries"] if row["lane"].startswith(("hl7v2_reply:", "fhir_reply:"))]
     if settled and len(due) != len(received):
         books.problems.append(f"{len(due)} replies due at the department, {len(received)} received")
 

@@ -29,6 +29,7 @@ from mock_nhs.case_system import CaseOptions, CaseSystem
 from mock_nhs.department import Department
 from mock_nhs.ed_system import EdOptions, EdSystem
 from mock_nhs.faults import Faults
+from mock_nhs.fhir_link import FhirLinkOptions
 from mock_nhs.mllp_link import LinkOptions
 from mock_nhs.reply_listener import ReplyListenerOptions
 from mock_nhs.town import Town, build_town, read_secret, write_csv
@@ -182,9 +183,13 @@ async def open_system(
     kafka: str = "",
     seed: int = 1,
     connections: int = 2,
+    fhir: float = 0.0,
     **variables: str,
 ) -> AsyncIterator[System]:
-    """Set up an installation, its town and the other side; the parts are the test's to start."""
+    """Set up an installation, its town and the other side; the parts are the test's to start.
+
+    ``fhir`` is the share of the department's visits that go by FHIR, for which ``web`` must run.
+    """
     data_dir = directory / "broker"
     data_dir.mkdir(parents=True, exist_ok=True)
     prefix = f"t{uuid.uuid4().hex[:10]}." if kafka else ""
@@ -213,17 +218,20 @@ async def open_system(
         directory / "case-system.jsonl",
         faults,
     )
+    site = next(site for site in town.sites if site.code == SITE)
     ed = EdSystem(
         EdOptions(
             link=LinkOptions(host="127.0.0.1", port=mllp_port),
             replies=ReplyListenerOptions(site=SITE),
             connections=connections,
+            fhir=FhirLinkOptions(base=f"http://127.0.0.1:{http_port}", user=SITE, password=site.credential),
         ),
         directory / "department.jsonl",
         faults,
     )
-    site = next(site for site in town.sites if site.code == SITE)
-    department = Department(site=SITE, credential=site.credential, people=town.people, seed=seed, faults=faults)
+    department = Department(
+        site=SITE, credential=site.credential, people=town.people, seed=seed, faults=faults, fhir=fhir
+    )
     await case_system.start()
     await ed.start()
     system = System(

@@ -16,6 +16,7 @@ from broker.announcement import Rules
 from broker.consumers.attendance import GROUP, TOPIC, AttendanceConsumer
 from broker.consumers.loop import Batch
 from broker.directory_upload import DirectoryUpload
+from broker.jobs.runner import JobOptions, JobRunner
 from broker.keyring import Keyring
 from broker.list_upload import UploadReport, upload_children
 from broker.senders import write_snapshot
@@ -29,7 +30,7 @@ from broker.storage.reviews import StoredReview
 from schemas.alert import ClinicianReply
 from schemas.identifiers import authority_owner, organisation_owner
 from schemas.record import LogRecord, Partition, PositionOutcome
-from tests.fakes import ManualClock
+from tests.fakes import ManualClock, MemoryLog
 
 FIELD_KEYS = {"t1": bytes(range(32))}
 INDEX_KEY = bytes(range(32, 64))
@@ -49,7 +50,8 @@ RZ1,Fenwick General Hospital,01632 960301,706 707,127.0.0.1,2,no,,rz1-credential
 RZ2,Ottery Infirmary,01632 960302,706,,,yes,,rz2-credential
 """
 CHILDREN_COLUMNS = (
-    "local_id,nhs_number,family_name,given_name,birth_date,postcode,plan_type,start_date,end_date,worker,team"
+    "local_id,nhs_number,family_name,given_name,birth_date,postcode,plan_type,start_date,end_date,worker,team,"
+    "delete_date"
 )
 CASEY = "L1,9990000018,Tester,Casey,2015-03-02,ZZ99 1AA,child_protection_plan,2026-01-10,,W1,North"
 
@@ -62,6 +64,8 @@ class World:
     keyring: Keyring
     clock: ManualClock
     rules: Rules
+    log: MemoryLog
+    """Where the messages of a batch are put."""
     consumer: AttendanceConsumer
     directory: Path
     offset: int = 0
@@ -139,6 +143,11 @@ class World:
             )
             return [reply for _, reply in found]
 
+    async def run_jobs(self) -> None:
+        """Do what list changes left to do, and hand over what is overdue."""
+        while await JobRunner(self.database, self.keyring, self.clock, self.rules, JobOptions()).run_once():
+            pass
+
     async def delivery_count(self) -> int:
         """Everything that was put in the outbox."""
         async with self.database.reading() as connection:
@@ -160,8 +169,9 @@ async def open_world(url: str, directory: Path, *, topics_enabled: bool = False)
     )
     try:
         await furnish(database, keyring, clock, directory)
-        consumer = AttendanceConsumer(database, keyring, clock, rules)
-        yield World(database, keyring, clock, rules, consumer, directory)
+        log = MemoryLog()
+        consumer = AttendanceConsumer(database, log, keyring, clock, rules)
+        yield World(database, keyring, clock, rules, log, consumer, directory)
     finally:
         await database.close()
 
@@ -223,13 +233,15 @@ def hl7(
     at: datetime = datetime(2026, 2, 14, 3, 7),  # noqa: DTZ001 - HL7 v2 writes local time
     status: str = "01",
     complaint: str = "Fall from height",
+    mother: str = "",
 ) -> bytes:
     """One ADT message in the ITK shape. An empty value leaves the field empty."""
     stamp = f"{at:%Y%m%d%H%M%S}"
     identifiers = f"{nhs_number}^^^NHS^NH~" if nhs_number else ""
     born = f"{birth_date:%Y%m%d}" if birth_date else ""
     pid = ["PID", "1", "", f"{identifiers}{patient}^^^{sender}^MR", "", f"{family}^{given}^^^^^L", "", born, "2"]
-    pid += ["", "", "1 SAMPLE ST^^LEEDS^^ZZ99 1AA^GBR^H", *[""] * 20, status]
+    pid += ["", "", "1 SAMPLE ST^^LEEDS^^ZZ99 1AA^GBR^H", *[""] * 9, mother and f"{mother}^^^NHS^NH"]
+    pid += [*[""] * 10, status]
     segments = [
         f"MSH|^~\\&|EDIS|{sender}|BROKER|CPIS|{stamp}|{credential}|ADT^{event}^ADT_A01|"
         f"{control_id or f'C{next(_control_ids)}'}|P|2.4|||AL|NE|GBR|UNICODE|EN||iTKv1.0",

@@ -15,15 +15,15 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters.errors import Unreadable
-from adapters.hl7v2 import NotAnAttendance, read_attendance, read_header
-from broker.announcement import Announcement, Occasion, Rules, announce, save_announcements
+from broker.announcement import Announcement, Occasion, Rules, announce, open_occasion, save_announcements
 from broker.consumers.loop import Batch
+from broker.consumers.reading import ReadMessage, enclose_parts, leave_unread, read_record
+from broker.consumers.replaying import mark_messages, settle_replays
 from broker.domain.decision import Candidate, decide
 from broker.domain.matching import candidate_blocks
 from broker.domain.visits import london_day, opens_visit
-from broker.keyring import Keyring, KeyringError
-from broker.ports import Clock
+from broker.keyring import Keyring
+from broker.ports import Clock, Log
 from broker.storage import audit, child_lists, directory, handled, quarantine, visits
 from broker.storage.audit import Act
 from broker.storage.child_lists import index_block, index_nhs_number
@@ -33,40 +33,21 @@ from broker.storage.quarantine import NewQuarantined
 from broker.storage.visits import Thread, derive_visit_id, index_patient
 from broker.telemetry import MESSAGES_HANDLED, LogEvent, log
 from schemas.attendance import Attendance
-from schemas.identifiers import BROKER_OWNER, NhsNumber, OwnerId, organisation_owner, parse_ods_code
-from schemas.record import LogRecord, PositionOutcome
+from schemas.identifiers import BROKER_OWNER, NhsNumber
+from schemas.record import PositionOutcome
 
 TOPIC: Final = "attendances"
 GROUP: Final = "attendances"
-KEY_ID_HEADER: Final = "ce_keyid"
-RECORD_SEAL: Final = "log-record"
 _DIRECTORY_KEPT: Final = timedelta(seconds=1)
-
-
-class ReadMessage(msgspec.Struct, kw_only=True):
-    """One record, read before the transaction, and what becomes of it."""
-
-    record: LogRecord
-    body: bytes
-    sender: str
-    marker: bytes
-    said: Attendance | None = None
-    visit_id: str | None = None
-    outcome: PositionOutcome | None = None
-    reason: str = ""
-    detail: str = ""
-
-    @property
-    def owner(self) -> OwnerId:
-        """Who the position belongs to."""
-        return organisation_owner(self.sender) if self.sender else BROKER_OWNER
 
 
 class AttendanceConsumer:
     """Handles batches of attendance messages."""
 
-    def __init__(self, database: Database, keyring: Keyring, clock: Clock, rules: Rules) -> None:
+    def __init__(self, database: Database, log_: Log, keyring: Keyring, clock: Clock, rules: Rules) -> None:
+        """``log_`` is where the messages of a batch that stands in one record are put, each on its own."""
         self._database = database
+        self._log = log_
         self._keyring = keyring
         self._clock = clock
         self._rules = rules
@@ -76,15 +57,25 @@ class AttendanceConsumer:
         """Handle the batch in one transaction, return how many; raises Fenced when the partition is another's."""
         messages = [read_record(self._keyring, record) for record in batch.records]
         now = self._clock.now()
+        await self._append_parts(batch, messages, now)
         async with self._database.writing() as connection:
-            fresh = await handled.mark_handled(connection, [message.marker for message in messages], now)
+            first = await mark_messages(connection, self._keyring, messages, now)
             await _ensure_owners(connection, messages)
-            told = await self._decide(connection, _first_of_each(messages, fresh), now)
+            told = await self._decide(connection, first, now)
             await save_announcements(connection, self._keyring, told, now)
             acts = [act for each in told for act in each.acts]
             await self._settle(connection, batch, messages, acts, now)
         _report(batch, messages, told)
         return len(messages)
+
+    async def _append_parts(self, batch: Batch, messages: Sequence[ReadMessage], now: datetime) -> None:
+        """Put each message of an HL7 v2 batch on the log by itself, before the batch counts as handled.
+
+        Read again after a crash, it is put there again: the handled-markers make one of it.
+        """
+        for message in messages:
+            for part in enclose_parts(self._keyring, message, now):
+                await self._log.append(batch.partition.topic, key=part.key, value=part.value, headers=part.headers)
 
     async def quarantine(self, batch: Batch, reason: str) -> int:
         """Keep the one record of the batch for a person, unread, and move the offset past it.
@@ -94,9 +85,8 @@ class AttendanceConsumer:
         message = leave_unread(self._keyring, batch.records[0], reason)
         now = self._clock.now()
         async with self._database.writing() as connection:
-            fresh = await handled.mark_handled(connection, [message.marker], now)
+            await mark_messages(connection, self._keyring, [message], now)
             await _ensure_owners(connection, [message])
-            _first_of_each([message], fresh)
             await self._settle(connection, batch, [message], [], now)
         _report(batch, [message], [])
         return 1
@@ -110,7 +100,7 @@ class AttendanceConsumer:
         placed = [message for message in understood if message.visit_id is not None]
         threads = await self._load_threads(connection, placed, now)
         finder = await self._find_candidates(connection, placed, threads)
-        occasion = Occasion(now=now, directory=known, rules=self._rules, keyring=self._keyring)
+        occasion = open_occasion(self._keyring, known, self._rules, now)
         told = [self._decide_one(occasion, message, threads, finder) for message in placed]
         await visits.save_threads(connection, self._keyring, list(threads.values()), now)
         return [each for each in told if each is not None]
@@ -120,17 +110,22 @@ class AttendanceConsumer:
     ) -> Announcement | None:
         assert message.said is not None and message.visit_id is not None
         thread = threads[message.visit_id]
-        is_new = not thread.messages
+        is_new = not thread.is_here
         try:
             facts = thread.add(message.marker, message.said)
+            if not thread.is_here:
+                message.outcome, message.reason = PositionOutcome.IGNORED, "person_without_visit"
+                return None
             decision = decide(
                 facts,
                 finder.candidates(facts),
                 thread.known(is_new=is_new),
                 site=occasion.directory.sites.get(facts.sender),
                 on=london_day(occasion.now),
+                rules=occasion.match_rules,
             )
-            told = announce(occasion, thread, facts, decision, late=not is_new and bool(decision.to_alert))
+            is_late = not is_new or message.replaying is not None
+            told = announce(occasion, thread, facts, decision, late=is_late and bool(decision.to_alert))
         except Exception as error:
             # One bad message costs one message: it goes to a person, the rest of the batch goes on.
             thread.drop(message.marker)
@@ -141,11 +136,13 @@ class AttendanceConsumer:
         return told
 
     async def _assign_visits(self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime) -> None:
-        """Give every message its visit. A message about a person joins the person's latest visit, or none."""
+        """Give every message its visit. One about a person without a visit number joins their latest visit, or none."""
         of_patients: dict[bytes, str] = {}
         homeless: list[tuple[ReadMessage, bytes]] = []
         for message in messages:
             assert message.said is not None
+            if message.visit_id is not None:
+                continue  # a replay stays in the visit that it was of
             patient = message.said.local_patient_id
             index = index_patient(self._keyring, message.sender, patient) if patient else None
             if message.said.visit_number or opens_visit(message.said.event):
@@ -179,7 +176,7 @@ class AttendanceConsumer:
     ) -> _Finder:
         said = [message.said for message in messages if message.said is not None]
         said += [heard for thread in threads.values() for _, heard in thread.messages]
-        known = {each.nhs_number for each in said if each.nhs_number}
+        known = {number for each in said for number in (each.nhs_number, each.mother_nhs_number) if number}
         numbers = {number: index_nhs_number(self._keyring, number) for number in known}
         # A visit has no number only as long as none of its messages has one.
         born = {each.birth_date for each in said if not each.nhs_number}
@@ -220,24 +217,27 @@ class AttendanceConsumer:
             self._keep(batch, message, now) for message in messages if message.outcome is PositionOutcome.QUARANTINED
         ]
         await quarantine.save_quarantined(connection, self._keyring, kept)
+        replayed = await settle_replays(connection, messages, now)
         await handled.settle_positions(connection, [_position_row(batch, message, now) for message in messages])
         found = [
             Act(owner=BROKER_OWNER, actor="broker", action="message.quarantined", subject=message.marker.hex())
             for message in messages
             if message.outcome is PositionOutcome.QUARANTINED
         ]
-        await audit.record_acts(connection, [*acts, *found], now)
+        await audit.record_acts(connection, [*acts, *found, *replayed], now)
 
     def _keep(self, batch: Batch, message: ReadMessage, now: datetime) -> NewQuarantined:
+        origin = message.replaying.origin if message.replaying is not None else None
         return NewQuarantined(
-            partition=batch.partition,
-            log_id=batch.log_id,
-            offset=message.record.offset,
+            partition=batch.partition if origin is None else origin.partition,
+            log_id=batch.log_id if origin is None else origin.log_id,
+            offset=message.record.offset if origin is None else origin.offset,
             reason=message.reason,
             detail=message.detail,
             body=message.body,
             kept_at=now,
             due_by=now + self._rules.escalation,
+            sender=message.sender,
         )
 
 
@@ -248,94 +248,16 @@ class _Finder(msgspec.Struct, frozen=True, kw_only=True):
     by_block: dict[str, list[Candidate]]
 
     def candidates(self, facts: Attendance) -> list[Candidate]:
-        """Entries of the NHS number, or without one those of the date of birth."""
+        """Entries of the NHS number, or without one those of the date of birth; and the mother's."""
+        mothers = self.by_number[facts.mother_nhs_number] if facts.mother_nhs_number else []
         if facts.nhs_number:
-            return self.by_number[facts.nhs_number]
-        return [candidate for block in candidate_blocks(facts.birth_date) for candidate in self.by_block[block]]
-
-
-def read_record(keyring: Keyring, record: LogRecord) -> ReadMessage:
-    """Open and read one record. Never raises: what cannot be opened or read is that record's outcome."""
-    try:
-        body = _open_body(keyring, record)
-    except KeyringError:
-        return leave_unread(keyring, record, "sealed_under_an_unknown_key")
-    try:
-        said = read_attendance(body)
-    except Exception as error:
-        return _read_header_only(keyring, record, body, error)
-    sender = parse_ods_code(said.sender) or _source_of(record)
-    return ReadMessage(
-        record=record,
-        body=body,
-        sender=sender,
-        marker=keyring.marker(sender, said.control_id, body),
-        said=msgspec.structs.replace(said, sender=sender),
-    )
-
-
-def _read_header_only(keyring: Keyring, record: LogRecord, body: bytes, problem: Exception) -> ReadMessage:
-    """What becomes of a message that is no attendance or cannot be read; its header may still say whose it is."""
-    try:
-        header = read_header(body)
-    except Unreadable as error:
-        return leave_unread(keyring, record, error.reason, error.detail)
-    sender = parse_ods_code(header.sender) or _source_of(record)
-    message = ReadMessage(
-        record=record, body=body, sender=sender, marker=keyring.marker(sender, header.control_id, body)
-    )
-    if isinstance(problem, NotAnAttendance):
-        message.outcome, message.reason = PositionOutcome.IGNORED, problem.reason
-    elif isinstance(problem, Unreadable):
-        message.outcome, message.reason = PositionOutcome.QUARANTINED, problem.reason
-        message.detail = problem.detail
-    else:
-        message.outcome, message.reason = PositionOutcome.QUARANTINED, "could_not_be_read"
-        message.detail = type(problem).__name__
-    return message
-
-
-def leave_unread(keyring: Keyring, record: LogRecord, reason: str, detail: str = "") -> ReadMessage:
-    """One record for the quarantine: opened if it can be, and not read."""
-    try:
-        body = _open_body(keyring, record)
-    except KeyringError:
-        body = record.value
-    source = _source_of(record)
-    return ReadMessage(
-        record=record,
-        body=body,
-        sender=source,
-        marker=keyring.marker(source, "", body),
-        outcome=PositionOutcome.QUARANTINED,
-        reason=reason,
-        detail=detail,
-    )
-
-
-def _open_body(keyring: Keyring, record: LogRecord) -> bytes:
-    return keyring.open(record.value, about=RECORD_SEAL) if KEY_ID_HEADER in record.headers else record.value
-
-
-def _source_of(record: LogRecord) -> str:
-    """Who put the record on the log, by its own word; empty when it does not say."""
-    return parse_ods_code(bytes(record.headers.get("ce_source", b"")).decode("ascii", "replace")) or ""
+            return [*self.by_number[facts.nhs_number], *mothers]
+        return [*(found for block in candidate_blocks(facts.birth_date) for found in self.by_block[block]), *mothers]
 
 
 async def _ensure_owners(connection: AsyncConnection, messages: Sequence[ReadMessage]) -> None:
     owners = {(message.owner, message.sender or "Operators of the broker") for message in messages}
     await directory.ensure_owners(connection, {*owners, (BROKER_OWNER, "Operators of the broker")})
-
-
-def _first_of_each(messages: Sequence[ReadMessage], fresh: set[bytes]) -> list[ReadMessage]:
-    """The messages that were never handled, each once; the others are ignored as repeated."""
-    first: dict[bytes, ReadMessage] = {}
-    for message in messages:
-        if message.marker in fresh and message.marker not in first:
-            first[message.marker] = message
-        else:
-            message.outcome, message.reason = PositionOutcome.IGNORED, "repeated"
-    return list(first.values())
 
 
 def _position_row(batch: Batch, message: ReadMessage, now: datetime) -> dict[str, Any]:
@@ -351,6 +273,7 @@ def _position_row(batch: Batch, message: ReadMessage, now: datetime) -> dict[str
         "outcome": message.outcome.value,
         "reason": message.reason,
         "handled_at": now,
+        "replay_id": message.replaying.request.id if message.replaying is not None else None,
     }
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 
 from broker.domain.matching import Match
+from broker.domain.visits import london_day
 from schemas.alert import AttendanceFacts, IdentityFact, ListedChild, Plan, SocialCareAlert
 from schemas.attendance import Attendance
-from schemas.child_list import ChildListEntry
+from schemas.child_list import ChildListEntry, PlanType
 from schemas.directory import Site
 
+_NEWBORN = (
+    "The department names the woman on your list as the mother of the baby who attends: this is about her newborn. "
+    "Please put the baby on your list under the baby's own NHS number."
+)
+_PREGNANT = " The unborn child plan is for her child."
 DUTY_DESK = "duty"
 """Holder of an alert that no allocated worker can be asked to take."""
 
@@ -26,7 +32,10 @@ def compose_alert(
     late: bool,
 ) -> SocialCareAlert:
     """One alert of one visit for one authority; it lists every plan that authority has for the person."""
-    entry = matched[0][0]
+    # The baby's own entry says more of the baby than the mother's.
+    matched = sorted(matched, key=lambda pair: IdentityFact.MOTHER in pair[1].agrees)
+    entry, on = matched[0][0], london_day(now)
+    is_newborn = all(IdentityFact.MOTHER in match.agrees for _, match in matched)
     agrees = _unique(fact for _, match in matched for fact in match.agrees)
     differs = _unique(fact for _, match in matched for fact in match.differs if fact not in agrees)
     return SocialCareAlert(
@@ -34,6 +43,7 @@ def compose_alert(
         authority=authority,
         raised_at=now,
         late=late,
+        is_newborn=is_newborn,
         child=ListedChild(
             local_id=entry.local_id,
             nhs_number=entry.nhs_number,
@@ -42,14 +52,20 @@ def compose_alert(
             birth_date=entry.birth_date,
         ),
         plans=tuple(
-            Plan(plan_type=entry.plan_type, start_on=entry.start_on, end_on=entry.end_on) for entry, _ in matched
+            Plan(
+                plan_type=entry.plan_type,
+                start_on=entry.start_on,
+                end_on=entry.end_on,
+                has_ended=entry.has_ended(on),
+            )
+            for entry, _ in matched
         ),
         allocated_workers=allocated_workers([entry for entry, _ in matched]),
         attendance=describe_attendance(facts, site),
         agrees=agrees,
         differs=differs,
         nhs_number_status=facts.nhs_number_status,
-        reason=explain_alert(agrees, differs, late),
+        reason=explain_alert(agrees, differs, [entry for entry, _ in matched], on, late=late),
     )
 
 
@@ -72,11 +88,23 @@ def allocated_workers(entries: Sequence[ChildListEntry]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(entry.allocated_worker for entry in entries if entry.allocated_worker))
 
 
-def explain_alert(agrees: Sequence[IdentityFact], differs: Sequence[IdentityFact], late: bool) -> str:
-    """Why this alert came, in a sentence or two."""
-    sentence = f"The person who attends and the person on your list have the same {_join(agrees)}."
+def explain_alert(
+    agrees: Sequence[IdentityFact],
+    differs: Sequence[IdentityFact],
+    entries: Sequence[ChildListEntry],
+    on: date,
+    *,
+    late: bool,
+) -> str:
+    """Why this alert came, in a few sentences."""
+    own = [fact for fact in agrees if fact is not IdentityFact.MOTHER]
+    sentence = f"The person who attends and the person on your list have the same {_join(own)}." if own else _NEWBORN
     if differs:
         sentence += f" The {_join(differs)} differs: please check."
+    if own and any(entry.plan_type is PlanType.UNBORN for entry in entries):
+        sentence += _PREGNANT
+    if all(entry.has_ended(on) for entry in entries):
+        sentence += " Every plan has ended."
     if late:
         sentence += " This alert is late: the list or the identity was completed after the person arrived."
     return sentence

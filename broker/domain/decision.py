@@ -9,6 +9,7 @@ import msgspec
 
 from broker.domain.matching import Match, Unsure, match_child
 from broker.domain.replies import reply_is_due, reply_is_new
+from broker.domain.visibility import Standing, Windows, standing_on
 from schemas.alert import IdentityFact, ReplyOutcome
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
@@ -35,6 +36,14 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     replied: ReplyOutcome | None = None
 
 
+class MatchRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What counts as listed, and who wants to be told of it."""
+
+    windows: Windows = Windows()
+    quiet_when_ended: frozenset[str] = frozenset()
+    """Authorities that are not told of people whose plans have all ended."""
+
+
 class Doubt(msgspec.Struct, frozen=True, kw_only=True):
     """An entry that a person must compare with the visit."""
 
@@ -54,17 +63,23 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide(
-    facts: Attendance, candidates: Sequence[Candidate], known: Known, *, site: Site | None, on: date
+    facts: Attendance,
+    candidates: Sequence[Candidate],
+    known: Known,
+    *,
+    site: Site | None,
+    on: date,
+    rules: MatchRules,
 ) -> Decision:
     """Decide about a visit as it is now known, on a Europe/London day.
 
-    Only current plans count. An authority is alerted once per visit, an entry reviewed once per visit, and a visit
-    is answered once, or again when a match is found after all.
+    Current plans count, and for some time those that ended. An authority is alerted once per visit, an entry reviewed
+    once per visit, and a visit is answered once, or again when a match is found after all.
     """
     matched: list[tuple[Candidate, Match]] = []
     doubts: list[Doubt] = []
     for candidate in candidates:
-        if not candidate.entry.is_current(on):
+        if standing_on(candidate.entry, on, rules.windows) is Standing.HIDDEN:
             continue
         judgement = match_child(facts, candidate.entry)
         if isinstance(judgement, Match):
@@ -72,12 +87,15 @@ def decide(
         elif isinstance(judgement, Unsure):
             doubts.append(Doubt(candidate=candidate, judgement=judgement))
     answer = _answer(facts, bool(matched), doubts)
-    to_alert = tuple(
-        code for code in dict.fromkeys(candidate.authority for candidate, _ in matched) if code not in known.alerted
-    )
+    wanted = [
+        candidate.authority
+        for candidate, _ in matched
+        if candidate.authority not in rules.quiet_when_ended or not candidate.entry.has_ended(on)
+    ]
+    to_alert = tuple(code for code in dict.fromkeys(wanted) if code not in known.alerted)
     new_doubts = tuple(doubt for doubt in doubts if doubt.candidate.entry_id not in known.reviewed)
     due = reply_is_due(answer, facts, site, on)
-    outcome, reason = _outcome(bool(to_alert), bool(new_doubts), known, due, facts)
+    outcome, reason = _outcome(bool(to_alert), bool(new_doubts), known, due, facts, is_matched=bool(matched))
     return Decision(
         outcome=outcome,
         reason=reason,
@@ -103,7 +121,7 @@ def _answer(facts: Attendance, is_matched: bool, doubts: Sequence[Doubt]) -> Rep
 
 
 def _outcome(
-    alerts: bool, reviews: bool, known: Known, reply_due: bool, facts: Attendance
+    alerts: bool, reviews: bool, known: Known, reply_due: bool, facts: Attendance, *, is_matched: bool
 ) -> tuple[PositionOutcome, str]:
     if alerts:
         return PositionOutcome.ALERTED, ""
@@ -111,6 +129,8 @@ def _outcome(
         return PositionOutcome.UNDER_REVIEW, ""
     if not known.is_new:
         return PositionOutcome.UPDATED, ""
+    if is_matched:
+        return PositionOutcome.SILENT_BY_RULE, "ended_plan"
     if not reply_due:
         return PositionOutcome.SILENT_BY_RULE, "adult"
     return PositionOutcome.NO_RECORD, "" if facts.nhs_number else "no_usable_nhs_number"

@@ -6,10 +6,10 @@ from datetime import date
 
 import msgspec
 
-from broker.domain.names import names_agree
+from broker.domain.names import names_agree, surnames_agree
 from schemas.alert import IdentityFact
 from schemas.attendance import Attendance
-from schemas.child_list import ChildListEntry
+from schemas.child_list import ChildListEntry, PlanType
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,14 +40,24 @@ def match_child(attendance: Attendance, entry: ChildListEntry) -> Judgement:
     Equal NHS numbers match when the date of birth or the name agrees; the other differing is flagged, because a
     changed surname is the commonest mismatch. Equal numbers with neither agreeing go to a person. The number's trace
     status is recorded elsewhere and is no gate. Without a number, an equal date of birth and an alike name go to a
-    person; nothing less does. Two different valid numbers are two people.
+    person, and so does an alike surname alone: twins. Two different valid numbers are two people.
+
+    An unborn child's entry holds the mother's number, name and date of birth: it matches her, and a child of hers born
+    since the plan began whose message names her.
     """
+    if _names_as_mother(attendance, entry):
+        return _match_newborn(attendance, entry)
     birth_date_agrees = None if attendance.birth_date is None else attendance.birth_date == entry.birth_date
     name_agrees = names_agree(attendance.names, entry.name)
     agrees, differs = _sort_facts(birth_date_agrees, name_agrees)
     if attendance.nhs_number is None:
-        if birth_date_agrees and name_agrees:
-            return Unsure(agrees=agrees, differs=differs, reason="same name and date of birth, no usable NHS number")
+        if not birth_date_agrees:
+            return NoMatch()
+        if name_agrees:
+            return _doubt(attendance, entry, (agrees, differs), "same name and date of birth, no usable NHS number")
+        if surnames_agree(attendance.names, entry.name):
+            reason = "same surname and date of birth but another given name, perhaps a twin; no usable NHS number"
+            return _doubt(attendance, entry, (agrees, differs), reason)
         return NoMatch()
     if attendance.nhs_number != entry.nhs_number:
         return NoMatch()
@@ -55,7 +65,41 @@ def match_child(attendance: Attendance, entry: ChildListEntry) -> Judgement:
     if birth_date_agrees or name_agrees:
         return Match(agrees=agrees, differs=differs)
     reason = "same NHS number, but " + _disagreement(birth_date_agrees, name_agrees)
+    return _doubt(attendance, entry, (agrees, differs), reason)
+
+
+def _names_as_mother(attendance: Attendance, entry: ChildListEntry) -> bool:
+    is_named = attendance.mother_nhs_number == entry.nhs_number != attendance.nhs_number
+    return is_named and entry.plan_type is PlanType.UNBORN
+
+
+def _match_newborn(attendance: Attendance, entry: ChildListEntry) -> Judgement:
+    if attendance.birth_date is None:
+        reason = "the mother has the same NHS number, but the child's date of birth is not given"
+        return Unsure(agrees=(IdentityFact.MOTHER,), differs=(), reason=reason)
+    if attendance.birth_date < entry.start_on:
+        return NoMatch()  # an older child of hers
+    return Match(agrees=(IdentityFact.MOTHER,), differs=())
+
+
+def _doubt(
+    attendance: Attendance,
+    entry: ChildListEntry,
+    facts: tuple[tuple[IdentityFact, ...], tuple[IdentityFact, ...]],
+    reason: str,
+) -> Unsure:
+    """For the person who decides, the postcode counts as well."""
+    agrees, differs = facts
+    if attendance.postcode and entry.postcode:
+        if _fold_postcode(attendance.postcode) == _fold_postcode(entry.postcode):
+            agrees = (*agrees, IdentityFact.POSTCODE)
+        else:
+            differs = (*differs, IdentityFact.POSTCODE)
     return Unsure(agrees=agrees, differs=differs, reason=reason)
+
+
+def _fold_postcode(text: str) -> str:
+    return "".join(text.split()).upper()
 
 
 def candidate_blocks(birth_date: date | None) -> tuple[str, ...]:

@@ -38,6 +38,12 @@ def names_agree(shown: Sequence[PersonName], listed: PersonName) -> bool | None:
     )
 
 
+def surnames_agree(shown: Sequence[PersonName], listed: PersonName) -> bool:
+    """Whether any of the names shown has the listed surname."""
+    surname = fold_name(listed.family)
+    return bool(surname) and any(_alike(fold_name(name.family), surname) for name in shown if fold_name(name.family))
+
+
 def _pair_alike(family: str, given: str, listed_family: str, listed_given: str) -> bool:
     straight = _alike(family, listed_family) and _first_alike(given, listed_given)
     swapped = bool(given and listed_given) and _alike(family, listed_given) and _alike(given, listed_family)

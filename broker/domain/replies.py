@@ -41,18 +41,32 @@ def summarise_lists(
     )
 
 
+CORRECTION: Final = (
+    "Correction: the earlier reply for this visit rested on an entry that its authority has taken back as an error."
+)
+
+
+def word_match(differs: Sequence[IdentityFact], *, all_ended: bool, by_mother: bool, is_told: bool) -> str:
+    """The reply for a person on a list, in plain words."""
+    if by_mother:
+        who = "The mother this message names is on a local authority's list: her unborn child has a protection plan."
+    elif all_ended:
+        who = "This person was on a local authority's child protection or looked-after list; every plan has ended."
+    else:
+        who = "This person is on a local authority's child protection or looked-after list."
+    told = " Social care is told." if is_told else " Social care is not told of this visit: ring if you are worried."
+    caution = f" Please check the identity: the {_join(differs)} differs from the list." if differs else ""
+    return who + told + caution
+
+
 def word_reply(outcome: ReplyOutcome, lists: ListsSearched, now: datetime, differs: Sequence[IdentityFact] = ()) -> str:
-    """The reply in plain words."""
+    """The reply in plain words; for a match, that of a person with a plan that runs."""
+    if outcome is ReplyOutcome.MATCH:
+        return word_match(differs, all_ended=False, by_mother=False, is_told=True)
     if outcome is ReplyOutcome.IDENTITY_TO_BE_CHECKED:
         return (
             "Identity to be checked: the details sent do not settle who this is. Please trace the NHS number, check "
             "the name and the date of birth, and send an update. This does not mean the child is safe."
-        )
-    if outcome is ReplyOutcome.MATCH:
-        caution = f" Please check the identity: the {_join(differs)} differs from the list." if differs else ""
-        return (
-            "This person is on a local authority's child protection or looked-after list. Social care is told."
-            + caution
         )
     return (
         f"No record found; this does not mean the child is safe. {_searched(lists, now)} "
@@ -61,9 +75,9 @@ def word_reply(outcome: ReplyOutcome, lists: ListsSearched, now: datetime, diffe
 
 
 def show_plans(
-    entries: Sequence[tuple[str, ChildListEntry]], authorities: Mapping[str, Authority]
+    entries: Sequence[tuple[str, ChildListEntry]], authorities: Mapping[str, Authority], on: date
 ) -> tuple[PlanShown, ...]:
-    """The plans as a clinician sees them, with whom to ring. ``entries`` are (authority code, entry)."""
+    """The plans as a clinician sees them on a day, with whom to ring. ``entries`` are (authority code, entry)."""
     shown = []
     for code, entry in entries:
         authority = authorities[code]
@@ -72,6 +86,7 @@ def show_plans(
                 plan_type=entry.plan_type,
                 start_on=entry.start_on,
                 end_on=entry.end_on,
+                has_ended=entry.has_ended(on),
                 authority_name=authority.name,
                 office_telephone=authority.office_telephone,
                 emergency_telephone=authority.emergency_telephone,

@@ -12,8 +12,25 @@ import msgspec
 from schemas.attendance import Attendance, Event, NhsNumberProblem
 
 LONDON: Final = ZoneInfo("Europe/London")
+_AGE_MAX: Final = 130
+"""Years. A date of birth that makes anybody older is a slip of the pen: it may be a child's."""
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
-_IDENTITY_OF_THE_MESSAGE: Final = ("sender", "control_id", "event", "message_at", "event_at", "nhs_number_problem")
+_NOT_HERE: Final = frozenset(
+    {
+        # Expected some day, or not after all.
+        *(Event.PREADMITTED, Event.PREADMISSION_CANCELLED, Event.ADMISSION_PENDING),
+        *(Event.PENDING_ADMISSION_CANCELLED, Event.ADMISSION_CANCELLED, Event.ARRIVAL_CANCELLED),
+        # About a person and their records, wherever they are.
+        *(Event.PERSON_ADDED, Event.PERSON_DELETED, Event.PERSON_UPDATED, Event.ALLERGIES_UPDATED),
+        *(Event.PATIENT_MERGED, Event.PATIENT_IDS_MERGED, Event.IDENTIFIERS_MERGED, Event.ACCOUNTS_MERGED),
+        *(Event.IDENTIFIERS_MOVED, Event.VISIT_MOVED, Event.IDENTIFIERS_CHANGED),
+    }
+)
+"""Events that do not say that anybody is in the department."""
+_IDENTITY_OF_THE_MESSAGE: Final = (
+    *("sender", "control_id", "event", "message_at", "event_at", "nhs_number_problem"),
+    *("is_fhir", "is_degraded"),
+)
 _LAST_WORD: Final = tuple(name for name in Attendance.__struct_fields__ if name not in _IDENTITY_OF_THE_MESSAGE)
 
 
@@ -37,8 +54,8 @@ def age_on(birth_date: date, on: date) -> int:
 
 
 def is_adult(attendance: Attendance, on: date) -> bool:
-    """Whether the person is certainly 18 or older; an unknown age is not an adult's."""
-    return attendance.birth_date is not None and age_on(attendance.birth_date, on) >= 18
+    """Whether the person is certainly 18 or older; an unknown age is not an adult's, nor one nobody reaches."""
+    return attendance.birth_date is not None and 18 <= age_on(attendance.birth_date, on) <= _AGE_MAX
 
 
 def london_day(instant: datetime) -> date:
@@ -49,9 +66,9 @@ def london_day(instant: datetime) -> date:
 def opens_visit(event: Event) -> bool:
     """Whether a message of this event speaks of a visit even when nothing was heard of it before.
 
-    A31 speaks of a person: it joins the person's latest visit, or belongs to none.
+    One that only speaks of a person, or of a visit still to come, joins the person's latest visit or belongs to none.
     """
-    return event is not Event.PERSON_UPDATED
+    return event not in _NOT_HERE
 
 
 def _order(message: tuple[bytes, Attendance]) -> tuple[datetime, datetime, bytes]:

@@ -26,6 +26,7 @@ class NewAlert(msgspec.Struct, frozen=True, kw_only=True):
 
     alert: SocialCareAlert
     visit_id: str
+    role: str
     held_by: str
     due_by: datetime
     entries: tuple[tuple[str, str | None], ...]
@@ -44,6 +45,7 @@ class StoredAlert(msgspec.Struct, frozen=True, kw_only=True):
     opened_at: datetime | None
     acknowledged_at: datetime | None
     acknowledged_by: str | None
+    withdrawn_at: datetime | None
     closed_rule: str | None
 
 
@@ -54,9 +56,14 @@ class AuthorityTold(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged_at: datetime | None
 
 
-def derive_alert_id(keyring: Keyring, visit_id: str, authority: str) -> str:
+def alert_role(withdrawn: int) -> str:
+    """The role an alert is for. After a withdrawal the authority is told anew: that is another alert."""
+    return SOCIAL_CARE_ROLE if not withdrawn else f"{SOCIAL_CARE_ROLE}/{withdrawn + 1}"
+
+
+def derive_alert_id(keyring: Keyring, visit_id: str, authority: str, role: str = SOCIAL_CARE_ROLE) -> str:
     """One alert per visit, authority and role; a replay derives the same id."""
-    return keyring.derive_id("alert", visit_id, authority, SOCIAL_CARE_ROLE)
+    return keyring.derive_id("alert", visit_id, authority, role)
 
 
 async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Sequence[NewAlert]) -> None:
@@ -71,7 +78,7 @@ async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Seq
                 "owner": authority_owner(new.alert.authority),
                 "authority": new.alert.authority,
                 "visit_id": new.visit_id,
-                "role": SOCIAL_CARE_ROLE,
+                "role": new.role,
                 "sealed": keyring.seal(msgspec.json.encode(new.alert), about=f"alert/{new.alert.alert_id}"),
                 "held_by": new.held_by,
                 "level": 0,
@@ -184,6 +191,35 @@ async def load_authorities_told(
     return told
 
 
+async def withdraw_alerts(
+    connection: AsyncConnection, visit_id: str, authority: str, *, rule: str, now: datetime
+) -> list[str]:
+    """Withdraw the alert of a visit that stands for an authority; returns its id. An open one is closed by ``rule``."""
+    standing = (
+        _alerts.c.visit_id == visit_id,
+        _alerts.c.authority == authority,
+        _alerts.c.withdrawn_at.is_(None),
+    )
+    found = [row.id for row in await connection.execute(select(_alerts.c.id).where(*standing))]
+    if found:
+        closing = {"state": AlertState.CLOSED.value, "closed_rule": rule}
+        is_open = _alerts.c.state == AlertState.OPEN.value
+        await connection.execute(update(_alerts).where(*standing, is_open).values(closing))
+        await connection.execute(update(_alerts).where(*standing).values(withdrawn_at=now))
+    return found
+
+
+async def find_resting_on(connection: AsyncConnection, entry_id: str) -> list[str]:
+    """Visits that have an alert that stands and rests on an entry, whatever else it rests on."""
+    statement = (
+        select(_alerts.c.visit_id)
+        .join(_entries, _entries.c.alert_id == _alerts.c.id)
+        .where(_entries.c.entry_id == entry_id, _alerts.c.withdrawn_at.is_(None))
+        .order_by(_alerts.c.visit_id)
+    )
+    return [row.visit_id for row in await connection.execute(statement)]
+
+
 async def count_alerts(connection: AsyncConnection) -> dict[str, int]:
     """Alerts by state."""
     rows = await connection.execute(select(_alerts.c.state, func.count()).group_by(_alerts.c.state))
@@ -203,5 +239,6 @@ def _open(keyring: Keyring, row: Any) -> StoredAlert:
         opened_at=row.opened_at,
         acknowledged_at=row.acknowledged_at,
         acknowledged_by=row.acknowledged_by,
+        withdrawn_at=row.withdrawn_at,
         closed_rule=row.closed_rule,
     )

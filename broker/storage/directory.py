@@ -28,6 +28,8 @@ class RecipientSecrets(msgspec.Struct, frozen=True, kw_only=True):
     """Signs the webhook (Standard Webhooks)."""
     topic: bytes = b""
     """Encrypts the recipient's values on Kafka topics; 32 bytes."""
+    reply: bytes = b""
+    """The bearer token under which a department's FHIR server takes replies; empty: it asks for none."""
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +190,7 @@ def _authority(row: Any) -> Authority:
         office_telephone=row.office_telephone,
         emergency_telephone=row.emergency_telephone,
         webhook_url=row.webhook_url,
+        alerts_for_ended_plans=row.alerts_for_ended_plans,
     )
 
 
@@ -199,6 +202,7 @@ def _site(row: Any) -> Site:
         authorities=tuple(row.authorities.split()),
         reply_host=row.reply_host,
         reply_port=row.reply_port,
+        reply_url=row.reply_url,
         replies_for_adults=row.replies_for_adults,
         peers=tuple(row.peers.split()),
         not_understood=KeptAnswer(row.not_understood),

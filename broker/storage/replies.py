@@ -25,9 +25,9 @@ class NewReply(msgspec.Struct, frozen=True, kw_only=True):
     visit_id: str
 
 
-def derive_reply_id(keyring: Keyring, visit_id: str, outcome: ReplyOutcome) -> str:
-    """One reply per visit and outcome; a replay derives the same id."""
-    return keyring.derive_id("reply", visit_id, outcome)
+def derive_reply_id(keyring: Keyring, visit_id: str, outcome: ReplyOutcome, corrections: int = 0) -> str:
+    """One reply per visit and outcome, and one more each time an answer is taken back; a replay derives the same."""
+    return keyring.derive_id("reply", visit_id, outcome, *([str(corrections)] if corrections else []))
 
 
 async def save_replies(connection: AsyncConnection, keyring: Keyring, replies: Sequence[NewReply]) -> None:

@@ -48,6 +48,7 @@ class StoredReview(msgspec.Struct, frozen=True, kw_only=True):
     """A review as its authority's people see it."""
 
     id: str
+    visit_id: str
     content: ReviewContent
     held_by: str
     level: int
@@ -120,6 +121,7 @@ def _open(keyring: Keyring, row: Any) -> StoredReview:
     plain = keyring.open(bytes(row.sealed), about=f"review/{row.id}")
     return StoredReview(
         id=row.id,
+        visit_id=row.visit_id,
         content=msgspec.json.decode(plain, type=ReviewContent),
         held_by=row.held_by,
         level=row.level,

@@ -12,16 +12,20 @@ from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
     Dialect,
     ForeignKey,
     Index,
+    Integer,
     LargeBinary,
     String,
     Table,
     UniqueConstraint,
+    text,
+    true,
 )
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -60,7 +64,7 @@ class AlertState(StrEnum):
 
 
 class ItemState(StrEnum):
-    """States of reviews, quarantined messages and jobs."""
+    """States of reviews, quarantined messages, replays and jobs."""
 
     OPEN = "open"
     DONE = "done"
@@ -116,6 +120,7 @@ class AuthorityRow(SQLModel, table=True):
     office_telephone: str
     emergency_telephone: str
     webhook_url: str | None = None
+    alerts_for_ended_plans: bool = Field(default=True, sa_column=Column(Boolean, nullable=False, server_default=true()))
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
 
 
@@ -136,6 +141,7 @@ class SiteRow(SQLModel, table=True):
     not_understood: str = KeptAnswer.ACCEPT.value
     credential_digest: bytes = Field(sa_column=_bytes(nullable=False))
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    reply_url: str | None = None
 
 
 class WorkerRow(SQLModel, table=True):
@@ -234,6 +240,7 @@ class HandledPosition(SQLModel, table=True):
     outcome: str
     reason: str = ""
     handled_at: datetime = Field(sa_column=_at(nullable=False))
+    replay_id: str | None = None
 
 
 class StoredOffset(SQLModel, table=True):
@@ -288,7 +295,9 @@ class Visit(SQLModel, table=True):
     patient_index: bytes | None = Field(default=None, sa_column=_bytes(index=True))
     nhs_index: bytes | None = Field(default=None, sa_column=_bytes(index=True))
     birth_index: bytes | None = Field(default=None, sa_column=_bytes(index=True))
+    mother_index: bytes | None = Field(default=None, sa_column=_bytes(index=True))
     reply_outcome: str | None = None
+    corrections: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     opened_at: datetime = Field(sa_column=_at(nullable=False))
     heard_at: datetime = Field(sa_column=_at(nullable=False, index=True))
 
@@ -330,6 +339,7 @@ class Alert(SQLModel, table=True):
     opened_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     acknowledged_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     acknowledged_by: str | None = None
+    withdrawn_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     closed_rule: str | None = None
 
 
@@ -436,6 +446,29 @@ class Quarantined(SQLModel, table=True):
     state: str
     kept_at: datetime = Field(sa_column=_at(nullable=False))
     due_by: datetime = Field(sa_column=_at(nullable=False))
+    sender: str = Field(default="", sa_column=Column(String, nullable=False, server_default=text("''")))
+    attempts: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    last_attempt_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    decided_by: str | None = None
+    decision: str | None = None
+
+
+class Replay(SQLModel, table=True):
+    """A person's request to handle messages again. ``ranges`` says how far their records were appended."""
+
+    __tablename__: ClassVar[Any] = "replays"
+    __table_args__ = (_one_of("state", ItemState), Index("ix_replays_topic_asked", "topic", "asked"))
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    topic: str
+    asked: str
+    ranges: str
+    requested_by: str
+    reason: str = ""
+    state: str
+    requested_at: datetime = Field(sa_column=_at(nullable=False))
+    done_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
 
 
 class Job(SQLModel, table=True):

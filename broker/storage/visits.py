@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Known
 from broker.domain.matching import candidate_blocks
-from broker.domain.visits import fold_visit, london_day
+from broker.domain.visits import fold_visit, london_day, opens_visit
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import upsert
@@ -21,6 +21,7 @@ from schemas.alert import ReplyOutcome
 from schemas.attendance import Attendance
 from schemas.identifiers import organisation_owner
 
+_INDEXES: Final = ("patient_index", "nhs_index", "birth_index", "mother_index")
 _visits, _messages, _alerts, _reviews = table(Visit), table(VisitMessage), table(Alert), table(Review)
 
 
@@ -32,30 +33,62 @@ class Thread(msgspec.Struct, kw_only=True):
     opened_at: datetime
     messages: list[tuple[bytes, Attendance]]
     added: list[tuple[bytes, Attendance]] = msgspec.field(default_factory=list)
+    replaced: dict[bytes, Attendance] = msgspec.field(default_factory=dict)
+    """Messages that were read anew, as they were read before."""
     alerted: set[str] = msgspec.field(default_factory=set)
+    """Authorities whose alert for this visit stands."""
+    withdrawn: dict[str, int] = msgspec.field(default_factory=dict)
+    """Alerts that were withdrawn, by authority."""
+    corrections: int = 0
+    """Times an answer was taken back."""
     reviewed: set[str] = msgspec.field(default_factory=set)
     replied: ReplyOutcome | None = None
     folded: Attendance | None = None
     """The messages as one, until there is another."""
 
     def add(self, marker: bytes, said: Attendance) -> Attendance:
-        """Add a message; returns the visit as it is now known."""
-        self.messages.append((marker, said))
-        self.added.append((marker, said))
+        """Add a message, or replace what was read of it before; returns the visit as it is now known."""
+        former = dict(self.messages).get(marker) if self.messages else None
+        if former is None:
+            self.messages.append((marker, said))
+            self.added.append((marker, said))
+        else:
+            self.replaced.setdefault(marker, former)
+            self._put(marker, said)
         self.folded = None
         return self.facts()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether any message says that the person came; until then the visit only gathers what is said."""
+        return any(opens_visit(said.event) for _, said in self.messages)
+
     def drop(self, marker: bytes) -> None:
-        """Take a message out again that could not be decided."""
-        self.messages = [pair for pair in self.messages if pair[0] != marker]
-        self.added = [pair for pair in self.added if pair[0] != marker]
+        """Take a message out again that could not be decided; what was read of it before stays."""
+        if marker in self.replaced:
+            self._put(marker, self.replaced.pop(marker))
+        else:
+            self.messages = [pair for pair in self.messages if pair[0] != marker]
+            self.added = [pair for pair in self.added if pair[0] != marker]
         self.folded = None
+
+    def _put(self, marker: bytes, said: Attendance) -> None:
+        self.messages = [(each, said if each == marker else heard) for each, heard in self.messages]
+        self.added = [(each, said if each == marker else heard) for each, heard in self.added]
 
     def facts(self) -> Attendance:
         """The visit as it is known."""
         if self.folded is None:
             self.folded = fold_visit(self.messages)
         return self.folded
+
+    def take_back(self, authority: str) -> None:
+        """An authority's alert was withdrawn: it may be alerted again, and the department is answered anew."""
+        self.alerted.discard(authority)
+        self.withdrawn[authority] = self.withdrawn.get(authority, 0) + 1
+        if self.replied is not None:
+            self.corrections += 1
+            self.replied = None
 
     def known(self, *, is_new: bool) -> Known:
         """What was decided so far."""
@@ -112,17 +145,39 @@ async def load_threads(connection: AsyncConnection, keyring: Keyring, visit_ids:
     for row in await connection.execute(locked):
         replied = ReplyOutcome(row.reply_outcome) if row.reply_outcome else None
         threads[row.id] = Thread(
-            visit_id=row.id, sender=row.sender, opened_at=row.opened_at, messages=[], replied=replied
+            visit_id=row.id,
+            sender=row.sender,
+            opened_at=row.opened_at,
+            messages=[],
+            replied=replied,
+            corrections=row.corrections,
         )
     for row in await connection.execute(select(_messages).where(_messages.c.visit_id.in_(wanted))):
         threads[row.visit_id].messages.append((bytes(row.marker), open_message(keyring, row)))
-    alerts = select(_alerts.c.visit_id, _alerts.c.authority).where(_alerts.c.visit_id.in_(wanted))
+    alerts = select(_alerts.c.visit_id, _alerts.c.authority, _alerts.c.withdrawn_at).where(
+        _alerts.c.visit_id.in_(wanted)
+    )
     for row in await connection.execute(alerts):
-        threads[row.visit_id].alerted.add(row.authority)
+        thread = threads[row.visit_id]
+        if row.withdrawn_at is None:
+            thread.alerted.add(row.authority)
+        else:
+            thread.withdrawn[row.authority] = thread.withdrawn.get(row.authority, 0) + 1
     reviews = select(_reviews.c.visit_id, _reviews.c.entry_id).where(_reviews.c.visit_id.in_(wanted))
     for row in await connection.execute(reviews):
         threads[row.visit_id].reviewed.add(row.entry_id)
     return threads
+
+
+async def find_messages(connection: AsyncConnection, wanted: Iterable[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
+    """Of (visit id, marker), those that are a message of that visit."""
+    pairs = sorted(set(wanted))
+    if not pairs:
+        return set()
+    statement = select(_messages.c.visit_id, _messages.c.marker).where(
+        tuple_(_messages.c.visit_id, _messages.c.marker).in_(pairs)
+    )
+    return {(row.visit_id, bytes(row.marker)) for row in await connection.execute(statement)}
 
 
 async def find_latest_by_patient(
@@ -143,57 +198,88 @@ async def find_latest_by_patient(
 async def find_by_person(
     connection: AsyncConnection, *, nhs_index: bytes, blocks: Sequence[bytes], since: datetime
 ) -> list[str]:
-    """Visits not older than ``since`` of an NHS number, or of a block when the visit has no number."""
+    """Visits not older than ``since`` of an NHS number or of a child of hers, or of a block when it has no number."""
     statement = select(_visits.c.id).where(
         _visits.c.heard_at >= since,
-        (_visits.c.nhs_index == nhs_index) | (_visits.c.nhs_index.is_(None) & _visits.c.birth_index.in_(list(blocks))),
+        (_visits.c.nhs_index == nhs_index)
+        | (_visits.c.mother_index == nhs_index)
+        | (_visits.c.nhs_index.is_(None) & _visits.c.birth_index.in_(list(blocks))),
     )
     return sorted(row.id for row in await connection.execute(statement))
 
 
 async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread], now: datetime) -> None:
-    """Write what was added to the visits."""
-    changed = sorted((thread for thread in threads if thread.added), key=lambda thread: thread.visit_id)
-    if not changed:
-        return
+    """Write what was added to the visits, and what was read anew."""
+    changed = sorted((each for each in threads if each.added or each.replaced), key=lambda thread: thread.visit_id)
     # A visit of one message stands already as open_visits wrote it.
-    grown = [thread for thread in changed if len(thread.messages) > 1]
-    if grown:
-        kept = ("patient_index", "nhs_index", "birth_index", "heard_at")
-        statement = (
-            update(_visits)
-            .where(_visits.c.id == bindparam("visit"))
-            .values({name: bindparam(f"new_{name}") for name in kept})
-        )
-        rows = [(thread.visit_id, _visit_row(keyring, thread.visit_id, thread.facts(), now)) for thread in grown]
-        await connection.execute(
-            statement,
-            [{"visit": visit_id} | {f"new_{name}": row[name] for name in kept} for visit_id, row in rows],
-        )
+    grown = [thread for thread in changed if thread.added and len(thread.messages) > 1]
+    await _update_visits(connection, keyring, grown, (*_INDEXES, "heard_at"), now)
+    # Nothing new was heard of a visit whose messages were read anew.
+    read_anew = [thread for thread in changed if not thread.added]
+    await _update_visits(connection, keyring, read_anew, _INDEXES, now)
+    added = [
+        _message_row(keyring, thread, marker, said) | {"received_at": now}
+        for thread in changed
+        for marker, said in thread.added
+    ]
+    if added:
+        await connection.execute(insert(_messages), added)
+    replaced = [
+        _message_row(keyring, thread, marker, dict(thread.messages)[marker])
+        for thread in changed
+        for marker in thread.replaced
+    ]
+    if replaced:
+        await _replace_messages(connection, replaced)
+
+
+async def _update_visits(
+    connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread], names: Sequence[str], now: datetime
+) -> None:
+    if not threads:
+        return
+    statement = (
+        update(_visits)
+        .where(_visits.c.id == bindparam("visit"))
+        .values({name: bindparam(f"new_{name}") for name in names})
+    )
+    rows = [(thread.visit_id, _visit_row(keyring, thread.visit_id, thread.facts(), now)) for thread in threads]
     await connection.execute(
-        insert(_messages),
+        statement,
+        [{"visit": visit_id} | {f"new_{name}": row[name] for name in names} for visit_id, row in rows],
+    )
+
+
+async def _replace_messages(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = ("event", "said_at", "sealed")
+    statement = (
+        update(_messages)
+        .where(_messages.c.visit_id == bindparam("of_visit"), _messages.c.marker == bindparam("of_marker"))
+        .values({name: bindparam(f"new_{name}") for name in names})
+    )
+    await connection.execute(
+        statement,
         [
-            {
-                "visit_id": thread.visit_id,
-                "marker": marker,
-                "owner": organisation_owner(thread.sender),
-                "event": said.event.value,
-                "said_at": said.event_at or said.message_at,
-                "received_at": now,
-                "sealed": keyring.seal(msgspec.json.encode(said), about=_about(thread.visit_id, marker)),
-            }
-            for thread in changed
-            for marker, said in thread.added
+            {"of_visit": row["visit_id"], "of_marker": row["marker"]} | {f"new_{name}": row[name] for name in names}
+            for row in rows
         ],
     )
 
 
-async def note_replies(connection: AsyncConnection, replied: Sequence[tuple[str, ReplyOutcome]]) -> None:
-    """Note how visits were last answered."""
+async def note_replies(connection: AsyncConnection, replied: Sequence[tuple[str, ReplyOutcome, int]]) -> None:
+    """Note how visits were last answered, and how often an answer was taken back."""
     if replied:
+        statement = (
+            update(_visits)
+            .where(_visits.c.id == bindparam("visit"))
+            .values(reply_outcome=bindparam("outcome"), corrections=bindparam("taken_back"))
+        )
         await connection.execute(
-            update(_visits).where(_visits.c.id == bindparam("visit")).values(reply_outcome=bindparam("outcome")),
-            [{"visit": visit_id, "outcome": outcome.value} for visit_id, outcome in sorted(replied)],
+            statement,
+            [
+                {"visit": visit_id, "outcome": outcome.value, "taken_back": corrections}
+                for visit_id, outcome, corrections in sorted(replied)
+            ],
         )
 
 
@@ -219,6 +305,17 @@ def _about(visit_id: str, marker: bytes) -> str:
     return f"visit/{visit_id}/{marker.hex()}"
 
 
+def _message_row(keyring: Keyring, thread: Thread, marker: bytes, said: Attendance) -> dict[str, Any]:
+    return {
+        "visit_id": thread.visit_id,
+        "marker": marker,
+        "owner": organisation_owner(thread.sender),
+        "event": said.event.value,
+        "said_at": said.event_at or said.message_at,
+        "sealed": keyring.seal(msgspec.json.encode(said), about=_about(thread.visit_id, marker)),
+    }
+
+
 def _visit_row(keyring: Keyring, visit_id: str, facts: Attendance, now: datetime) -> dict[str, Any]:
     patient = facts.local_patient_id
     return {
@@ -227,6 +324,7 @@ def _visit_row(keyring: Keyring, visit_id: str, facts: Attendance, now: datetime
         "sender": facts.sender,
         "patient_index": index_patient(keyring, facts.sender, patient) if patient else None,
         "nhs_index": index_nhs_number(keyring, facts.nhs_number) if facts.nhs_number else None,
+        "mother_index": index_nhs_number(keyring, facts.mother_nhs_number) if facts.mother_nhs_number else None,
         "birth_index": next((index_block(keyring, block) for block in candidate_blocks(facts.birth_date)), None),
         "heard_at": now,
     }

@@ -105,7 +105,7 @@ async def show_inbox(request: Request) -> Response:
         rows=rows,
         open_count=sum(row.is_open for row in rows),
         urgent_count=sum(row.is_urgent for row in rows),
-        reviews=[describe_review(doubt, colleagues, now) for doubt in doubts[:rows_max]],
+        reviews=group_reviews([describe_review(doubt, colleagues, now) for doubt in doubts[:rows_max]]),
         is_cut=max(len(found), len(doubts)) > rows_max,
         refresh_s=None if request.query_params.get("refresh") == "off" else pages.limits.list_refresh_s,
         list_refresh_s=pages.limits.list_refresh_s,
@@ -180,6 +180,14 @@ def describe_review(stored: StoredReview, colleagues: Colleagues, now: datetime)
         is_overdue=stored.due_by <= now,
         is_escalated=stored.level > 0,
     )
+
+
+def group_reviews(rows: Sequence[ReviewRow]) -> list[list[ReviewRow]]:
+    """The doubts of one visit together, where the most urgent of them stands: twins are one question."""
+    groups: dict[str, list[ReviewRow]] = {}
+    for row in rows:
+        groups.setdefault(row.stored.visit_id, []).append(row)
+    return list(groups.values())
 
 
 async def _load_alert(connection: AsyncConnection, pages: Pages, person: Person, alert_id: str) -> StoredAlert:

@@ -20,13 +20,22 @@ from joserfc.errors import DecodeError
 from joserfc.jwk import OctKey
 
 from adapters.errors import LogUnavailable, NotDurable
+from adapters.fhir_reply import FhirReplyChannel
+from adapters.fhir_writer import FHIR_JSON, build_reply_bundle
 from adapters.hl7v2 import build_ack, read_header
 from adapters.hl7v2_reply import Hl7v2ReplyChannel, parse_address
 from adapters.mllp import MllpClient, MllpClientOptions, MllpOptions, MllpServer, Peer, frame
+from adapters.posting import PostingOptions, is_public_address
 from adapters.topic import TopicChannel, TopicLog, TopicOptions
-from adapters.webhook import WebhookChannel, WebhookOptions, is_public_address, sign_webhook
+from adapters.webhook import WebhookChannel, WebhookOptions, sign_webhook
 from broker.ports import Channel
-from schemas.delivery import Outcome, OutcomeClass, Parcel
+from mock_nhs.faults import Faults
+from mock_nhs.fhir_listener import FhirListener, FhirListenerOptions
+from mock_nhs.http_listener import Request as FhirRequest
+from mock_nhs.journal import Journal, read_journal
+from mock_nhs.reply_book import ReplyBook
+from schemas.alert import ClinicianReply, ListsSearched, ReplyOutcome
+from schemas.delivery import ChannelName, Outcome, OutcomeClass, Parcel
 from schemas.record import Partition
 from tests.certificates import Certificate, issue_certificate
 
@@ -34,6 +43,25 @@ HOST = "127.0.0.1"
 NOW = datetime(2026, 7, 14, 20, 15, 3, tzinfo=UTC)
 SECRET = bytes(range(32))
 CONTENT = b'{"child":"TESTER"}'
+TOKEN = b"a-token.of~ours+/=="
+REPLY_BUNDLE = build_reply_bundle(
+    ClinicianReply(
+        reply_id="R-0001",
+        organisation="RZ1",
+        in_answer_to="M-0001",
+        visit_number="V1",
+        local_patient_id="TESTER",
+        replied_at=NOW,
+        outcome=ReplyOutcome.NO_RECORD,
+        wording="No record found; this does not mean the child is safe.",
+        lists=ListsSearched(authorities_searched=2, oldest_confirmed_at=NOW - timedelta(hours=5)),
+    ),
+    bundle_id="0b9a4a61-6f0e-5f9d-8c35-3f1c7d9b2a11",
+    header_id="5d2f0c3e-1b4a-5e6f-9a7b-8c9d0e1f2a3b",
+    application="CPIS-BROKER",
+    endpoint="https://ed.example.org/FHIR/R4/$process-message",
+    at=NOW,
+)
 ORU = b"MSH|^~\\&|CPIS-BROKER|BROKER||RXX|20260714211503+0100||ORU^R01^ORU_R01|C-0001|P|2.4\rOBX|1|TX|WORDING||TESTER\r"
 
 
@@ -57,6 +85,7 @@ class OtherSide(Protocol):
     channel: Channel
     address: str
     content: bytes
+    secret: bytes
 
     @property
     def received(self) -> list[bytes]:
@@ -151,6 +180,7 @@ class CaseSystem:
     """The webhook's other side."""
 
     content = CONTENT
+    secret = SECRET
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
@@ -175,6 +205,7 @@ class Department:
     """The HL7 v2 reply's other side."""
 
     content = ORU
+    secret = b""
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
@@ -207,6 +238,61 @@ def acknowledge(message: bytes, code: str) -> bytes:
     return accepted.replace(b"MSA|AA", b"MSA|%b" % code.encode())
 
 
+# A department that speaks FHIR
+
+
+def open_fhir_reply(**options: object) -> FhirReplyChannel:
+    values: dict[str, object] = {"allow_plain_http": True, "allow_private_addresses": True, "read_timeout_s": 0.5}
+    return FhirReplyChannel(
+        PostingOptions(**{**values, **options}),  # type: ignore[arg-type]  # options by name
+        on_event=ignore_event,
+        now=lambda: NOW,
+    )
+
+
+class FhirDepartment:
+    """The FHIR reply's other side: a department's own server."""
+
+    content = REPLY_BUNDLE
+    secret = TOKEN
+
+    def __init__(self, record: Path) -> None:
+        self.record = record
+        self.requests: list[FhirRequest] = []
+        self.faults = Faults()
+        self.channel: Channel = open_fhir_reply()
+        self._journal = Journal(record)
+        self._listener = FhirListener(
+            FhirListenerOptions(token=TOKEN.decode(), slow_pause_s=60),
+            self.faults,
+            self._journal,
+            ReplyBook(self._journal),
+            visits={"V1": "TESTER"},
+            on_request=self.requests.append,
+        )
+
+    @property
+    def received(self) -> list[bytes]:
+        return [request.body for request in self.requests]
+
+    async def start(self) -> None:
+        await self._listener.start()
+        self.address = self._listener.url
+
+    async def close(self) -> None:
+        await self._listener.stop()
+        self._journal.close()
+
+    async def behave(self, how: str) -> None:
+        points = {"refuse_now": "refuse_503", "refuse_for_good": "refuse_400", "stay_silent": "slow"}
+        for point in points.values():
+            self.faults.disarm(f"ed.fhir.{point}")
+        if how in points:
+            self.faults.arm_times(f"ed.fhir.{points[how]}", 1_000)
+        if how == "be_gone":
+            await self._listener.stop()
+
+
 # A topic
 
 
@@ -214,6 +300,7 @@ class Topic:
     """A log that confirms, does not confirm, or cannot be reached."""
 
     content = CONTENT
+    secret = SECRET
     address = "social-care-alerts"
 
     def __init__(self) -> None:
@@ -247,9 +334,24 @@ def decrypt(value: bytes, secret: bytes = SECRET) -> jwe.CompactEncryption:
 
 
 @asynccontextmanager
-async def open_other_side(name: str) -> AsyncIterator[OtherSide]:
+async def open_fhir_department(record: Path) -> AsyncIterator[FhirDepartment]:
+    department = FhirDepartment(record)
+    await department.start()
+    try:
+        yield department
+    finally:
+        await department.channel.close()
+        await department.close()
+
+
+@asynccontextmanager
+async def open_other_side(name: str, directory: Path) -> AsyncIterator[OtherSide]:
     if name == "topic":
         yield Topic()
+        return
+    if name == "fhir_reply":
+        async with open_fhir_department(directory / "department.jsonl") as fhir_department:
+            yield fhir_department
         return
     if name == "hl7v2_reply":
         department = Department()
@@ -270,14 +372,17 @@ async def open_other_side(name: str) -> AsyncIterator[OtherSide]:
         await server.close()
 
 
-@pytest.fixture(params=["webhook", "hl7v2_reply", "topic"])
-async def other_side(request: pytest.FixtureRequest) -> AsyncIterator[OtherSide]:
-    async with open_other_side(request.param) as opened:
+@pytest.fixture(params=[name.value for name in ChannelName])
+async def other_side(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OtherSide]:
+    async with open_other_side(request.param, tmp_path) as opened:
         yield opened
 
 
 async def send_to(other_side: OtherSide) -> Outcome:
-    return await other_side.channel.send(parcel(other_side.address, other_side.content))
+    content_type = FHIR_JSON if other_side.content == REPLY_BUNDLE else "application/json"
+    return await other_side.channel.send(
+        parcel(other_side.address, other_side.content, secret=other_side.secret, content_type=content_type)
+    )
 
 
 async def test_what_is_accepted_is_sent_and_arrives_to_the_letter(other_side: OtherSide) -> None:
@@ -304,9 +409,9 @@ async def test_what_is_not_accepted_is_told_by_its_class(
     assert "TESTER" not in repr(outcome)
 
 
-@pytest.mark.parametrize("name", ["webhook", "hl7v2_reply"])
-async def test_what_is_refused_for_good_is_not_to_be_tried_again(name: str) -> None:
-    async with open_other_side(name) as other_side:
+@pytest.mark.parametrize("name", ["webhook", "hl7v2_reply", "fhir_reply"])
+async def test_what_is_refused_for_good_is_not_to_be_tried_again(name: str, tmp_path: Path) -> None:
+    async with open_other_side(name, tmp_path) as other_side:
         await other_side.behave("refuse_for_good")
         assert (await send_to(other_side)).outcome is OutcomeClass.PERMANENT
 
@@ -601,6 +706,115 @@ async def test_a_certificate_nobody_vouches_for_is_not_trusted(
     assert outcome == Outcome(outcome=OutcomeClass.TRANSIENT, code="tls_failed")
     assert server.requests == []
     await server.close()
+
+
+# The FHIR reply
+
+
+@pytest.fixture
+async def fhir_department(tmp_path: Path) -> AsyncIterator[FhirDepartment]:
+    async with open_fhir_department(tmp_path / "department.jsonl") as opened:
+        yield opened
+
+
+async def reply_by_fhir(department: FhirDepartment, *, secret: bytes = TOKEN, key: str = "key-0001") -> Outcome:
+    return await department.channel.send(
+        parcel(department.address, REPLY_BUNDLE, secret=secret, content_type=FHIR_JSON, idempotency_key=key)
+    )
+
+
+async def test_a_reply_is_posted_as_fhir_under_ids_that_stay_when_it_is_sent_again(
+    fhir_department: FhirDepartment,
+) -> None:
+    fhir_department.faults.arm_times("ed.fhir.drop_after_keep", 1)
+    first = await reply_by_fhir(fhir_department)
+    again = await reply_by_fhir(fhir_department)
+    await reply_by_fhir(fhir_department, key="key-0002")
+    assert first == Outcome(outcome=OutcomeClass.AMBIGUOUS, code="connection_lost")
+    assert again == Outcome(outcome=OutcomeClass.SENT, code="http_200")
+    headers = [request.headers for request in fhir_department.requests]
+    assert {each["content-type"] for each in headers} == {"application/fhir+json"}
+    assert {each["authorization"] for each in headers} == {f"Bearer {TOKEN.decode()}"}
+    for name in ("x-request-id", "x-correlation-id"):
+        assert headers[0][name] == headers[1][name] != headers[2][name]
+    kept = [line for line in read_journal(fhir_department.record) if line["what"].startswith("reply")]
+    assert [line["what"] for line in kept] == ["reply", "reply_repeated", "reply_repeated"]
+    assert [line["problems"] for line in kept] == [[], [], []]
+    assert kept[0]["wording"] == "No record found; this does not mean the child is safe."
+
+
+async def test_a_server_that_asks_for_no_token_is_sent_none(fhir_department: FhirDepartment) -> None:
+    outcome = await reply_by_fhir(fhir_department, secret=b"")
+    assert outcome == Outcome(outcome=OutcomeClass.PERMANENT, code="http_401")
+    assert "authorization" not in fhir_department.requests[0].headers
+
+
+@pytest.mark.parametrize("secret", [b"two words", b"x\r\nx: TESTER", b"\xff\x00", "é".encode()])
+async def test_a_token_that_could_not_be_one_never_leaves(fhir_department: FhirDepartment, secret: bytes) -> None:
+    outcome = await reply_by_fhir(fhir_department, secret=secret)
+    assert outcome == Outcome(outcome=OutcomeClass.PERMANENT, code="bad_credential")
+    assert fhir_department.requests == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("refuse_400", Outcome(outcome=OutcomeClass.PERMANENT, code="http_400")),
+        ("refuse_503", Outcome(outcome=OutcomeClass.TRANSIENT, code="http_503")),
+        ("429_retry_after", Outcome(outcome=OutcomeClass.TRANSIENT, code="http_429", retry_after_s=1.0)),
+        ("redirect", Outcome(outcome=OutcomeClass.PERMANENT, code="http_307")),
+        ("drop_after_read", Outcome(outcome=OutcomeClass.AMBIGUOUS, code="connection_lost")),
+        ("half_response", Outcome(outcome=OutcomeClass.AMBIGUOUS, code="connection_lost")),
+        ("slow", Outcome(outcome=OutcomeClass.AMBIGUOUS, code="answer_timeout")),
+    ],
+)
+async def test_a_fault_of_a_departments_server_has_its_class_and_is_got_over(
+    fhir_department: FhirDepartment, fault: str, expected: Outcome
+) -> None:
+    fhir_department.faults.arm_times(f"ed.fhir.{fault}", 1)
+    assert await reply_by_fhir(fhir_department) == expected
+    assert (await reply_by_fhir(fhir_department)).outcome is OutcomeClass.SENT
+    lines = list(read_journal(fhir_department.record))
+    assert [line["what"] for line in lines].count("reply") == 1
+    assert not [line for line in lines if line["what"] == "followed_redirect"]
+
+
+@pytest.mark.parametrize(
+    ("address", "code"),
+    [
+        ("nonsense", "bad_address"),
+        ("https://user:secret@example.org/", "bad_address"),
+        ("https://2130706433/", "bad_address"),
+        ("http://example.org/", "plain_http"),
+        ("https://localhost/", "address_refused"),
+        ("https://169.254.169.254/latest/meta-data/", "address_refused"),
+    ],
+)
+async def test_a_reply_goes_to_no_address_inside(address: str, code: str) -> None:
+    channel = FhirReplyChannel(PostingOptions(), on_event=ignore_event, now=lambda: NOW)
+    assert await channel.send(parcel(address, secret=TOKEN)) == Outcome(outcome=OutcomeClass.PERMANENT, code=code)
+    await channel.close()
+
+
+async def test_a_departments_certificate_must_be_known(certificates: tuple[Certificate, Certificate]) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates[0].certificate_file, certificates[0].key_file)
+    server = HttpServer()
+    await server.start(context)
+    channel = open_fhir_reply()
+    outcome = await channel.send(parcel(f"https://localhost:{server.port}/", REPLY_BUNDLE, secret=TOKEN))
+    assert outcome == Outcome(outcome=OutcomeClass.TRANSIENT, code="tls_failed")
+    assert server.requests == []
+    await channel.close()
+    await server.close()
+
+
+async def test_what_a_departments_server_answers_is_not_repeated(server: HttpServer) -> None:
+    server.status, server.body = "422 Unprocessable", b'{"resourceType":"OperationOutcome","issue":[{"x":"TESTER"}]}'
+    channel = open_fhir_reply()
+    outcome = await channel.send(parcel(f"http://{HOST}:{server.port}/", REPLY_BUNDLE, secret=TOKEN))
+    assert outcome == Outcome(outcome=OutcomeClass.PERMANENT, code="http_422")
+    await channel.close()
 
 
 # The HL7 v2 reply

@@ -594,6 +594,25 @@ async def test_extents_and_single_records_can_be_asked_for(engine: Engine) -> No
     assert await log.read(partition, 0) is None
 
 
+async def test_records_can_be_asked_for_in_order_from_an_offset_on(engine: Engine) -> None:
+    log = engine.open_log()
+    assert await log.read_from(Partition("no-such-topic", 0), 0, records_max=9) == []
+    partition, _offset = await log.append(engine.topic, key=b"k", value=b"r0", headers={"h": b"1"})
+    assert await log.read_from(partition, 1, records_max=9) == []
+    await append_many(log, engine.topic, names("r", 30)[1:], key=b"k")
+    found: list[LogRecord] = []
+    while records := await log.read_from(partition, len(found), records_max=7):
+        assert len(records) <= 7
+        found += records
+    assert [record.offset for record in found] == list(range(30))
+    assert [record.value.decode() for record in found] == names("r", 30)
+    assert found[0].headers == {"h": b"1"}
+    assert found[12] == await log.read(partition, 12)
+    await engine.trim(partition, 10)
+    assert await log.read_from(partition, 9, records_max=7) == []
+    assert [record.offset for record in await log.read_from(partition, 10, records_max=1)] == [10]
+
+
 # Reading
 
 

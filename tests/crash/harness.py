@@ -300,7 +300,7 @@ class Scene:
         listed = {
             (listing.authority, listing.local_id, digest_number(listing.person.nhs_number))
             for listing in [*town.listings, *self.late_listings]
-            if listing.is_current(town.on)
+            if listing.is_shown(town.on)
         }
         return +Counter({(authority, local_id): of_person[digest] for authority, local_id, digest in listed})
 
@@ -336,7 +336,7 @@ async def open_scene(
         **settings,
     }
     async with open_system(
-        directory, database_url=database_url, kafka=kafka, seed=seed, connections=2, **variables
+        directory, database_url=database_url, kafka=kafka, seed=seed, connections=2, fhir=0.0, **variables
     ) as system:
         site = next(site for site in system.town.sites if site.code == SITE)
         system.department = Department(

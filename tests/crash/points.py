@@ -83,6 +83,7 @@ POINTS: Final[Mapping[str, Point]] = MappingProxyType(
             (
                 "adapters.webhook:WebhookChannel.send",
                 "adapters.hl7v2_reply:Hl7v2ReplyChannel.send",
+                "adapters.fhir_reply:FhirReplyChannel.send",
                 "adapters.topic:TopicChannel.send",
             ),
         ),

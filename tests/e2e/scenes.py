@@ -60,7 +60,7 @@ class Stage:
         async with AsyncExitStack() as stack:
             async with self._setting_up:
                 opening = open_system(
-                    directory, database_url=database_url, kafka=kafka, seed=1, connections=2, **variables
+                    directory, database_url=database_url, kafka=kafka, seed=1, connections=2, fhir=0.0, **variables
                 )
                 system = await stack.enter_async_context(opening)
             yield system

@@ -37,7 +37,7 @@ def planted_values(system: System) -> set[bytes]:
 
 
 async def test_planted_values_are_nowhere(pair: Pair, tmp_path: Path) -> None:
-    async with open_system(tmp_path, database_url=pair.database_url, kafka=pair.kafka) as system:
+    async with open_system(tmp_path, database_url=pair.database_url, kafka=pair.kafka, fhir=0.3) as system:
         system.start(*ALL_PARTS)
         await system.until_listening()
         await system.until_pages()
@@ -59,7 +59,7 @@ async def _misbehave(system: System) -> None:
     """What goes wrong must not talk: messages nobody understands, wrong credentials, odd requests."""
     person = system.town.people[0]
     [credential] = [site.credential for site in system.town.sites if site.code == SITE]
-    good = system.department.register(person)
+    good = system.department.register(person, by_fhir=False)
     bodies = [
         good.body.replace(b"PID|", b"PIX|"),
         good.body.replace(credential.encode(), person.family_name.encode()),
@@ -69,7 +69,12 @@ async def _misbehave(system: System) -> None:
     ]
     for number, body in enumerate(bodies):
         await system.ed.offer(replace(good, body=body, control_id=f"{good.control_id}x{number}"))
+    bundle = system.department.register(person, by_fhir=True)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{system.http_port}") as browser:
+        for body in (bundle.body[:-9], bundle.body.replace(b'"Bundle"', b'"Bndle"'), bundle.body.replace(b'"1"', b"1")):
+            for secret in (credential, person.family_name):
+                door, headers = "/FHIR/R4/$process-message", {"content-type": "application/fhir+json"}
+                await browser.post(door, content=body, headers=headers, auth=(SITE, secret.encode()))
         for path in (f"/{person.nhs_number}", f"/alerts/{person.nhs_number}?name={person.family_name}", "/inbox?%00"):
             await browser.get(path)
         await browser.post("/sign-in", data={"login": person.family_name, "password": person.nhs_number})

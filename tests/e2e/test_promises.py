@@ -13,11 +13,8 @@ from playwright.async_api import Page, expect
 from broker import bootstrap
 from broker.storage import outbox
 from mock_nhs.department import AdtMessage
-from mock_nhs.journal import read_journal
 from tests import ledger
-from tests.conftest import Kafka
 from tests.e2e.conftest import Pair
-from tests.engines import produce_with_java_client
 from tests.system import ALL_PARTS, SITE, WITHOUT_PAGES, System, open_system, until
 
 
@@ -45,23 +42,6 @@ async def test_scenario_a_one_visit_many_messages_one_alert_one_reply(pair: Pair
         assert books.handled == {"alerted": 1, "updated": 27}
         reply = await system.ed.wait_for_reply(first.visit_number, timeout_s=1)
         assert reply.outcome == "match"
-
-
-async def test_an_a04_from_a_foreign_kafka_client_reaches_worker_and_department(
-    kafka_server: Kafka, postgres_url: str, tmp_path: Path
-) -> None:
-    async with open_system(tmp_path, database_url=postgres_url, kafka=kafka_server.bootstrap_servers) as system:
-        system.start(*WITHOUT_PAGES)
-        message = register_listed(system)
-        produce_with_java_client(kafka_server.bootstrap_servers, system.topic, message.body)
-        await until(lambda: len(system.ed.replies) == 1, limit_s=30, what="the reply")
-        [reply] = system.ed.replies
-        assert (reply.visit_number, reply.outcome) == (message.visit_number, "match")
-        await until(
-            lambda: any(line["what"] == "alert" for line in read_journal(tmp_path / "case-system.jsonl")),
-            limit_s=30,
-            what="the alert",
-        )
 
 
 async def test_a_backup_of_an_hour_ago_is_restored_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -117,6 +97,7 @@ async def test_a_worker_acknowledges_and_the_clinician_sees_it(tmp_path: Path, p
         await system.until_pages()
         message = register_listed(system)
         await system.ed.offer(message)
+        assert await system.ed.settle(timeout_s=30)
         await system.until_settled()
         url = f"http://127.0.0.1:{system.http_port}"
         authority = min(system.town.authorities_listing(message.person.nhs_number))

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from broker.bootstrap import check_safety
 from broker.settings import Environment, Settings
-from schemas.alert import ClinicianReply, SocialCareAlert
+from schemas.alert import AlertWithdrawn, ClinicianReply, SocialCareAlert
 
 ROOT: Final = Path(__file__).parents[2]
 REGENERATE: Final = "python -m tests.house.reference"
@@ -26,10 +26,11 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "Keys": ("field", "index"),
         "The log": ("kafka", "log"),
         "MLLP": ("mllp",),
+        "FHIR": ("fhir",),
         "Pages": ("http", "public", "session", "login"),
         "Handling messages": ("batch", "poll", "contact", "silent", "poison"),
         "Sending": ("delivery", "dispatch", "webhook"),
-        "Rules and jobs": ("escalation", "look", "list", "job"),
+        "Rules and jobs": ("escalation", "look", "plan", "unborn", "list", "job"),
     }
 )
 """Heading to the first words of the settings under it."""
@@ -65,7 +66,8 @@ def render_settings() -> str:
 def _render_production() -> str:
     """What must be set outside development, in the words of the check itself."""
     default = Settings(_env_file=None, environment=Environment.PRODUCTION)  # type: ignore[call-arg]
-    changes = {"webhook_allow_private": True, "kafka_bootstrap_servers": "x:1", "kafka_replication_factor": 1}
+    private = {"webhook_allow_private": True, "fhir_reply_allow_private": True}
+    changes = {**private, "kafka_bootstrap_servers": "x:1", "kafka_replication_factor": 1}
     unsafe = default.model_copy(update={**_defaults(), **changes, "environment": Environment.PRODUCTION})
     lines = ["## What production asks for", ""]
     lines += ["With `CPIS_ENVIRONMENT=production`, which is the default, nothing starts while one of these holds:", ""]
@@ -153,6 +155,7 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = MappingProxyType(
     {
         "docs/reference/settings.md": render_settings,
         "schemas/json/social-care-alert.json": lambda: render_schema(SocialCareAlert, "social-care-alert"),
+        "schemas/json/alert-withdrawn.json": lambda: render_schema(AlertWithdrawn, "alert-withdrawn"),
         "schemas/json/clinician-reply.json": lambda: render_schema(ClinicianReply, "clinician-reply"),
     }
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import re
 from collections.abc import Iterator
@@ -18,17 +19,22 @@ from joserfc import jwe
 from joserfc.jwk import OctKey
 from prometheus_client.metrics import MetricWrapperBase
 
-from adapters import child_list_csv, kafka_options
+from adapters import child_list_csv, fhir_bundle, kafka_options
 from adapters.child_list_csv import RowProblem
+from adapters.fhir import read_bundle
+from adapters.fhir_reply import FhirReplyChannel
+from adapters.posting import PostingOptions
 from adapters.topic import TopicChannel, TopicOptions
 from adapters.webhook import sign_webhook
-from broker import cli, telemetry
+from broker import cli, doors, intake, telemetry
 from broker.bootstrap import TOPICS
-from broker.intake import CONTENT_TYPE, EVENT_TYPE
+from broker.domain.visits import opens_visit
+from broker.envelope import EVENT_TYPE, FHIR, HL7V2
 from broker.liveness import EXIT_SILENT
 from broker.supervisor import EXIT_CONFIGURATION
 from broker.telemetry import LogEvent
 from schemas.alert import SocialCareAlert
+from schemas.attendance import Event
 from schemas.delivery import Parcel
 from schemas.record import Partition
 from tests.house.reference import GENERATED, REGENERATE, ROOT, read_code, read_rows
@@ -124,9 +130,10 @@ def test_every_metric_is_explained_with_its_labels() -> None:
 
 
 def test_everything_that_adapters_report_is_explained() -> None:
-    wires = {"adapters/mllp.py", "adapters/webhook.py"}
-    reported = {name for path in wires for name in re.findall(r'on_event\(\s*"([a-z_]+)"', (ROOT / path).read_text())}
-    assert reported
+    wires = ("mllp", "webhook", "fhir_reply")
+    pattern = re.compile(r'(?:on_event\(\s*|event=)"([a-z_]+)"')
+    reported = {name for wire in wires for name in pattern.findall((ROOT / "adapters" / f"{wire}.py").read_text())}
+    assert {"mllp_refused", "webhook_failed", "fhir_reply_failed"} <= reported
     assert reported <= set(read_code(text_of("log-events.md")))
 
 
@@ -159,6 +166,72 @@ def test_every_reason_for_not_understanding_is_listed() -> None:
     reasons -= {"no_msa", "unknown_ack_code", "not_an_attendance"}
     listed = [row for row in read_rows(f"{REFERENCE}/hl7v2-in.md", "What is answered") if len(row) == 2]
     assert {read_code(row[0])[0] for row in listed if read_code(row[0]) and row[0].startswith("`")} == reasons
+
+
+def test_every_event_is_listed_with_whether_it_says_that_the_person_is_here() -> None:
+    rows = list(read_rows(f"{REFERENCE}/hl7v2-in.md", "Which messages do something"))
+    listed = {event: row[2] == "yes" for row in rows for event in row[0].split(", ")}
+    assert listed == {event.value: opens_visit(event) for event in Event}
+
+
+# FHIR
+
+
+def elements_read() -> set[str]:
+    """The name of every element that the reader of Bundles asks for."""
+    methods = {"child", "children", "follow", "get", "read_ods_code"}
+    found = set()
+    for path in sorted((ROOT / "adapters").glob("fhir*.py")):
+        if path.stem in ("fhir_reply", "fhir_writer", "fhir_guard"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+                if name in methods or name.startswith("read_"):
+                    found |= {word.value for word in node.args if isinstance(word, ast.Constant)}
+    return {word for word in found if isinstance(word, str)}
+
+
+def test_every_element_that_is_read_is_listed_and_no_other() -> None:
+    text = text_of("fhir-in.md").split("## What is read\n")[1].split("\n## ")[0]
+    rows = list(read_rows(f"{REFERENCE}/fhir-in.md", "What is read"))
+    listed = {word for row in rows for path in read_code(row[0]) for word in path.split(".")[1:]}
+    of_types = {"coding", "contained", "resource", "resourceType", "system", "use", "display", "url", "other"}
+    assert listed <= elements_read()
+    explained = {word for code in read_code(text) for word in re.split(r"[.]", code)}
+    assert elements_read() - explained - of_types == set()
+
+
+def test_every_reason_for_refusing_a_bundle_is_listed_with_its_status() -> None:
+    rooms = ("fhir.py", "fhir_bundle.py", "fhir_encounter.py", "fhir_guard.py")
+    text = "".join((ROOT / "adapters" / name).read_text(encoding="utf-8") for name in rooms)
+    written = set(re.findall(r'(?:refuse\(|reason = |reason, fault = )"([a-z_]+)"', text))
+    rows = read_rows(f"{REFERENCE}/fhir-in.md", "Why a Bundle is refused")
+    assert {read_code(row[0])[0]: int(row[1]) for row in rows} == {
+        reason: intake._REFUSALS.get(reason, 422) for reason in written
+    }
+
+
+def test_every_status_of_the_doors_is_listed() -> None:
+    rows = list(read_rows(f"{REFERENCE}/fhir-in.md", "What is answered"))
+    assert {int(row[0]) for row in rows if row[0].isdigit()} == {intake.ACCEPTED, *doors._WORDS}
+
+
+def test_every_type_of_bundle_is_named_as_taken_or_refused() -> None:
+    text = " ".join(text_of("fhir-in.md").split())
+    [taken] = re.findall(r"Bundle\.type may be ([^.]+)\.", text)
+    [refused] = re.findall(r"\. A (`document`[^.]+) is refused", text)
+    assert set(read_code(taken)) == fhir_bundle._ACCEPTED_TYPES
+    assert set(read_code(refused)) == fhir_bundle._OTHER_TYPES
+
+
+def test_the_bundle_of_the_how_to_is_read_without_a_fault() -> None:
+    text = (ROOT / "docs/how-to/connect-a-department.md").read_text(encoding="utf-8")
+    reading = read_bundle(text.split("<<'BUNDLE'\n")[1].split("\nBUNDLE\n")[0].encode())
+    assert reading.findings == ()
+    said = reading.attendance
+    assert said.event is Event.REGISTERED
+    assert said.nhs_number and said.local_patient_id and said.names and said.birth_date and said.visit_number
 
 
 # CSV
@@ -250,6 +323,36 @@ def test_the_headers_of_the_webhook_are_listed() -> None:
     assert [read_code(row[0])[0] for row in rows[: len(sent)]] == sent
 
 
+async def test_the_headers_of_a_reply_by_fhir_are_listed() -> None:
+    received: list[bytes] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    options = PostingOptions(allow_plain_http=True, allow_private_addresses=True)
+    channel = FhirReplyChannel(options, on_event=lambda name, facts: None, now=lambda: datetime.now(UTC))
+    parcel = Parcel(
+        idempotency_key="key",
+        event_type="type",
+        created_at=datetime(2026, 2, 14, 3, 12, tzinfo=UTC),
+        address=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/",
+        secret=b"token",
+        recipient="organisation:RZ1",
+        content=b"{}",
+        content_type="application/fhir+json",
+    )
+    await channel.send(parcel)
+    await channel.close()
+    server.close()
+    sent = {line.partition(b":")[0].decode().lower() for line in received[0].split(b"\r\n")[1:] if line}
+    of_http = {"host", "content-length", "accept-encoding", "connection"}
+    rows = read_rows(f"{REFERENCE}/fhir-reply.md", "The request")
+    assert {read_code(row[0])[0] for row in rows if read_code(row[0])} == sent - of_http
+
+
 class _Appended:
     def __init__(self) -> None:
         self.headers: dict[str, bytes] = {}
@@ -282,7 +385,7 @@ def test_the_topics_and_their_settings_are_as_the_code_makes_them() -> None:
     assert [read_code(row[0])[0] for row in rows] == list(TOPICS)
     largest = kafka_options.KafkaOptions(bootstrap_servers="").record_bytes_max + kafka_options.RECORD_OVERHEAD_BYTES
     assert f"| `max.message.bytes` | {largest} |" in text
-    assert f"`{CONTENT_TYPE.decode()}`" in text
+    assert f"`{HL7V2}`" in text and f"`{FHIR}`" in text
     assert f"`{EVENT_TYPE.decode()}`" in text
 
 

@@ -24,6 +24,7 @@ KINDS: dict[str, type[StrEnum]] = {
     "Alerts": AlertState,
     "Reviews": ItemState,
     "Quarantined messages": ItemState,
+    "Replays": ItemState,
     "Jobs": ItemState,
 }
 NOW = datetime(2026, 2, 14, 3, 12, tzinfo=UTC)
@@ -140,11 +141,16 @@ def test_every_outcome_of_a_position_is_explained() -> None:
 
 
 def test_every_reason_of_the_consumer_is_named() -> None:
-    paths = [ROOT / "broker" / name for name in ("consumers/attendance.py", "consumers/loop.py", "domain/decision.py")]
+    rooms = (
+        *("consumers/attendance.py", "consumers/loop.py", "consumers/reading.py", "consumers/replaying.py"),
+        "domain/decision.py",
+    )
+    paths = [ROOT / "broker" / name for name in rooms]
     text = "".join(path.read_text(encoding="utf-8") for path in paths)
     tuples = re.findall(r'PositionOutcome\.\w+, (?:f?"" if [^"]+ else )?"([a-z_]+)"', text)
     keywords = re.findall(r'reason="([a-z_]+)"|handler\.quarantine, batch, "([a-z_]+)"', text)
-    written = {word for word in (*tuples, *(word for pair in keywords for word in pair)) if word}
+    others = re.findall(r'(?:REPEATED: Final = |leave_unread\(keyring, record, )"([a-z_]+)"', text)
+    written = {word for word in (*tuples, *others, *(word for pair in keywords for word in pair)) if word}
     assert len(written) > 7
     named = {word for row in read_rows(STATES, "Log positions") for word in read_code(row[2])}
     assert written - named == set()

@@ -93,7 +93,7 @@ async def test_one_partition_that_is_read_again_after_a_gap_balances_beside_anot
     other = Partition(TOPIC, 1)
     async with busy.database.writing() as connection:
         settled = "INSERT INTO handled_positions SELECT topic, log_id, 1, position, owner, marker, visit_id, outcome, "
-        await connection.execute(text(settled + "reason, handled_at FROM handled_positions"))
+        await connection.execute(text(settled + "reason, handled_at, replay_id FROM handled_positions"))
         place = Place(log_id=LOG_ID, first_offset=0, next_offset=4, stopped_cleanly=True)
         await handled.take_partition(connection, GROUP, other, place, busy.clock.now())
         again = Place(log_id=f"{LOG_ID}+1", first_offset=0, next_offset=0, stopped_cleanly=True)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import CheckConstraint, Connection, UniqueConstraint, inspect, select, text
@@ -16,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from broker.storage import tables
 from broker.storage.database import Database
-from broker.storage.migrations import is_current, migrate, newest, schema
+from broker.storage.migrations import _config, is_current, migrate, newest, schema
 from broker.storage.tables import Owner, StoredOffset, table
 from schemas.delivery import ChannelName, DeliveryState
 from schemas.directory import KeptAnswer
@@ -150,6 +151,42 @@ async def test_a_step_that_fails_leaves_nothing_half_done(database: Database, mo
     assert await migrate(database) == newest()
 
 
+async def test_what_was_in_quarantine_before_there_were_replays_learns_whose_it_is(database: Database) -> None:
+    async with database.writing() as connection:
+        await connection.run_sync(lambda sync: command.upgrade(_config(sync), "0001"))
+        for owner in ("broker:operations", "organisation:RZ1"):
+            await connection.execute(text(f"INSERT INTO owners VALUES ('{owner}', 'X')"))
+        for offset, owner in ((1, "organisation:RZ1"), (2, "broker:operations")):
+            position = ROWS["handled_positions"] | {"position": offset, "owner": owner, "outcome": "quarantined"}
+            await connection.execute(schema().tables["handled_positions"].insert(), position)
+            item = ROWS["quarantine"] | {"id": f"q{offset}", "position": offset}
+            await connection.execute(schema().tables["quarantine"].insert(), item)
+    assert await migrate(database) == newest()
+    async with database.reading() as connection:
+        rows = (await connection.execute(select(table(tables.Quarantined)).order_by("position"))).all()
+    assert [(row.sender, row.attempts, row.decision) for row in rows] == [("RZ1", 0, None), ("", 0, None)]
+
+
+async def test_lanes_and_what_waits_in_them_outlast_the_step_that_gives_them_another_channel(
+    database: Database,
+) -> None:
+    async with database.writing() as connection:
+        await connection.run_sync(lambda sync: command.upgrade(_config(sync), "0002"))
+    async with database.writing() as connection:
+        await connection.execute(text("INSERT INTO owners VALUES ('authority:706', 'Northfold Borough Council')"))
+        await connection.execute(schema().tables["lanes"].insert(), LANE | {"next_due_at": NOW, "epoch": 7})
+        await connection.execute(schema().tables["deliveries"].insert(), ROWS["deliveries"])
+    assert await migrate(database) == newest()
+    async with database.reading() as connection:
+        [lane] = (await connection.execute(select(table(tables.Lane)))).all()
+        [delivery] = (await connection.execute(select(table(tables.Delivery)))).all()
+    assert (lane.id, lane.channel, lane.next_due_at, lane.epoch) == (LANE["id"], "topic", NOW, 7)
+    assert (delivery.id, delivery.lane) == ("d1", lane.id)
+    with pytest.raises(IntegrityError):
+        async with database.writing() as connection:
+            await connection.execute(schema().tables["lanes"].delete())
+
+
 # What the tables refuse
 
 
@@ -220,6 +257,17 @@ ROWS: dict[str, dict[str, Any]] = {
         "kept_at": NOW,
         "due_by": NOW,
     },
+    "replays": {
+        "id": "p1",
+        "owner": "broker:operations",
+        "topic": "attendances",
+        "asked": "from 0 to end",
+        "ranges": "[]",
+        "requested_by": "Olive Operator (cli:olive)",
+        "reason": "",
+        "state": "open",
+        "requested_at": NOW,
+    },
     "sites": {
         "code": "RZ9",
         "owner": "organisation:RZ1",
@@ -249,6 +297,7 @@ CLOSED: dict[str, tuple[str, list[str]]] = {
     "deliveries": ("state", [state.value for state in DeliveryState]),
     "reviews": ("state", [state.value for state in tables.ItemState]),
     "quarantine": ("state", [state.value for state in tables.ItemState]),
+    "replays": ("state", [state.value for state in tables.ItemState]),
     "sites": ("not_understood", [answer.value for answer in KeptAnswer]),
     "jobs": ("state", [state.value for state in tables.ItemState]),
 }

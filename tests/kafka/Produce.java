@@ -16,6 +16,7 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
  * HL7 v2 segment, ends a line there.
  *
  * Arguments: BOOTSTRAP_SERVERS TOPIC VALUE_FILE KEY [HEADER=VALUE]...   An empty KEY means no key.
+ * The system property "compression" names a codec: gzip, snappy, lz4 or zstd.
  * Prints "PARTITION OFFSET" once every in-sync replica has the record.
  */
 public final class Produce {
@@ -33,6 +34,7 @@ public final class Produce {
         settings.put(ProducerConfig.BOOTSTRAP_SERVERS_CONFIG, arguments[0]);
         settings.put(ProducerConfig.ACKS_CONFIG, "all");
         settings.put(ProducerConfig.MAX_REQUEST_SIZE_CONFIG, 8 * 1024 * 1024);
+        settings.put(ProducerConfig.COMPRESSION_TYPE_CONFIG, System.getProperty("compression", "none"));
         ByteArraySerializer bytes = new ByteArraySerializer();
         try (KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(settings, bytes, bytes)) {
             RecordMetadata appended = producer.send(record).get(LIMIT_S, TimeUnit.SECONDS);

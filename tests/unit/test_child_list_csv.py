@@ -60,6 +60,8 @@ SITE = {
     "peers": "10.1.0.0/16 2001:db8::/32",
     "credential": "",
     "topic_secret": "",
+    "reply_url": "https://ed.example.org/FHIR/R4/$process-message",
+    "reply_credential": "dG9rZW4=",
 }
 CLINICIAN = {"login": "bo@rz1.example.org", "name": "Bo Nurse", "organisation": "RZ1", "password": ""}
 
@@ -303,6 +305,11 @@ def test_a_clinician_is_read() -> None:
         (read_sites, SITE, "reply_port", "9" * 400),
         (read_sites, SITE, "reply_port", ""),
         (read_sites, SITE, "reply_host", ""),
+        (read_sites, SITE, "reply_url", "ed.example.org/$process-message"),
+        (read_sites, SITE, "reply_url", "ftp://ed.example.org/$process-message"),
+        (read_sites, SITE, "reply_url", "https://user:secret@ed.example.org/$process-message"),
+        (read_sites, SITE, "reply_credential", "two words"),
+        (read_sites, SITE, "reply_credential", "tök"),
         (read_sites, SITE, "replies_for_adults", "maybe"),
         (read_sites, SITE, "not_understood", "AB"),
         (read_sites, SITE, "not_understood", "aa"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.domain.decision import Candidate, Decision, Known, decide, differing_facts
+from broker.domain.decision import Candidate, Decision, Known, MatchRules, decide, differing_facts
 from schemas.alert import IdentityFact, ReplyOutcome
 from schemas.attendance import Attendance, PersonName
 from schemas.child_list import PlanType
@@ -18,6 +18,7 @@ from tests.factories import make_attendance, make_entry, make_nhs_number
 
 TODAY = date(2026, 2, 14)
 NEW = Known(is_new=True)
+RULES = MatchRules()
 ADULT = date(2008, 2, 14)
 ASKS_FOR_ADULTS = Site(code="RZ2", name="Ottery Infirmary", replies_for_adults=True)
 STRANGER = (PersonName(family="OTHER", given="SOMEBODY"),)
@@ -28,9 +29,13 @@ def listed(authority: str = "706", entry_id: str = "", **changes: object) -> Can
 
 
 def decided(
-    *candidates: Candidate, facts: Attendance | None = None, known: Known = NEW, site: Site | None = None
+    *candidates: Candidate,
+    facts: Attendance | None = None,
+    known: Known = NEW,
+    site: Site | None = None,
+    rules: MatchRules = RULES,
 ) -> Decision:
-    return decide(facts or make_attendance(), candidates, known, site=site, on=TODAY)
+    return decide(facts or make_attendance(), candidates, known, site=site, on=TODAY, rules=rules)
 
 
 def doubtful(**changes: object) -> Attendance:
@@ -68,14 +73,31 @@ def test_an_authority_that_was_alerted_is_not_alerted_again_but_another_is() -> 
     [
         (TODAY, None, True),
         (TODAY + timedelta(days=1), None, False),
-        (date(2026, 1, 1), TODAY, False),
+        (date(2025, 1, 1), TODAY, True),
+        (date(2024, 1, 1), TODAY - timedelta(days=365), True),
+        (date(2024, 1, 1), TODAY - timedelta(days=366), False),
         (date(2026, 1, 1), TODAY + timedelta(days=1), True),
     ],
 )
-def test_only_plans_that_run_today_count(start: date, end: date | None, counts: bool) -> None:
+def test_plans_count_while_they_run_and_for_a_year_after(start: date, end: date | None, counts: bool) -> None:
     decision = decided(listed(start_on=start, end_on=end))
     assert bool(decision.to_alert) == counts
     assert decision.reply is (ReplyOutcome.MATCH if counts else ReplyOutcome.NO_RECORD)
+
+
+def test_an_authority_that_does_not_want_to_hear_of_ended_plans_is_not_told_and_the_clinician_still_is() -> None:
+    quiet = MatchRules(quiet_when_ended=frozenset({"706"}))
+    ended = listed(start_on=date(2025, 1, 1), end_on=TODAY - timedelta(days=30))
+    decision = decided(ended, rules=quiet)
+    assert (decision.to_alert, decision.reply) == ((), ReplyOutcome.MATCH)
+    assert (decision.outcome, decision.reason) == (PositionOutcome.SILENT_BY_RULE, "ended_plan")
+    assert decided(ended, listed(entry_id="runs"), rules=quiet).to_alert == ("706",)
+    assert decided(ended).to_alert == ("706",)
+
+
+def test_an_entry_that_was_taken_back_never_counts() -> None:
+    decision = decided(listed(deleted_on=TODAY))
+    assert (decision.to_alert, decision.reply) == ((), ReplyOutcome.NO_RECORD)
 
 
 def test_a_doubt_goes_to_a_person_once() -> None:
@@ -184,7 +206,7 @@ KNOWN = st.builds(
 @settings(deadline=None)
 @given(FACTS, st.lists(CANDIDATES, max_size=6), KNOWN)
 def test_laws_that_hold_for_every_visit(facts: Attendance, candidates: list[Candidate], known: Known) -> None:
-    decision = decide(facts, candidates, known, site=None, on=TODAY)
+    decision = decide(facts, candidates, known, site=None, on=TODAY, rules=RULES)
     matched = {candidate.authority for candidate, _ in decision.matched}
     assert set(decision.to_alert) == matched - known.alerted
     assert len(set(decision.to_alert)) == len(decision.to_alert)

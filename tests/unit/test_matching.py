@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from broker.domain.matching import Match, NoMatch, Unsure, candidate_blocks, match_child
 from schemas.alert import IdentityFact
 from schemas.attendance import NhsNumberProblem, PersonName
+from schemas.child_list import PlanType
+from schemas.identifiers import NhsNumber
 from tests.factories import make_attendance, make_entry, make_nhs_number
 
 BIRTH_DATES = {True: date(2015, 3, 2), False: date(2011, 1, 1), None: None}
@@ -87,3 +89,60 @@ def test_a_person_without_a_birth_date_has_no_block() -> None:
 @given(st.dates(), st.dates())
 def test_people_meet_in_a_block_exactly_when_born_on_one_day(one: date, other: date) -> None:
     assert bool(set(candidate_blocks(one)) & set(candidate_blocks(other))) == (one == other)
+
+
+MOTHER = make_nhs_number(7)
+UNBORN = make_entry(
+    nhs_number=MOTHER,
+    name=PersonName(family="Tester", given="Alma"),
+    birth_date=date(2009, 5, 5),
+    plan_type=PlanType.UNBORN,
+    start_on=date(2025, 11, 1),
+)
+BABY = {"mother_nhs_number": MOTHER, "names": (PersonName(family="TESTER", given="BABY"),)}
+
+
+@pytest.mark.parametrize("number", [None, make_nhs_number(8)])
+def test_a_child_born_since_the_plan_began_matches_the_unborn_plan_of_the_mother_it_names(
+    number: NhsNumber | None,
+) -> None:
+    born = make_attendance(nhs_number=number, birth_date=date(2026, 2, 1), **BABY)
+    assert match_child(born, UNBORN) == Match(agrees=(IdentityFact.MOTHER,), differs=())
+
+
+def test_an_older_child_of_hers_does_not() -> None:
+    older = make_attendance(nhs_number=make_nhs_number(8), birth_date=date(2025, 10, 31), **BABY)
+    assert match_child(older, UNBORN) == NoMatch()
+
+
+def test_a_child_of_hers_whose_date_of_birth_is_not_given_goes_to_a_person() -> None:
+    unknown = make_attendance(nhs_number=make_nhs_number(8), birth_date=None, **BABY)
+    judgement = match_child(unknown, UNBORN)
+    assert isinstance(judgement, Unsure)
+    assert judgement.agrees == (IdentityFact.MOTHER,)
+
+
+def test_her_own_other_entries_are_not_her_childs() -> None:
+    own = make_entry(nhs_number=MOTHER, birth_date=date(2009, 5, 5), plan_type=PlanType.LOOKED_AFTER)
+    born = make_attendance(nhs_number=make_nhs_number(8), birth_date=date(2026, 2, 1), **BABY)
+    assert match_child(born, own) == NoMatch()
+
+
+@pytest.mark.parametrize("birth_date", [date(2009, 5, 5), date(1984, 5, 5)])
+def test_the_mother_herself_matches_at_any_age(birth_date: date) -> None:
+    entry = make_entry(nhs_number=MOTHER, birth_date=birth_date, plan_type=PlanType.UNBORN, start_on=date(2025, 11, 1))
+    assert isinstance(match_child(make_attendance(nhs_number=MOTHER, birth_date=birth_date), entry), Match)
+
+
+def test_a_twin_without_a_number_goes_to_a_person_with_the_reasons() -> None:
+    twin = make_attendance(nhs_number=None, names=(PersonName(family="TESTER", given="JORDAN"),), postcode="ZZ99 1AA")
+    judgement = match_child(twin, make_entry(postcode="zz991aa"))
+    assert isinstance(judgement, Unsure)
+    assert judgement.agrees == (IdentityFact.BIRTH_DATE, IdentityFact.POSTCODE)
+    assert judgement.differs == (IdentityFact.NAME,)
+    assert "perhaps a twin" in judgement.reason
+
+
+def test_a_twin_with_a_number_of_its_own_is_another_person() -> None:
+    twin = make_attendance(nhs_number=make_nhs_number(2), names=(PersonName(family="TESTER", given="JORDAN"),))
+    assert match_child(twin, make_entry()) == NoMatch()

@@ -35,7 +35,7 @@ COLUMNS = {
     "authorities.csv": "code,name,office_telephone,emergency_telephone,webhook_url,webhook_secret,topic_secret",
     "workers.csv": "code,authority,name,team,login,role,password",
     "sites.csv": "code,name,telephone,authorities,reply_host,reply_port,replies_for_adults,peers,credential,"
-    "topic_secret",
+    "topic_secret,reply_url,reply_credential",
     "clinicians.csv": "login,name,organisation,password",
     "children-706.csv": "local_id,nhs_number,family_name,given_name,birth_date,postcode,plan_type,start_date,"
     "end_date,worker,team",
@@ -192,6 +192,15 @@ def test_addresses_of_the_other_side_are_written_where_they_are_given(town: Town
     assert urls == ["http://127.0.0.1:9/alerts/706", "http://127.0.0.1:9/alerts/707"]
     replies = {row["code"]: (row["reply_host"], row["reply_port"]) for row in rows(tmp_path / "sites.csv")}
     assert replies == {"RZ1": ("127.0.0.1", "2600"), "RZ2": ("", ""), "RZ3": ("", "")}
+
+
+def test_a_site_with_a_fhir_server_has_its_address_and_its_token_and_no_other_site_has_one(
+    town: Town, tmp_path: Path
+) -> None:
+    url = "http://127.0.0.1:9/FHIR/R4/$process-message"
+    write_csv(town, tmp_path, fhir_replies={"RZ2": url})
+    written = {row["code"]: (row["reply_url"], row["reply_credential"]) for row in rows(tmp_path / "sites.csv")}
+    assert written == {"RZ1": ("", ""), "RZ2": (url, town.sites[1].reply_token), "RZ3": ("", "")}
 
 
 def test_people_written_are_read_back_the_same(town: Town, tmp_path: Path) -> None:

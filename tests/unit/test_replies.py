@@ -149,11 +149,12 @@ def test_a_plan_is_shown_with_whom_to_ring_and_nothing_of_the_child() -> None:
         office_telephone="01632 960101",
         emergency_telephone="01632 960102",
     )
-    [plan] = show_plans([("706", make_entry())], {"706": authority})
+    [plan] = show_plans([("706", make_entry())], {"706": authority}, NIGHT.date())
     assert set(plan.__struct_fields__) == {
         "plan_type",
         "start_on",
         "end_on",
+        "has_ended",
         "authority_name",
         "office_telephone",
         "emergency_telephone",

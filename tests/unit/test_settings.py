@@ -118,6 +118,7 @@ def test_safe_settings_start_in_production() -> None:
         ({"mllp_tls_key_file": None}, "CPIS_MLLP_TLS_KEY_FILE"),
         ({"public_url": "http://alerts.example.org"}, "CPIS_PUBLIC_URL"),
         ({"webhook_allow_private": True}, "CPIS_WEBHOOK_ALLOW_PRIVATE"),
+        ({"fhir_reply_allow_private": True}, "CPIS_FHIR_REPLY_ALLOW_PRIVATE"),
         ({"mllp_reply_tls": False}, "CPIS_MLLP_REPLY_TLS"),
         ({"kafka_bootstrap_servers": "kafka:9092"}, "CPIS_KAFKA_SECURITY_PROTOCOL"),
         (
@@ -173,7 +174,7 @@ def test_production_never_makes_keys(tmp_path: Path) -> None:
 
 async def test_topics_are_served_only_where_there_is_a_kafka(tmp_path: Path) -> None:
     embedded = open_channels(production(data_dir=tmp_path))
-    assert set(embedded) == {ChannelName.WEBHOOK, ChannelName.HL7V2_REPLY}
+    assert set(embedded) == {ChannelName.WEBHOOK, ChannelName.HL7V2_REPLY, ChannelName.FHIR_REPLY}
     for channel in embedded.values():
         await channel.close()
 

@@ -134,5 +134,11 @@ def test_turning_eighteen_happens_at_midnight_in_london() -> None:
     assert is_adult(facts, london_day(after))
 
 
-def test_only_a_person_update_opens_no_visit() -> None:
-    assert {event for event in Event if not opens_visit(event)} == {Event.PERSON_UPDATED}
+def test_who_is_only_spoken_of_or_expected_opens_no_visit() -> None:
+    here = {event for event in Event if opens_visit(event)}
+    assert here == {
+        *(Event.ADMITTED, Event.TRANSFERRED, Event.LEFT, Event.REGISTERED, Event.UPDATED),
+        *(Event.MADE_INPATIENT, Event.MADE_OUTPATIENT, Event.DEPARTING, Event.ARRIVING, Event.DEPARTURE_CANCELLED),
+        *(Event.TRANSFER_CANCELLED, Event.DISCHARGE_CANCELLED, Event.TRANSFER_PENDING, Event.DISCHARGE_PENDING),
+        *(Event.PENDING_TRANSFER_CANCELLED, Event.PENDING_DISCHARGE_CANCELLED, Event.LEAVE_BEGUN, Event.LEAVE_ENDED),
+    }

@@ -1,0 +1,154 @@
+"""From a record of the log to what its message says. Never raises: what cannot be read is that record's outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from adapters.content import sniff_content
+from adapters.errors import NotAnAttendance, Unreadable
+from adapters.fhir import NotAnAttendanceBundle, read_bundle
+from adapters.hl7v2 import read_attendance, read_header
+from adapters.hl7v2_batch import split_batch
+from broker.envelope import HL7V2, KEY_ID_HEADER, RECORD_SEAL, SOURCE_HEADER, Envelope, enclose
+from broker.keyring import Keyring, KeyringError
+from broker.storage.replays import Replaying
+from schemas.attendance import Attendance
+from schemas.identifiers import BROKER_OWNER, OwnerId, organisation_owner, parse_ods_code
+from schemas.record import LogRecord, PositionOutcome
+
+
+class ReadMessage(msgspec.Struct, kw_only=True):
+    """One record, read before the transaction, and what becomes of it."""
+
+    record: LogRecord
+    body: bytes
+    sender: str
+    marker: bytes
+    said: Attendance | None = None
+    parts: Sequence[bytes] = ()
+    """The messages of an HL7 v2 batch, each to be handled on its own."""
+    replaying: Replaying | None = None
+    """Set when a person asked for it to be handled again."""
+    visit_id: str | None = None
+    outcome: PositionOutcome | None = None
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def owner(self) -> OwnerId:
+        """Who the position belongs to."""
+        return organisation_owner(self.sender) if self.sender else BROKER_OWNER
+
+
+def read_record(keyring: Keyring, record: LogRecord) -> ReadMessage:
+    """Open and read one record, by what its bytes are and not by what its headers say they are."""
+    try:
+        opened = _Opened(keyring, record, _open_body(keyring, record))
+    except KeyringError:
+        return leave_unread(keyring, record, "sealed_under_an_unknown_key")
+    if sniff_content(opened.body) == "fhir":
+        return _read_fhir(opened)
+    parts = split_batch(opened.body)
+    return _read_hl7v2(opened) if len(parts) == 1 else _take_apart(opened, parts)
+
+
+def leave_unread(keyring: Keyring, record: LogRecord, reason: str, detail: str = "") -> ReadMessage:
+    """One record for the quarantine: opened if it can be, and not read."""
+    try:
+        body = _open_body(keyring, record)
+    except KeyringError:
+        body = record.value
+    return _set_aside(_Opened(keyring, record, body), Unreadable(reason, detail))
+
+
+def enclose_parts(keyring: Keyring, message: ReadMessage, at: datetime) -> Iterator[Envelope]:
+    """The messages of a batch as records of their own."""
+    for part in message.parts:
+        said, control_id = None, ""
+        try:
+            said = read_attendance(part)
+            control_id = said.control_id
+        except Unreadable:
+            pass  # it is read again when its turn comes, and ends up where such a message belongs
+        yield enclose(keyring, part, sender=message.sender, control_id=control_id, said=said, content_type=HL7V2, at=at)
+
+
+class _Opened(NamedTuple):
+    """A record and the message in it."""
+
+    keyring: Keyring
+    record: LogRecord
+    body: bytes
+
+    def read(self, sender: str, control_id: str) -> ReadMessage:
+        """What is known of it once its sender and control id are."""
+        marker = self.keyring.marker(sender, control_id, self.body)
+        return ReadMessage(record=self.record, body=self.body, sender=sender, marker=marker)
+
+    @property
+    def source(self) -> str:
+        """Who put the record on the log, by its own word; empty when it does not say."""
+        return parse_ods_code(bytes(self.record.headers.get(SOURCE_HEADER, b"")).decode("ascii", "replace")) or ""
+
+
+def _read_hl7v2(opened: _Opened) -> ReadMessage:
+    try:
+        said = read_attendance(opened.body)
+    except Exception as error:
+        return _read_header_only(opened, error)
+    return _understand(opened, said, parse_ods_code(said.sender) or opened.source)
+
+
+def _read_header_only(opened: _Opened, problem: Exception) -> ReadMessage:
+    """What becomes of a message that is no attendance or cannot be read; its header may still say whose it is."""
+    try:
+        header = read_header(opened.body)
+    except Unreadable as error:
+        return _set_aside(opened, error)
+    return _set_aside(opened, problem, sender=parse_ods_code(header.sender) or "", control_id=header.control_id)
+
+
+def _read_fhir(opened: _Opened) -> ReadMessage:
+    """Who sent a Bundle is what the door says, which saw the credential; only without that what the Bundle says."""
+    try:
+        said = read_bundle(opened.body).attendance
+    except NotAnAttendanceBundle as error:
+        return _set_aside(opened, error, control_id=error.bundle_id)
+    except Exception as error:
+        return _set_aside(opened, error)
+    return _understand(opened, said, opened.source or parse_ods_code(said.sender) or "")
+
+
+def _understand(opened: _Opened, said: Attendance, sender: str) -> ReadMessage:
+    message = opened.read(sender, said.control_id)
+    message.said = msgspec.structs.replace(said, sender=sender)
+    return message
+
+
+def _take_apart(opened: _Opened, parts: Sequence[bytes]) -> ReadMessage:
+    message = opened.read(opened.source, "")
+    message.parts = parts
+    message.outcome, message.reason = PositionOutcome.IGNORED, "taken_apart"
+    return message
+
+
+def _set_aside(opened: _Opened, problem: Exception, *, sender: str = "", control_id: str = "") -> ReadMessage:
+    """What is no attendance is ignored; what cannot be read goes to a person."""
+    message = opened.read(sender or opened.source, control_id)
+    if isinstance(problem, NotAnAttendance):
+        message.outcome, message.reason = PositionOutcome.IGNORED, problem.reason
+    elif isinstance(problem, Unreadable):
+        message.outcome, message.reason = PositionOutcome.QUARANTINED, problem.reason
+        message.detail = problem.detail
+    else:
+        message.outcome, message.reason = PositionOutcome.QUARANTINED, "could_not_be_read"
+        message.detail = type(problem).__name__
+    return message
+
+
+def _open_body(keyring: Keyring, record: LogRecord) -> bytes:
+    return keyring.open(record.value, about=RECORD_SEAL) if KEY_ID_HEADER in record.headers else record.value

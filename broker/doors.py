@@ -1,0 +1,202 @@
+"""The machine doors of HTTP: FHIR R4 messages in. They need no database, and answer every error as a FHIR server does.
+
+A system shows its credential with every request (HTTP basic, RFC 7617): its ODS code and the credential it was given.
+No route is without that rule. ``join_doors`` puts the doors and the pages behind one port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+import msgspec
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from broker.intake import ACCEPTED, NOT_DURABLE, FhirAnswer, Intake
+from broker.senders import Senders
+from broker.telemetry import MESSAGES_REFUSED, LogEvent, innermost_line, log
+from schemas.directory import Sender
+from schemas.identifiers import parse_ods_code
+
+BASE: Final = "/FHIR/R4"
+FHIR_JSON: Final = "application/fhir+json"
+_CONTENT_TYPES: Final = frozenset({FHIR_JSON, "application/json"})
+_ECHOED: Final = ("X-Request-Id", "X-Correlation-Id")
+_ECHO: Final = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
+_RETRY_AFTER_S: Final = "10"
+_WORDS: Final[Mapping[int, tuple[str, str]]] = {
+    400: ("structure", "The body is not a FHIR R4 Bundle in JSON."),
+    401: ("login", "Show the ODS code and the credential of your organisation (HTTP basic authentication)."),
+    404: ("not-found", "There is no such address. Post to /FHIR/R4/$process-message or to /FHIR/R4."),
+    405: ("not-supported", "This address takes POST only."),
+    408: ("timeout", "The body did not arrive in time; nothing was kept. Send it again."),
+    413: ("too-long", "The body is larger than is taken here; nothing was kept."),
+    415: ("not-supported", "Send FHIR R4 as JSON, uncompressed: Content-Type application/fhir+json. XML is not taken."),
+    422: ("business-rule", "No attendance can be read in the Bundle; nothing was kept."),
+    500: ("exception", "The broker failed on this request; nothing was kept. Send it again, and report it."),
+    503: ("transient", "The message could not be made durable; nothing was kept. Send it again."),
+}
+
+
+class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request may cost."""
+
+    body_bytes_max: int = 4_000_000
+    """Sealed, it must fit into one record of the log, else it could never be kept."""
+    body_timeout_s: float = 30.0
+    requests_max: int = 64
+    """Bodies held at one time; others wait."""
+
+
+def create_doors(intake: Intake, senders: Senders, limits: DoorLimits) -> FastAPI:
+    """The doors. Raises RuntimeError when a route asks for no credential."""
+    doors = FastAPI(
+        title="cpis-broker machine doors",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(_admit)],
+    )
+    doors.state.intake, doors.state.senders, doors.state.limits = intake, senders, limits
+    doors.state.slots = asyncio.Semaphore(limits.requests_max)
+    for path in (f"{BASE}/$process-message", BASE):
+        doors.add_api_route(path, accept_bundle, methods=["POST"], response_model=None)
+    check_guarded(doors.routes)
+    doors.add_exception_handler(HTTPException, _answer_refusal)
+    return doors
+
+
+def join_doors(doors: ASGIApp, pages: ASGIApp) -> ASGIApp:
+    """Both behind one port; the doors take what is under ``/FHIR/``."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        is_door = scope["type"] == "http" and scope["path"].startswith("/FHIR/")
+        await (doors if is_door else pages)(scope, receive, send)
+
+    return serve
+
+
+def check_guarded(routes: Iterable[BaseRoute]) -> None:
+    """Raise RuntimeError unless every route asks who is there."""
+    for route in routes:
+        if not isinstance(route, APIRoute) or not any(part.call is _admit for part in route.dependant.dependencies):
+            raise RuntimeError(f"{getattr(route, 'path', '')} asks for no credential")
+
+
+async def accept_bundle(request: Request) -> Response:
+    """Take one Bundle: 202 once it is durably kept, with what was found wrong in it."""
+    _check_content(request)
+    intake: Intake = request.app.state.intake
+    try:
+        async with request.app.state.slots:
+            body = await _read_body(request, request.app.state.limits)
+            answer = await intake.accept_fhir(body, request.state.sender)
+    except HTTPException:
+        raise
+    except Exception as error:
+        log(LogEvent.CRASHED, part="doors", error=type(error).__name__, at=innermost_line(error.__traceback__))
+        raise HTTPException(500) from None
+    return _answer(request, answer)
+
+
+async def _admit(request: Request) -> None:
+    """Let a permitted sender in; raises HTTPException 401 for everybody else, alike for every reason."""
+    senders: Senders = request.app.state.senders
+    code, credential = _read_basic(request.headers.get("authorization", ""))
+    sender: Sender | None = senders.admit(
+        parse_ods_code(code) or "", credential, request.client.host if request.client else ""
+    )
+    if sender is None:
+        MESSAGES_REFUSED.labels(reason="sender_not_permitted").inc()
+        log(LogEvent.MESSAGE_REFUSED, sender=parse_ods_code(code), reason="sender_not_permitted")
+        raise HTTPException(401, headers={"WWW-Authenticate": 'Basic realm="cpis-broker", charset="UTF-8"'})
+    request.state.sender = sender
+
+
+def _read_basic(header: str) -> tuple[str, bytes]:
+    scheme, _, encoded = header.partition(" ")
+    try:
+        user, _, credential = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+    except (binascii.Error, ValueError):
+        return "", b""
+    return (user.decode("ascii", "replace"), credential) if scheme.lower() == "basic" else ("", b"")
+
+
+def _check_content(request: Request) -> None:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if content_type not in _CONTENT_TYPES or encoding not in ("", "identity"):
+        _refuse(request, 415, "content_type_not_taken")
+
+
+async def _read_body(request: Request, limits: DoorLimits) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared[:12]) > limits.body_bytes_max:
+        _refuse(request, 413, "message_too_large")
+    parts: list[bytes] = []
+    received = 0
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            async for part in request.stream():
+                received += len(part)
+                if received > limits.body_bytes_max:
+                    _refuse(request, 413, "message_too_large")
+                parts.append(part)
+    except TimeoutError:
+        _refuse(request, 408, "body_too_slow")
+    except ClientDisconnect:
+        _refuse(request, 400, "connection_lost")
+    return b"".join(parts)
+
+
+def _refuse(request: Request, status: int, reason: str) -> NoReturn:
+    """Count and raise the refusal of a sender that is known. Raises HTTPException."""
+    MESSAGES_REFUSED.labels(reason=reason).inc()
+    log(LogEvent.MESSAGE_REFUSED, sender=request.state.sender.code, reason=reason)
+    raise HTTPException(status)
+
+
+def _answer(request: Request, answer: FhirAnswer) -> Response:
+    issues = [_issue(finding.severity, finding.code, finding.text, finding.expression) for finding in answer.findings]
+    if answer.status == ACCEPTED:
+        kept = f"Kept as message {answer.message_id}."
+        return _respond(request, ACCEPTED, [_issue("information", "informational", kept), *issues])
+    code, words = _WORDS[answer.status]
+    headers = {"Retry-After": _RETRY_AFTER_S} if answer.status == NOT_DURABLE else {}
+    return _respond(request, answer.status, [_issue("error", code, words), *issues], headers)
+
+
+async def _answer_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code if error.status_code in _WORDS else 400
+    code, words = _WORDS[status]
+    return _respond(request, status, [_issue("error", code, words)], error.headers or {})
+
+
+def _respond(
+    request: Request, status: int, issues: Sequence[Mapping[str, Any]], headers: Mapping[str, str] | None = None
+) -> Response:
+    """An OperationOutcome (R4, 2.29). Ids of the request come back only if they are plain words."""
+    echoed = {
+        name: request.headers[name]
+        for name in _ECHOED
+        if name in request.headers and _ECHO.fullmatch(request.headers[name])
+    }
+    body = json.dumps({"resourceType": "OperationOutcome", "issue": list(issues)}, ensure_ascii=False).encode()
+    fixed = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(body, status, {**fixed, **echoed, **(headers or {})}, FHIR_JSON)
+
+
+def _issue(severity: str, code: str, words: str, expression: str = "") -> dict[str, Any]:
+    issue: dict[str, Any] = {"severity": severity, "code": code, "diagnostics": words}
+    return {**issue, "expression": [expression]} if expression else issue

@@ -1,0 +1,47 @@
+"""The demonstration as whoever tries the product sees it first: the whole evening, on both pairs of engines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Pair
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAPTERS = (
+    "is brought in",
+    "The registrar saves twenty times",
+    "and her baby is born",
+    "Somebody without an NHS number",
+    "A message nobody can read",
+    "The dispatcher is killed",
+    "A list changes",
+    "The duty desk",
+    "Counted on both sides",
+)
+
+pytestmark = pytest.mark.timeout(180)
+
+
+async def test_the_evening_is_played_to_its_end_and_the_ledger_balances(pair: Pair, tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CPIS_")}
+    engines = {"CPIS_KAFKA_BOOTSTRAP_SERVERS": pair.kafka, "CPIS_DATABASE_URL": pair.database_url}
+    options = ["--kafka"] if pair.kafka else []
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "broker", "demo", "--once", *options),
+        cwd=tmp_path,
+        env=kept | {"PYTHONPATH": str(ROOT)} | (engines if pair.kafka else {}),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    printed, _ = await process.communicate()
+    text = printed.decode()
+    assert process.returncode == 0, text
+    places = [text.find(chapter) for chapter in CHAPTERS]
+    assert -1 not in places and places == sorted(places), text
+    assert "The ledger balances: nothing was lost." in text

@@ -1,0 +1,178 @@
+"""Every kind of plan and what becomes of it: mothers and newborns, plans that ended, entries taken back, twins."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import pytest
+from sqlalchemy import select
+
+from broker.storage.tables import AlertState, Delivery, table
+from schemas.alert import ReplyOutcome
+from schemas.child_list import PlanType
+from schemas.record import PositionOutcome as Outcome
+from tests.world import CASEY, World, hl7
+
+MOTHER = "9990000026"
+BABY = "9990000034"
+PREGNANT = f"M1,{MOTHER},Tester,Alma,2009-02-14,ZZ99 1AA,unborn_child_protection_plan,2025-11-01,,W1,North"
+LOOKED_AFTER = f"M1,{MOTHER},Tester,Alma,2009-02-14,ZZ99 1AA,looked_after_child,2020-01-01,,W1,North"
+
+
+def listed(end: str = "", delete: str = "", number: str = "9990000018", local_id: str = "L1") -> str:
+    """A child protection plan of some child, with its end."""
+    return (
+        f"{local_id},{number},Tester,Casey,2015-03-02,ZZ99 1AA,child_protection_plan,2024-01-10,{end},W1,North,{delete}"
+    )
+
+
+async def _events(world: World) -> list[str]:
+    async with world.database.reading() as connection:
+        rows = await connection.execute(select(table(Delivery).c.event_type).order_by(table(Delivery).c.created_at))
+        return sorted(row.event_type.rsplit(".", 2)[1] for row in rows)
+
+
+async def test_scenario_s_a_pregnant_girl_who_is_looked_after_and_then_her_newborn(world: World) -> None:
+    await world.list_children(PREGNANT, LOOKED_AFTER)
+    alma = hl7(nhs_number=MOTHER, given="ALMA", birth_date=date(2009, 2, 14), visit="V1", patient="M1")
+
+    assert await world.receive(alma) == [Outcome.ALERTED]
+    [alert] = await world.alerts()
+    assert {plan.plan_type for plan in alert.alert.plans} == {PlanType.UNBORN, PlanType.LOOKED_AFTER}
+    assert "unborn child plan is for her child" in alert.alert.reason
+
+    born = hl7(nhs_number=BABY, given="BABY", birth_date=date(2026, 2, 13), visit="V2", patient="B1", mother=MOTHER)
+    assert await world.receive(born) == [Outcome.ALERTED]
+    newborn = next(found.alert for found in await world.alerts() if found.alert.is_newborn)
+    assert [plan.plan_type for plan in newborn.plans] == [PlanType.UNBORN]
+    assert newborn.child.nhs_number == MOTHER
+    assert "her newborn" in newborn.reason
+    assert "under the baby's own NHS number" in newborn.reason
+    wording = next(reply.wording for reply in await world.replies() if reply.visit_number == "V2")
+    assert wording.startswith("The mother this message names is on a local authority's list")
+
+
+async def test_her_eighteenth_birthday_ends_only_her_own_entry(world: World) -> None:
+    await world.list_children(PREGNANT, LOOKED_AFTER)
+    world.clock.advance(timedelta(days=365))
+    alma = hl7(nhs_number=MOTHER, given="ALMA", birth_date=date(2009, 2, 14))
+    assert await world.receive(alma) == [Outcome.ALERTED]
+    [alert] = await world.alerts()
+    assert [plan.plan_type for plan in alert.alert.plans] == [PlanType.UNBORN]
+
+
+async def test_a_newborn_who_came_before_the_mother_was_listed_is_found(world: World) -> None:
+    await world.receive(hl7(nhs_number=BABY, birth_date=date(2026, 2, 13), mother=MOTHER))
+    await world.list_children(PREGNANT)
+    await world.run_jobs()
+    [alert] = await world.alerts()
+    assert alert.alert.is_newborn and alert.alert.late
+
+
+async def test_an_older_child_of_a_pregnant_woman_is_not_her_newborn(world: World) -> None:
+    await world.list_children(PREGNANT)
+    older = hl7(nhs_number=BABY, birth_date=date(2020, 2, 13), mother=MOTHER)
+    assert await world.receive(older) == [Outcome.NO_RECORD]
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        (listed(end="2025-03-14"), True),
+        (listed(end="2025-01-13"), False),
+        (PREGNANT.replace(",,W1", ",2026-01-18,W1").replace(MOTHER, "9990000018"), True),
+        (PREGNANT.replace(",,W1", ",2026-01-16,W1").replace(MOTHER, "9990000018"), False),
+        (listed(delete="2026-02-01"), False),
+    ],
+    ids=["eleven months", "thirteen months", "unborn 27 days", "unborn 29 days", "taken back"],
+)
+async def test_scenario_m_plans_that_ended(world: World, row: str, shown: bool) -> None:
+    await world.list_children(row)
+    mother = {"given": "ALMA", "birth_date": date(2009, 2, 14)} if "Alma" in row else {}
+    assert await world.receive(hl7(**mother)) == [Outcome.ALERTED if shown else Outcome.NO_RECORD]  # type: ignore[arg-type]
+    [reply] = await world.replies()
+    if not shown:
+        assert reply.outcome is ReplyOutcome.NO_RECORD
+        assert (await world.alerts(), reply.plans) == ([], ())
+        return
+    [alert] = await world.alerts()
+    assert [plan.has_ended for plan in alert.alert.plans] == [True]
+    assert "Every plan has ended" in alert.alert.reason
+    assert [plan.has_ended for plan in reply.plans] == [True]
+    assert "every plan has ended. Social care is told." in reply.wording
+
+
+async def test_scenario_m_an_entry_taken_back_withdraws_its_alert_and_corrects_the_reply(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    [alert] = await world.alerts()
+
+    await world.list_children(CASEY + ",2026-02-14")
+    await world.run_jobs()
+    await world.run_jobs()
+
+    [withdrawn] = await world.alerts()
+    assert (withdrawn.state, withdrawn.closed_rule) == (AlertState.CLOSED, "entry_taken_back")
+    assert withdrawn.withdrawn_at is not None
+    newest, first = sorted(await world.replies(), key=lambda reply: reply.outcome is ReplyOutcome.MATCH)
+    assert (first.outcome, newest.outcome) == (ReplyOutcome.MATCH, ReplyOutcome.NO_RECORD)
+    assert newest.wording.startswith("Correction: ")
+    assert "this does not mean the child is safe" in newest.wording
+    assert await _events(world) == ["given", "given", "raised", "withdrawn"]
+
+    await world.list_children(CASEY)
+    await world.run_jobs()
+    again = [found for found in await world.alerts() if found.state is AlertState.OPEN]
+    assert len(again) == 1 and again[0].alert.alert_id != alert.alert.alert_id
+    assert [reply.outcome for reply in await world.replies()].count(ReplyOutcome.MATCH) == 2
+
+
+async def test_an_alert_that_rests_on_another_plan_as_well_stands(world: World) -> None:
+    second = CASEY.replace("child_protection_plan", "looked_after_child")
+    await world.list_children(CASEY, second)
+    await world.receive(hl7())
+    await world.list_children(CASEY + ",2026-02-14")
+    await world.run_jobs()
+    [alert] = await world.alerts()
+    assert (alert.state, alert.withdrawn_at) == (AlertState.OPEN, None)
+    assert await _events(world) == ["given", "raised"]
+
+
+async def test_another_authoritys_alert_stands_and_the_reply_is_corrected(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.list_children(CASEY.replace("W1", "W7"), authority="707")
+    await world.receive(hl7())
+    await world.list_children(CASEY + ",2026-02-14")
+    await world.run_jobs()
+    [mistaken], [right] = await world.alerts(), await world.alerts("707")
+    assert (mistaken.state, right.state) == (AlertState.CLOSED, AlertState.OPEN)
+    corrected = next(reply for reply in await world.replies() if reply.wording.startswith("Correction"))
+    assert (corrected.outcome, corrected.authorities_told) == (ReplyOutcome.MATCH, ("Eastmere County Council",))
+
+
+async def test_scenario_d_a_twin_without_a_number_is_reviewed_and_the_clinician_learns_nothing(world: World) -> None:
+    jordan = listed(number="9990000042", local_id="L2").replace("Casey", "Jordan")
+    await world.list_children(CASEY, jordan)
+    unnumbered = hl7(nhs_number="")
+    assert await world.receive(unnumbered) == [Outcome.UNDER_REVIEW]
+    assert await world.alerts() == []
+    by_name = {review.content.listed.given: review.content for review in await world.reviews()}
+    assert set(by_name) == {"Casey", "Jordan"}
+    assert "perhaps a twin" in by_name["Jordan"].reason
+    assert "same name and date of birth" in by_name["Casey"].reason
+    [reply] = await world.replies()
+    assert (reply.outcome, reply.plans, reply.differs) == (ReplyOutcome.IDENTITY_TO_BE_CHECKED, (), ())
+
+    nobody = hl7(nhs_number="", family="NOBODY", visit="V9", patient="K9")
+    assert await world.receive(nobody) == [Outcome.NO_RECORD]
+    stranger = next(other for other in await world.replies() if other.visit_number == "V9")
+    assert stranger.wording == reply.wording
+
+
+async def test_several_entries_of_one_child_make_one_alert_delivered_to_every_allocated_worker(world: World) -> None:
+    second = CASEY.replace("child_protection_plan", "looked_after_child").replace("W1", "D1")
+    await world.list_children(CASEY, second)
+    await world.receive(hl7())
+    [alert] = await world.alerts()
+    assert len(alert.alert.plans) == 2
+    assert set(alert.alert.allocated_workers) == {"W1", "D1"}
