@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     )
     mllp_tls_key_file: Path | None = Field(default=None, description="Its key")
     mllp_tls_client_ca_file: Path | None = Field(default=None, description="When set, peers must show a certificate")
-    mllp_frame_bytes_max: int = Field(default=2_097_152, ge=1024, description="A larger message is refused")
+    mllp_frame_bytes_max: int = Field(
+        default=2_097_152, ge=1024, le=4_000_000, description="A larger message is refused; the log takes no larger one"
+    )
     mllp_connections_max: int = Field(default=512, ge=1, description="Connections at one time")
     mllp_pipelined_max: int = Field(default=64, ge=1, le=10_000, description="Unanswered messages per connection")
     mllp_idle_timeout_s: float = Field(default=600.0, gt=0, description="A silent connection is closed")

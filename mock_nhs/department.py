@@ -27,7 +27,10 @@ OPEN_VISITS_MAX: Final = 400
 NEW_VISIT_SHARE: Final = 0.2
 HL7V2: Final = "application/hl7-v2+er7"
 
-_STRUCTURES: Final = {"A01": "ADT_A01", "A03": "ADT_A03", "A04": "ADT_A01", "A08": "ADT_A01", "A31": "ADT_A05"}
+_STRUCTURES: Final = {
+    **{"A01": "ADT_A01", "A03": "ADT_A03", "A04": "ADT_A01", "A08": "ADT_A01", "A31": "ADT_A05"},
+    **{"A11": "ADT_A09", "A13": "ADT_A01", "A40": "ADT_A39"},
+}
 _UPDATES: Final = ("A08",) * 13 + ("A31",) * 3 + ("A03",) * 3 + ("A01",)
 _COMPLAINTS: Final = (
     *("Fall from height", "Burn to left hand", "D&V since yesterday", "Head injury, vomited x2", "Wheeze"),
@@ -230,7 +233,10 @@ class Department:
         return self.register(baby, Identity.ABSENT, complaint=complaint, by_fhir=False, mother=mother.nhs_number)
 
     def update(self, visit_number: str, event: str = "A08") -> AdtMessage:
-        """Write of an open visit: A08 or A31; A01 when the patient is admitted; A03 closes the visit."""
+        """Write of an open visit: A08 or A31; A01 when the patient is admitted; A03 closes the visit.
+
+        A11 says that nobody came after all, A13 that nobody left; A40 that another record is joined to the patient's.
+        """
         visit = self.open[visit_number]
         if event == "A08" and visit.identity is Identity.LATE:
             visit.nhs_number, visit.number_status = visit.person.nhs_number, "01"
@@ -296,6 +302,7 @@ class Department:
             self._write_msh(control_id, event),
             write_segment("EVN", {2: write_time(self._clock())}),
             *([_write_pid(self._site, visit)] if readable else []),
+            *([write_segment("MRG", {1: f"X{visit.local_patient_id}^^^{self._site}^MR"})] if event == "A40" else []),
             _write_pv1(self._site, visit, event),
             write_segment("PV2", {3: f"^{escape(visit.complaint)}", 38: visit.arrival_mode}),
         ]

@@ -21,7 +21,7 @@ from broker.domain.decision import Candidate, Decision, decide
 from broker.domain.matching import candidate_blocks
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
-from broker.storage import alerts, audit, child_lists, directory, jobs, visits
+from broker.storage import alerts, audit, child_lists, directory, jobs, reviews, visits
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import Database
 from broker.storage.jobs import ClaimedJob
@@ -72,6 +72,7 @@ async def _match_entry(connection: AsyncConnection, occasion: Occasion, candidat
 
 async def _withdraw(connection: AsyncConnection, occasion: Occasion, taken_back: Candidate) -> list[Announcement]:
     """Withdraw what rests on the entry alone, and tell the departments that were told of it."""
+    await reviews.close_reviews_of_entry(connection, taken_back.entry_id, ENTRY_TAKEN_BACK, occasion.now)
     visit_ids = await alerts.find_resting_on(connection, taken_back.entry_id)
     told = []
     for thread in (await visits.load_threads(connection, occasion.keyring, visit_ids)).values():

@@ -99,6 +99,15 @@ async def close_matched_reviews(connection: AsyncConnection, matched: Sequence[t
     )
 
 
+async def close_reviews_of_entry(connection: AsyncConnection, entry_id: str, decision: str, now: datetime) -> None:
+    """Close the open reviews of an entry: there is nothing left to compare with."""
+    await connection.execute(
+        update(_reviews)
+        .where(_reviews.c.state == ItemState.OPEN.value, _reviews.c.entry_id == entry_id)
+        .values(state=ItemState.DONE.value, decision=decision, decided_at=now)
+    )
+
+
 async def list_open_reviews(
     connection: AsyncConnection, keyring: Keyring, owner: str, *, rows_max: int, held_by: str | None = None
 ) -> list[StoredReview]:

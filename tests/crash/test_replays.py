@@ -21,6 +21,8 @@ from tests.system import until
 
 MESSAGES = 150
 COPIES = 3
+UNDONE = ("A11", "A13", "A40")
+"""Cancelled, cancelled again, and merged with another record: every visit that is still open."""
 
 
 async def send_copies(scene: Scene, messages: Sequence[AdtMessage], draws: random.Random) -> None:
@@ -63,17 +65,18 @@ async def repeat_everything(scene: Scene) -> None:
     draws = random.Random(7)
     department = scene.system.department
     messages = [department.next_message() for _ in range(MESSAGES)]
+    messages += [department.update(visit, event) for visit in department.open for event in UNDONE]
     for message in draws.sample(messages, len(messages)):
         await scene.system.ed.offer(message)
     first = await scene.catch_up()
-    assert first.log_records == MESSAGES
+    assert first.log_records == len(messages) > MESSAGES
     before = await told(scene)
     assert before[1] > 0
 
     await send_copies(scene, messages, draws)
     books = await scene.catch_up()
-    assert books.log_records == MESSAGES * (1 + COPIES)
-    assert books.reasons["repeated"] == MESSAGES * COPIES
+    assert books.log_records == len(messages) * (1 + COPIES)
+    assert books.reasons["repeated"] == len(messages) * COPIES
     assert await told(scene) == before
 
     await scene.stop("attendances")

@@ -169,6 +169,15 @@ async def test_scenario_d_a_twin_without_a_number_is_reviewed_and_the_clinician_
     assert stranger.wording == reply.wording
 
 
+async def test_a_doubt_about_an_entry_that_was_taken_back_is_closed(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7(nhs_number=""))
+    assert len(await world.reviews()) == 1
+    await world.list_children(CASEY + ",2026-02-14")
+    await world.run_jobs()
+    assert await world.reviews() == []
+
+
 async def test_several_entries_of_one_child_make_one_alert_delivered_to_every_allocated_worker(world: World) -> None:
     second = CASEY.replace("child_protection_plan", "looked_after_child").replace("W1", "D1")
     await world.list_children(CASEY, second)
