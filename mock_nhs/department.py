@@ -27,10 +27,8 @@ OPEN_VISITS_MAX: Final = 400
 NEW_VISIT_SHARE: Final = 0.2
 HL7V2: Final = "application/hl7-v2+er7"
 
-_STRUCTURES: Final = {
-    **{"A01": "ADT_A01", "A03": "ADT_A03", "A04": "ADT_A01", "A08": "ADT_A01", "A31": "ADT_A05"},
-    **{"A11": "ADT_A09", "A13": "ADT_A01", "A40": "ADT_A39"},
-}
+_SAME_STRUCTURE: Final = dict.fromkeys(("A01", "A04", "A08", "A13"), "ADT_A01")
+_STRUCTURES: Final = _SAME_STRUCTURE | {"A03": "ADT_A03", "A11": "ADT_A09", "A31": "ADT_A05", "A40": "ADT_A39"}
 _UPDATES: Final = ("A08",) * 13 + ("A31",) * 3 + ("A03",) * 3 + ("A01",)
 _COMPLAINTS: Final = (
     *("Fall from height", "Burn to left hand", "D&V since yesterday", "Head injury, vomited x2", "Wheeze"),
