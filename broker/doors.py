@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
@@ -56,6 +57,8 @@ class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
     body_timeout_s: float = 30.0
     requests_max: int = 64
     """Bodies held at one time; others wait."""
+    sender_requests_max: int = 16
+    """... of one sender, so that one whose bodies come slowly does not keep the others waiting."""
 
 
 def create_doors(intake: Intake, senders: Senders, limits: DoorLimits) -> FastAPI:
@@ -69,6 +72,7 @@ def create_doors(intake: Intake, senders: Senders, limits: DoorLimits) -> FastAP
     )
     doors.state.intake, doors.state.senders, doors.state.limits = intake, senders, limits
     doors.state.slots = asyncio.Semaphore(limits.requests_max)
+    doors.state.slots_of = defaultdict(lambda: asyncio.Semaphore(limits.sender_requests_max))
     for path in (f"{BASE}/$process-message", BASE):
         doors.add_api_route(path, accept_bundle, methods=["POST"], response_model=None)
     check_guarded(doors.routes)
@@ -98,7 +102,7 @@ async def accept_bundle(request: Request) -> Response:
     _check_content(request)
     intake: Intake = request.app.state.intake
     try:
-        async with request.app.state.slots:
+        async with request.app.state.slots_of[request.state.sender.code], request.app.state.slots:
             body = await _read_body(request, request.app.state.limits)
             answer = await intake.accept_fhir(body, request.state.sender)
     except HTTPException:
@@ -163,7 +167,8 @@ def _refuse(request: Request, status: int, reason: str) -> NoReturn:
     """Count and raise the refusal of a sender that is known. Raises HTTPException."""
     MESSAGES_REFUSED.labels(reason=reason).inc()
     log(LogEvent.MESSAGE_REFUSED, sender=request.state.sender.code, reason=reason)
-    raise HTTPException(status)
+    # Who sends too slowly would otherwise hold the connection for as long as that goes on.
+    raise HTTPException(status, headers={"Connection": "close"} if status == 408 else None)
 
 
 def _answer(request: Request, answer: FhirAnswer) -> Response:
