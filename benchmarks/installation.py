@@ -249,6 +249,7 @@ async def open_installation(engines: Engines, town: BenchTown, place: Place) -> 
         "CPIS_MLLP_PORT": str(free_port()),
         "CPIS_HTTP_PORT": str(free_port()),
         "CPIS_WEBHOOK_ALLOW_PRIVATE": "true",
+        "CPIS_MLLP_REPLY_TLS": "false",
     }
     installation = Installation(engines=engines, environment=environment, place=place, town=town)
     try:
