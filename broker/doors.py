@@ -68,6 +68,8 @@ def create_doors(intake: Intake, senders: Senders, limits: DoorLimits) -> FastAP
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        # A redirect would name the host that the request named.
+        redirect_slashes=False,
         dependencies=[Depends(_admit)],
     )
     doors.state.intake, doors.state.senders, doors.state.limits = intake, senders, limits

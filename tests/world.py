@@ -143,6 +143,17 @@ class World:
             )
             return [reply for _, reply in found]
 
+    async def authorities(self, *, alerts_for_ended_plans: str) -> None:
+        """Load the authorities anew with another wish."""
+        upload = DirectoryUpload(
+            self.database, self.keyring, self.clock, demo_passwords=True, actor="test", dry_run=False
+        )
+        header, *rows = AUTHORITIES.splitlines()
+        lines = [f"{header},alerts_for_ended_plans", *(f"{row},{alerts_for_ended_plans}" for row in rows)]
+        report = await upload.load_authorities("\n".join(lines).encode())
+        assert not report.refused
+        self.clock.advance(timedelta(seconds=2))  # the consumer keeps its directory for a moment
+
     async def run_jobs(self) -> None:
         """Do what list changes left to do, and hand over what is overdue."""
         while await JobRunner(self.database, self.keyring, self.clock, self.rules, JobOptions()).run_once():

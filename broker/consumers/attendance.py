@@ -7,6 +7,7 @@ last. The markers come before the lists are read: a list change that this batch 
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -34,10 +35,11 @@ from broker.storage.visits import Thread, derive_visit_id, index_patient
 from broker.telemetry import MESSAGES_HANDLED, LogEvent, log
 from schemas.attendance import Attendance
 from schemas.identifiers import BROKER_OWNER, NhsNumber
-from schemas.record import PositionOutcome
+from schemas.record import Partition, PositionOutcome
 
 TOPIC: Final = "attendances"
 GROUP: Final = "attendances"
+PARTS_AT_ONCE_MAX: Final = 200
 _DIRECTORY_KEPT: Final = timedelta(seconds=1)
 
 
@@ -52,6 +54,7 @@ class AttendanceConsumer:
         self._clock = clock
         self._rules = rules
         self._directory: tuple[datetime, Directory] | None = None
+        self._taken_apart: set[tuple[str, Partition, int]] = set()
 
     async def handle(self, batch: Batch) -> int:
         """Handle the batch in one transaction, return how many; raises Fenced when the partition is another's."""
@@ -65,17 +68,28 @@ class AttendanceConsumer:
             await save_announcements(connection, self._keyring, told, now)
             acts = [act for each in told for act in each.acts]
             await self._settle(connection, batch, messages, acts, now)
+        self._taken_apart.clear()
         _report(batch, messages, told)
         return len(messages)
 
     async def _append_parts(self, batch: Batch, messages: Sequence[ReadMessage], now: datetime) -> None:
         """Put each message of an HL7 v2 batch on the log by itself, before the batch counts as handled.
 
-        Read again after a crash, it is put there again: the handled-markers make one of it.
+        Read again after a crash, it is put there again: the handled-markers make one of it. While the database is
+        away the same batch is tried again and again, and must not be put there each time.
         """
         for message in messages:
-            for part in enclose_parts(self._keyring, message, now):
-                await self._log.append(batch.partition.topic, key=part.key, value=part.value, headers=part.headers)
+            place = (batch.log_id, batch.partition, message.record.offset)
+            if not message.parts or place in self._taken_apart:
+                continue
+            parts = list(enclose_parts(self._keyring, message, now))
+            for start in range(0, len(parts), PARTS_AT_ONCE_MAX):
+                appends = (
+                    self._log.append(batch.partition.topic, key=part.key, value=part.value, headers=part.headers)
+                    for part in parts[start : start + PARTS_AT_ONCE_MAX]
+                )
+                await asyncio.gather(*appends)
+            self._taken_apart.add(place)
 
     async def quarantine(self, batch: Batch, reason: str) -> int:
         """Keep the one record of the batch for a person, unread, and move the offset past it.
@@ -85,7 +99,7 @@ class AttendanceConsumer:
         message = leave_unread(self._keyring, batch.records[0], reason)
         now = self._clock.now()
         async with self._database.writing() as connection:
-            await mark_messages(connection, self._keyring, [message], now)
+            await mark_messages(connection, self._keyring, [message], now, recognises=False)
             await _ensure_owners(connection, [message])
             await self._settle(connection, batch, [message], [], now)
         _report(batch, [message], [])
@@ -100,6 +114,10 @@ class AttendanceConsumer:
         placed = [message for message in understood if message.visit_id is not None]
         threads = await self._load_threads(connection, placed, now)
         finder = await self._find_candidates(connection, placed, threads)
+        if finder.authorities() - known.authorities.keys():
+            # Imported and listed within the moment for which the directory is kept.
+            self._directory = None
+            known = await self._load_directory(connection, now)
         occasion = open_occasion(self._keyring, known, self._rules, now)
         told = [self._decide_one(occasion, message, threads, finder) for message in placed]
         await visits.save_threads(connection, self._keyring, list(threads.values()), now)
@@ -246,6 +264,10 @@ class _Finder(msgspec.Struct, frozen=True, kw_only=True):
 
     by_number: dict[NhsNumber, list[Candidate]]
     by_block: dict[str, list[Candidate]]
+
+    def authorities(self) -> set[str]:
+        """Whose entries they are."""
+        return {each.authority for found in (self.by_number, self.by_block) for row in found.values() for each in row}
 
     def candidates(self, facts: Attendance) -> list[Candidate]:
         """Entries of the NHS number, or without one those of the date of birth; and the mother's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,9 @@ from broker.storage.replays import Replaying
 from schemas.attendance import Attendance
 from schemas.identifiers import BROKER_OWNER, OwnerId, organisation_owner, parse_ods_code
 from schemas.record import LogRecord, PositionOutcome
+
+PART_BYTES_MAX: Final = 4_000_000
+"""Of one message of a batch: a record of the log takes no more, with room for the envelope."""
 
 
 class ReadMessage(msgspec.Struct, kw_only=True):
@@ -72,8 +75,8 @@ def enclose_parts(keyring: Keyring, message: ReadMessage, at: datetime) -> Itera
         try:
             said = read_attendance(part)
             control_id = said.control_id
-        except Unreadable:
-            pass  # it is read again when its turn comes, and ends up where such a message belongs
+        except Exception:  # noqa: S110 - it is read again when its turn comes, and ends up where it belongs
+            pass
         yield enclose(keyring, part, sender=message.sender, control_id=control_id, said=said, content_type=HL7V2, at=at)
 
 
@@ -130,6 +133,9 @@ def _understand(opened: _Opened, said: Attendance, sender: str) -> ReadMessage:
 
 
 def _take_apart(opened: _Opened, parts: Sequence[bytes]) -> ReadMessage:
+    if max(map(len, parts)) > PART_BYTES_MAX:
+        # It came compressed and would not fit on the log by itself: a person has to look at it.
+        return _set_aside(opened, Unreadable("part_too_large", "a message of the batch is too large by itself"))
     message = opened.read(opened.source, "")
     message.parts = parts
     message.outcome, message.reason = PositionOutcome.IGNORED, "taken_apart"

@@ -6,8 +6,10 @@ is the very message of the position that it names; otherwise it is a message lik
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,15 +24,24 @@ from broker.storage.tables import ItemState
 from schemas.identifiers import BROKER_OWNER
 from schemas.record import PositionOutcome
 
+_REQUEST_ID: Final = re.compile(r"[0-9a-f]{1,64}", re.ASCII)
+
 
 async def mark_messages(
-    connection: AsyncConnection, keyring: Keyring, messages: Sequence[ReadMessage], now: datetime
+    connection: AsyncConnection,
+    keyring: Keyring,
+    messages: Sequence[ReadMessage],
+    now: datetime,
+    *,
+    recognises: bool = True,
 ) -> list[ReadMessage]:
     """Write the handled-markers; returns what is to be handled, each message once. The others are repeated.
 
-    A replay is known by its request instead: once per request, whatever was handled before.
+    A replay is known by its request instead: once per request, whatever was handled before. What the record says of
+    itself is not looked at unless it ``recognises`` replays: a record that is set aside unread may say anything.
     """
-    await _recognise_replays(connection, keyring, messages)
+    if recognises:
+        await _recognise_replays(connection, keyring, messages)
     keys = [each.marker if each.replaying is None else each.replaying.derive_key(keyring) for each in messages]
     fresh = await handled.mark_handled(connection, [*keys, *(message.marker for message in messages)], now)
     first: list[ReadMessage] = []
@@ -68,6 +79,7 @@ async def settle_replays(connection: AsyncConnection, messages: Sequence[ReadMes
 
 async def _recognise_replays(connection: AsyncConnection, keyring: Keyring, messages: Sequence[ReadMessage]) -> None:
     named = [(message, *_named_by(message)) for message in messages if REPLAY_HEADER in message.record.headers]
+    named = [(message, request_id, place) for message, request_id, place in named if _REQUEST_ID.fullmatch(request_id)]
     if not named:
         return
     topic = named[0][0].record.partition.topic

@@ -29,6 +29,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     """What was decided about the visit before."""
 
     is_new: bool
+    is_corrected: bool = False
+    """An answer was taken back, and none has followed yet: one is due whoever it is."""
     alerted: frozenset[str] = frozenset()
     """Authorities that have an alert for this visit."""
     reviewed: frozenset[str] = frozenset()
@@ -94,7 +96,7 @@ def decide(
     ]
     to_alert = tuple(code for code in dict.fromkeys(wanted) if code not in known.alerted)
     new_doubts = tuple(doubt for doubt in doubts if doubt.candidate.entry_id not in known.reviewed)
-    due = reply_is_due(answer, facts, site, on)
+    due = known.is_corrected or reply_is_due(answer, facts, site, on)
     outcome, reason = _outcome(bool(to_alert), bool(new_doubts), known, due, facts, is_matched=bool(matched))
     return Decision(
         outcome=outcome,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 
 import msgspec
 
@@ -10,6 +10,9 @@ from broker.domain.names import names_agree, surnames_agree
 from schemas.alert import IdentityFact
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry, PlanType
+
+NEWBORN = timedelta(days=28)
+"""A plan for an unborn child that begins so shortly after a birth may be about that very child."""
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +81,10 @@ def _match_newborn(attendance: Attendance, entry: ChildListEntry) -> Judgement:
         reason = "the mother has the same NHS number, but the child's date of birth is not given"
         return Unsure(agrees=(IdentityFact.MOTHER,), differs=(), reason=reason)
     if attendance.birth_date < entry.start_on:
-        return NoMatch()  # an older child of hers
+        if entry.start_on - attendance.birth_date > NEWBORN:
+            return NoMatch()  # an older child of hers
+        reason = "the mother has the same NHS number, but the child was born shortly before the plan began"
+        return Unsure(agrees=(IdentityFact.MOTHER,), differs=(IdentityFact.BIRTH_DATE,), reason=reason)
     return Match(agrees=(IdentityFact.MOTHER,), differs=())
 
 

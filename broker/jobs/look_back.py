@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.announcement import (
@@ -22,13 +22,13 @@ from broker.domain.matching import candidate_blocks
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.storage import alerts, audit, child_lists, directory, jobs, reviews, visits
+from broker.storage.alerts import Ground, alert_role, derive_alert_id
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import Database
 from broker.storage.jobs import ClaimedJob
+from broker.storage.tables import ENTRY_TAKEN_BACK
 from broker.storage.visits import Thread
-
-ENTRY_TAKEN_BACK: Final = "entry_taken_back"
-"""The rule by which an alert is closed whose entry was an error."""
+from schemas.alert import ReplyOutcome
 
 
 async def look_back(database: Database, keyring: Keyring, rules: Rules, job: ClaimedJob, now: datetime) -> int:
@@ -66,27 +66,75 @@ async def _match_entry(connection: AsyncConnection, occasion: Occasion, candidat
         blocks=[index_block(keyring, block) for block in candidate_blocks(entry.birth_date)],
         since=occasion.now - occasion.rules.look_back,
     )
-    threads = await visits.load_threads(connection, keyring, visit_ids)
-    return [_decide_anew(occasion, thread, candidates) for thread in threads.values() if thread.is_here]
+    told: list[Announcement] = []
+    grounds: list[Ground] = []
+    for thread in (await visits.load_threads(connection, keyring, visit_ids)).values():
+        if thread.is_here:
+            decision = _decide(occasion, thread, candidates, occasion.now)
+            grounds += _find_grounds(occasion, thread, decision)
+            told.append(announce(occasion, thread, thread.facts(), decision, late=True))
+    await alerts.add_grounds(connection, grounds)
+    return told
 
 
 async def _withdraw(connection: AsyncConnection, occasion: Occasion, taken_back: Candidate) -> list[Announcement]:
     """Withdraw what rests on the entry alone, and tell the departments that were told of it."""
-    await reviews.close_reviews_of_entry(connection, taken_back.entry_id, ENTRY_TAKEN_BACK, occasion.now)
-    visit_ids = await alerts.find_resting_on(connection, taken_back.entry_id)
-    told = []
-    for thread in (await visits.load_threads(connection, occasion.keyring, visit_ids)).values():
+    keyring, authority = occasion.keyring, taken_back.authority
+    raised_at = await alerts.find_resting_on(connection, taken_back.entry_id)
+    number = index_nhs_number(keyring, taken_back.entry.nhs_number)
+    recent = await visits.find_by_person(
+        connection, nhs_index=number, blocks=[], since=occasion.now - occasion.rules.look_back
+    )
+    # Visits are locked before anything of theirs is touched, as the consumer does it.
+    threads = await visits.load_threads(connection, keyring, {*raised_at, *recent})
+    await reviews.close_reviews_of_entry(connection, taken_back.entry_id, occasion.now)
+    told: list[Announcement] = []
+    for thread in threads.values():
+        at = raised_at.get(thread.visit_id, occasion.now)
         candidates = await _find_candidates(connection, occasion, thread)
-        matched = _decide(occasion, thread, candidates).matched
-        if taken_back.authority in {candidate.authority for candidate, _ in matched}:
+        if not _rests_on(occasion, thread, taken_back, candidates, at):
             continue
-        for alert_id in await alerts.withdraw_alerts(
-            connection, thread.visit_id, taken_back.authority, rule=ENTRY_TAKEN_BACK, now=occasion.now
-        ):
-            told.append(announce_withdrawal(occasion, taken_back.authority, alert_id))
-        thread.take_back(taken_back.authority)
-        told.append(_decide_anew(occasion, thread, candidates))
+        withdrawn = await alerts.withdraw_alerts(
+            connection, thread.visit_id, authority, rule=ENTRY_TAKEN_BACK, now=occasion.now
+        )
+        told += [announce_withdrawal(occasion, authority, alert_id) for alert_id in withdrawn]
+        thread.take_back(authority)
+        decision = _decide(occasion, thread, candidates, at)
+        if thread.visit_id not in recent:
+            decision = msgspec.structs.replace(decision, to_alert=(), doubts=())
+        told.append(announce(occasion, thread, thread.facts(), decision, late=True))
     return told
+
+
+def _rests_on(
+    occasion: Occasion, thread: Thread, taken_back: Candidate, candidates: Sequence[Candidate], at: datetime
+) -> bool:
+    """Whether anybody was told of the visit because of this entry, and of nothing else of its authority."""
+    if not thread.is_here or (taken_back.authority not in thread.alerted and thread.replied is not ReplyOutcome.MATCH):
+        return False
+    entry = msgspec.structs.replace(taken_back.entry, deleted_on=None)
+    as_it_was = _decide(occasion, thread, [msgspec.structs.replace(taken_back, entry=entry)], at)
+    still = _decide(occasion, thread, candidates, at)
+    return bool(as_it_was.matched) and taken_back.authority not in {each.authority for each, _ in still.matched}
+
+
+def _find_grounds(occasion: Occasion, thread: Thread, decision: Decision) -> list[Ground]:
+    """Further entries on which an alert rests that was raised before they were listed."""
+    return [
+        Ground(
+            alert_id=derive_alert_id(
+                occasion.keyring,
+                thread.visit_id,
+                candidate.authority,
+                alert_role(thread.withdrawn.get(candidate.authority, 0)),
+            ),
+            authority=candidate.authority,
+            entry_id=candidate.entry_id,
+            worker=candidate.entry.allocated_worker,
+        )
+        for candidate, _ in decision.matched
+        if candidate.authority in thread.alerted
+    ]
 
 
 async def _find_candidates(connection: AsyncConnection, occasion: Occasion, thread: Thread) -> list[Candidate]:
@@ -97,17 +145,13 @@ async def _find_candidates(connection: AsyncConnection, occasion: Occasion, thre
     return [candidate for index in indexes for candidate in found.get(index, [])]
 
 
-def _decide(occasion: Occasion, thread: Thread, candidates: Sequence[Candidate]) -> Decision:
+def _decide(occasion: Occasion, thread: Thread, candidates: Sequence[Candidate], at: datetime) -> Decision:
     facts = thread.facts()
     return decide(
         facts,
         candidates,
         thread.known(is_new=False),
         site=occasion.directory.sites.get(facts.sender),
-        on=london_day(occasion.now),
+        on=london_day(at),
         rules=occasion.match_rules,
     )
-
-
-def _decide_anew(occasion: Occasion, thread: Thread, candidates: Sequence[Candidate]) -> Announcement:
-    return announce(occasion, thread, thread.facts(), _decide(occasion, thread, candidates), late=True)

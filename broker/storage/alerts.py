@@ -32,6 +32,15 @@ class NewAlert(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[tuple[str, str | None], ...]
 
 
+class Ground(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry on which an alert rests, and the worker allocated to it."""
+
+    alert_id: str
+    authority: str
+    entry_id: str
+    worker: str | None
+
+
 class StoredAlert(msgspec.Struct, frozen=True, kw_only=True):
     """An alert as its authority's people see it."""
 
@@ -102,6 +111,23 @@ async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Seq
             for entry_id, worker in new.entries
         ],
     )
+
+
+async def add_grounds(connection: AsyncConnection, grounds: Sequence[Ground]) -> None:
+    """Note further entries on which alerts rest; their workers see the alerts as well."""
+    if grounds:
+        await connection.execute(
+            upsert(connection, _entries).on_conflict_do_nothing(),
+            [
+                {
+                    "alert_id": ground.alert_id,
+                    "entry_id": ground.entry_id,
+                    "owner": authority_owner(ground.authority),
+                    "worker": ground.worker,
+                }
+                for ground in grounds
+            ],
+        )
 
 
 async def list_alerts(
@@ -209,15 +235,15 @@ async def withdraw_alerts(
     return found
 
 
-async def find_resting_on(connection: AsyncConnection, entry_id: str) -> list[str]:
-    """Visits that have an alert that stands and rests on an entry, whatever else it rests on."""
+async def find_resting_on(connection: AsyncConnection, entry_id: str) -> dict[str, datetime]:
+    """Visits that have an alert that stands and rests on an entry, whatever else it rests on; when it was raised."""
     statement = (
-        select(_alerts.c.visit_id)
+        select(_alerts.c.visit_id, _alerts.c.raised_at)
         .join(_entries, _entries.c.alert_id == _alerts.c.id)
         .where(_entries.c.entry_id == entry_id, _alerts.c.withdrawn_at.is_(None))
         .order_by(_alerts.c.visit_id)
     )
-    return [row.visit_id for row in await connection.execute(statement)]
+    return {row.visit_id: row.raised_at for row in await connection.execute(statement)}
 
 
 async def count_alerts(connection: AsyncConnection) -> dict[str, int]:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.tables import ItemState, Review, table
+from broker.storage.tables import ENTRY_TAKEN_BACK, ItemState, Review, table
 from schemas.alert import AttendanceFacts, IdentityFact, ListedChild
 from schemas.identifiers import authority_owner
 
@@ -64,11 +64,17 @@ def derive_review_id(keyring: Keyring, visit_id: str, entry_id: str) -> str:
 
 
 async def save_reviews(connection: AsyncConnection, keyring: Keyring, reviews: Sequence[NewReview]) -> None:
-    """Open reviews; one that exists stays as it is."""
+    """Open reviews; one that exists stays as it is, unless its entry had been taken back and is listed again."""
     if not reviews:
         return
+    statement = upsert(connection, _reviews)
+    anew = ("sealed", "held_by", "level", "state", "opened_at", "due_by", "decision", "decided_at")
     await connection.execute(
-        upsert(connection, _reviews).on_conflict_do_nothing(),
+        statement.on_conflict_do_update(
+            index_elements=["id"],
+            set_={name: statement.excluded[name] for name in anew},
+            where=_reviews.c.decision == ENTRY_TAKEN_BACK,
+        ),
         [
             {
                 "id": new.id,
@@ -81,6 +87,8 @@ async def save_reviews(connection: AsyncConnection, keyring: Keyring, reviews: S
                 "state": ItemState.OPEN.value,
                 "opened_at": new.opened_at,
                 "due_by": new.due_by,
+                "decision": None,
+                "decided_at": None,
             }
             for new in reviews
         ],
@@ -99,12 +107,12 @@ async def close_matched_reviews(connection: AsyncConnection, matched: Sequence[t
     )
 
 
-async def close_reviews_of_entry(connection: AsyncConnection, entry_id: str, decision: str, now: datetime) -> None:
+async def close_reviews_of_entry(connection: AsyncConnection, entry_id: str, now: datetime) -> None:
     """Close the open reviews of an entry: there is nothing left to compare with."""
     await connection.execute(
         update(_reviews)
         .where(_reviews.c.state == ItemState.OPEN.value, _reviews.c.entry_id == entry_id)
-        .values(state=ItemState.DONE.value, decision=decision, decided_at=now)
+        .values(state=ItemState.DONE.value, decision=ENTRY_TAKEN_BACK, decided_at=now)
     )
 
 

@@ -63,6 +63,10 @@ class AlertState(StrEnum):
     CLOSED = "closed"
 
 
+ENTRY_TAKEN_BACK = "entry_taken_back"
+"""The rule by which alerts and reviews are closed whose entry was an error."""
+
+
 class ItemState(StrEnum):
     """States of reviews, quarantined messages, replays and jobs."""
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, insert, select, tuple_, update
+from sqlalchemy import bindparam, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Known
@@ -16,7 +16,7 @@ from broker.domain.visits import fold_visit, london_day, opens_visit
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import upsert
-from broker.storage.tables import Alert, Review, Visit, VisitMessage, table
+from broker.storage.tables import ENTRY_TAKEN_BACK, Alert, Review, Visit, VisitMessage, table
 from schemas.alert import ReplyOutcome
 from schemas.attendance import Attendance
 from schemas.identifiers import organisation_owner
@@ -43,6 +43,8 @@ class Thread(msgspec.Struct, kw_only=True):
     """Times an answer was taken back."""
     reviewed: set[str] = msgspec.field(default_factory=set)
     replied: ReplyOutcome | None = None
+    is_opened_as_written: bool = False
+    """Its row was written from the one message it has, in this transaction."""
     folded: Attendance | None = None
     """The messages as one, until there is another."""
 
@@ -70,6 +72,7 @@ class Thread(msgspec.Struct, kw_only=True):
         else:
             self.messages = [pair for pair in self.messages if pair[0] != marker]
             self.added = [pair for pair in self.added if pair[0] != marker]
+            self.is_opened_as_written = False
         self.folded = None
 
     def _put(self, marker: bytes, said: Attendance) -> None:
@@ -94,6 +97,7 @@ class Thread(msgspec.Struct, kw_only=True):
         """What was decided so far."""
         return Known(
             is_new=is_new,
+            is_corrected=self.corrections > 0 and self.replied is None,
             alerted=frozenset(self.alerted),
             reviewed=frozenset(self.reviewed),
             replied=self.replied,
@@ -106,12 +110,16 @@ def index_patient(keyring: Keyring, sender: str, local_patient_id: str) -> bytes
 
 
 def derive_visit_id(keyring: Keyring, said: Attendance, marker: bytes) -> str:
-    """A visit is keyed by sender and visit number; without one by the patient and the day; else it stands alone."""
+    """A visit is keyed by sender, visit number and patient: some systems count the visits of each patient from 1.
+
+    Without a visit number it is keyed by the patient and the day; without both it stands alone.
+    """
     if said.visit_number:
-        return keyring.derive_id("visit", said.sender, said.visit_number)
+        return keyring.derive_id("visit", said.sender, said.visit_number, said.local_patient_id or "")
     day = said.arrived_at or said.event_at or said.message_at
-    if said.local_patient_id and day is not None:
-        return keyring.derive_id("visit-day", said.sender, said.local_patient_id, london_day(day).isoformat())
+    patient = said.local_patient_id or said.nhs_number
+    if patient and day is not None:
+        return keyring.derive_id("visit-day", said.sender, patient, london_day(day).isoformat())
     return keyring.derive_id("visit-alone", marker.hex())
 
 
@@ -130,7 +138,13 @@ async def open_visits(
         return {}
     statement = upsert(connection, _visits).on_conflict_do_nothing().returning(_visits.c.id)
     return {
-        row.id: Thread(visit_id=row.id, sender=first_said[row.id].sender, opened_at=now, messages=[])
+        row.id: Thread(
+            visit_id=row.id,
+            sender=first_said[row.id].sender,
+            opened_at=now,
+            messages=[],
+            is_opened_as_written=True,
+        )
         for row in await connection.execute(statement, rows)
     }
 
@@ -163,7 +177,10 @@ async def load_threads(connection: AsyncConnection, keyring: Keyring, visit_ids:
             thread.alerted.add(row.authority)
         else:
             thread.withdrawn[row.authority] = thread.withdrawn.get(row.authority, 0) + 1
-    reviews = select(_reviews.c.visit_id, _reviews.c.entry_id).where(_reviews.c.visit_id.in_(wanted))
+    # A doubt about an entry that was taken back is open again when the entry is listed again.
+    reviews = select(_reviews.c.visit_id, _reviews.c.entry_id).where(
+        _reviews.c.visit_id.in_(wanted), func.coalesce(_reviews.c.decision, "") != ENTRY_TAKEN_BACK
+    )
     for row in await connection.execute(reviews):
         threads[row.visit_id].reviewed.add(row.entry_id)
     return threads
@@ -183,14 +200,14 @@ async def find_messages(connection: AsyncConnection, wanted: Iterable[tuple[str,
 async def find_latest_by_patient(
     connection: AsyncConnection, patient_indexes: Iterable[bytes], since: datetime
 ) -> dict[bytes, str]:
-    """The latest visit, not older than ``since``, of each patient."""
+    """The visit of each patient that was heard of last, if not before ``since``."""
     wanted = sorted(set(patient_indexes))
     if not wanted:
         return {}
     statement = (
         select(_visits.c.patient_index, _visits.c.id)
-        .where(_visits.c.patient_index.in_(wanted), _visits.c.opened_at >= since)
-        .order_by(_visits.c.opened_at, _visits.c.id)
+        .where(_visits.c.patient_index.in_(wanted), _visits.c.heard_at >= since)
+        .order_by(_visits.c.heard_at, _visits.c.id)
     )
     return {bytes(row.patient_index): row.id for row in await connection.execute(statement)}
 
@@ -212,7 +229,7 @@ async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: S
     """Write what was added to the visits, and what was read anew."""
     changed = sorted((each for each in threads if each.added or each.replaced), key=lambda thread: thread.visit_id)
     # A visit of one message stands already as open_visits wrote it.
-    grown = [thread for thread in changed if thread.added and len(thread.messages) > 1]
+    grown = [each for each in changed if each.added and not (each.is_opened_as_written and len(each.messages) == 1)]
     await _update_visits(connection, keyring, grown, (*_INDEXES, "heard_at"), now)
     # Nothing new was heard of a visit whose messages were read anew.
     read_anew = [thread for thread in changed if not thread.added]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 
+import msgspec
 import pytest
 
 from broker.consumers.loop import Batch
@@ -160,11 +161,6 @@ async def test_an_alert_without_a_reachable_worker_goes_to_the_duty_desk(world: 
     assert alert.held_by == DUTY_DESK
 
 
-async def test_ended_plans_do_not_alert(world: World) -> None:
-    await world.list_children(CASEY.replace("2026-01-10,,", "2026-01-10,2026-02-14,"))
-    assert await world.receive(hl7()) == [Outcome.NO_RECORD]
-
-
 async def test_a_number_that_comes_with_an_update_alerts_then(world: World) -> None:
     await world.list_children(CASEY)
     await world.receive(hl7(nhs_number=""))
@@ -247,3 +243,57 @@ async def test_scenario_o_an_acknowledgement_closes_its_own_alert_only(world: Wo
     states = {alert.alert.alert_id: alert.state for alert in await world.alerts()}
     assert states.pop(first.alert.alert_id) is AlertState.ACKNOWLEDGED
     assert list(states.values()) == [AlertState.OPEN]
+
+
+async def test_two_patients_whose_visits_are_both_called_1_are_two_visits(world: World) -> None:
+    sibling = CASEY.replace("L1", "L2").replace("9990000018", "9990000026").replace("Casey", "Jordan")
+    await world.list_children(CASEY, sibling)
+    first = hl7(visit="1", patient="P1")
+    second = hl7(visit="1", patient="P2", nhs_number="9990000026", given="JORDAN")
+    assert await world.receive(first, second) == [Outcome.ALERTED, Outcome.ALERTED]
+    assert len(await world.replies()) == 2
+
+
+async def test_an_update_of_the_person_finds_a_stay_that_was_heard_of_lately(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7("A01", nhs_number="", given="UNKNOWN"))
+    world.clock.advance(world.rules.look_back * 0.9)
+    await world.receive(hl7("A08", nhs_number="", given="UNKNOWN", at=datetime(2026, 2, 16, 20, 0)))  # noqa: DTZ001
+    world.clock.advance(world.rules.look_back * 0.9)
+    person = hl7("A31", visit="", at=datetime(2026, 2, 19, 12, 0))  # noqa: DTZ001
+    assert await world.receive(person) == [Outcome.ALERTED]
+
+
+async def test_without_any_id_of_the_sender_the_nhs_number_and_the_day_make_one_visit(world: World) -> None:
+    await world.list_children(CASEY)
+    bare = [hl7(event, visit="", patient="").replace(b"~^^^RZ1^MR", b"") for event in ("A04", "A08")]
+    assert await world.receive(*bare) == [Outcome.ALERTED, Outcome.UPDATED]
+
+
+@pytest.mark.parametrize("forged", [b"\x00", b"'; DROP TABLE visits", b"0" * 65, "é".encode()])
+async def test_a_record_that_says_odd_things_of_a_replay_is_a_record_like_any_other(
+    world: World, forged: bytes
+) -> None:
+    await world.list_children(CASEY)
+    headers = {"cpis_replay": forged, "cpis_replay_of": forged}
+    assert await world.receive(hl7(), headers=headers) == [Outcome.ALERTED]
+    await world.consumer.quarantine(world.batch([hl7()], headers), "refused_by_the_database")
+
+
+async def test_the_messages_of_a_batch_are_put_on_the_log_once_however_often_it_is_tried(world: World) -> None:
+    frame = hl7(control_id="B1") + hl7(control_id="B2", visit="V2")
+    batch = world.batch([frame])
+    await world.take_partition()
+    taken = msgspec.structs.replace(batch, expected=batch.expected + 7)
+    for _ in range(3):
+        with pytest.raises(Fenced):
+            await world.consumer.handle(taken)
+    await world.consumer.handle(batch)
+    extents = await world.log.extents("attendances")
+    assert sum(extent.end - extent.first for extent in extents.values()) == 2
+
+
+async def test_a_batch_of_which_one_message_does_not_fit_on_the_log_goes_to_a_person(world: World) -> None:
+    huge = hl7(control_id="B2", complaint="x" * 4_000_000)
+    assert await world.receive(hl7(control_id="B1") + huge) == [Outcome.QUARANTINED]
+    assert await world.log.extents("attendances") == {}

@@ -185,3 +185,66 @@ async def test_several_entries_of_one_child_make_one_alert_delivered_to_every_al
     [alert] = await world.alerts()
     assert len(alert.alert.plans) == 2
     assert set(alert.alert.allocated_workers) == {"W1", "D1"}
+
+
+async def test_a_doubt_about_an_entry_that_is_listed_again_is_open_again(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7(nhs_number=""))
+    await world.list_children(CASEY + ",2026-02-14")
+    await world.run_jobs()
+    await world.list_children(CASEY)
+    await world.run_jobs()
+    [review] = await world.reviews()
+    assert review.level == 0
+
+
+async def test_whoever_was_answered_is_answered_again_when_the_entry_was_an_error(world: World) -> None:
+    """Also where nobody else is answered (an adult), and where the authority was never told (an ended plan)."""
+    adult = PREGNANT.replace("2009-02-14", "1995-02-14")
+    await world.list_children(adult)
+    await world.receive(hl7(nhs_number=MOTHER, given="ALMA", birth_date=date(1995, 2, 14), visit="V1", patient="M1"))
+    await world.list_children(adult + ",2026-02-14")
+    await world.run_jobs()
+    await world.authorities(alerts_for_ended_plans="no")
+    await world.list_children(listed(end="2025-12-01"))
+    assert await world.receive(hl7(visit="V2")) == [Outcome.SILENT_BY_RULE]
+    await world.list_children(listed(end="2025-12-01", delete="2026-02-14"))
+    await world.run_jobs()
+    corrected = [reply.visit_number for reply in await world.replies() if reply.wording.startswith("Correction")]
+    assert sorted(str(visit) for visit in corrected) == ["V1", "V2"]
+
+
+async def test_an_alert_falls_with_the_last_of_all_entries_it_came_to_rest_on(world: World) -> None:
+    second = CASEY.replace("child_protection_plan", "looked_after_child").replace("W1", "D1")
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    await world.list_children(second)
+    await world.run_jobs()
+    await world.list_children(CASEY + ",2026-02-14")
+    await world.run_jobs()
+    assert [alert.state for alert in await world.alerts()] == [AlertState.OPEN]
+    await world.list_children(second + ",2026-02-14")
+    await world.run_jobs()
+    assert [alert.state for alert in await world.alerts()] == [AlertState.CLOSED]
+
+
+async def test_an_entry_taken_back_long_afterwards_is_judged_by_the_day_of_the_alert_and_raises_nothing(
+    world: World,
+) -> None:
+    second = listed(end="2026-03-01").replace("child_protection_plan", "looked_after_child")
+    await world.list_children(CASEY, second)
+    await world.list_children(CASEY.replace("W1", "W7"), authority="707")
+    await world.receive(hl7())
+    before = await world.delivery_count()
+    world.clock.advance(timedelta(days=500))
+    await world.list_children(CASEY + ",2027-01-01")
+    await world.run_jobs()
+    [first], [other] = await world.alerts(), await world.alerts("707")
+    assert (first.state, other.state) == (AlertState.OPEN, AlertState.OPEN)
+    assert await world.delivery_count() == before
+
+
+async def test_a_child_born_shortly_before_the_plan_began_goes_to_a_person(world: World) -> None:
+    await world.list_children(PREGNANT)
+    born = hl7(nhs_number=BABY, birth_date=date(2025, 10, 20), mother=MOTHER)
+    assert await world.receive(born) == [Outcome.UNDER_REVIEW]

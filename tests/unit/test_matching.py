@@ -111,7 +111,7 @@ def test_a_child_born_since_the_plan_began_matches_the_unborn_plan_of_the_mother
 
 
 def test_an_older_child_of_hers_does_not() -> None:
-    older = make_attendance(nhs_number=make_nhs_number(8), birth_date=date(2025, 10, 31), **BABY)
+    older = make_attendance(nhs_number=make_nhs_number(8), birth_date=date(2025, 10, 3), **BABY)
     assert match_child(older, UNBORN) == NoMatch()
 
 
