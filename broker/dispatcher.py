@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -100,6 +100,9 @@ class Dispatcher:
             self.worked_at = time.monotonic()
             return []
         try:
+            if not await self._anything_is_due():
+                self.worked_at = time.monotonic()
+                return []
             async with self._database.writing() as connection:
                 lanes = await outbox.lease_lanes(
                     connection,
@@ -114,6 +117,11 @@ class Dispatcher:
         self.worked_at = time.monotonic()
         return lanes
 
+    async def _anything_is_due(self) -> bool:
+        """Asked first, so that looking does not stand in the way of those who write."""
+        async with self._database.reading() as connection:
+            return await outbox.is_due(connection, self._clock.now())
+
     async def _guard(self, lane: LeasedLane) -> None:
         """Whatever goes wrong on one lane, its lease runs out and it is taken up again."""
         try:
@@ -124,31 +132,39 @@ class Dispatcher:
             log(LogEvent.LANE_FAILED, lane=lane.id, code=type(error).__name__)
 
     async def _work(self, lane: LeasedLane) -> None:
-        async with self._database.writing() as connection:
-            due = await outbox.claim_due(
-                connection,
-                self._keyring,
-                lane,
-                deliveries_max=self._options.deliveries_max,
-                now=self._clock.now(),
-            )
-            address = await self._find_address(connection, lane)
+        """Send what is due in the lane, as long as there is something and the lease has room; then let it go."""
         back_at: datetime | None = None
+        while True:
+            async with self._database.writing() as connection:
+                due = await self._claim(connection, lane) if back_at is None and self._has_room(lane) else []
+                if not due:
+                    await outbox.release_lane(connection, lane, not_before=back_at)
+                    return
+                address = await self._find_address(connection, lane)
+            back_at = await self._send_all(lane, address, due)
+
+    async def _claim(self, connection: AsyncConnection, lane: LeasedLane) -> list[DueDelivery]:
+        return await outbox.claim_due(
+            connection, self._keyring, lane, deliveries_max=self._options.deliveries_max, now=self._clock.now()
+        )
+
+    def _has_room(self, lane: LeasedLane) -> bool:
+        """A lane whose lease could run out during an attempt is left to whoever takes it next."""
+        room = timedelta(seconds=self._options.attempt_timeout_s * 2)
+        return not self._stopping.is_set() and self._clock.now() + room <= lane.leased_until
+
+    async def _send_all(self, lane: LeasedLane, address: Address | None, due: Sequence[DueDelivery]) -> datetime | None:
+        """Send one after the other; when the recipient is away, until when the whole lane waits."""
         for delivery in due:
-            # A lane whose lease could run out during the attempt is left to whoever takes it next.
-            room = timedelta(seconds=self._options.attempt_timeout_s * 2)
-            if self._stopping.is_set() or self._clock.now() + room > lane.leased_until:
-                break
+            if not self._has_room(lane):
+                return None
             outcome = await self._send(lane, address, delivery)
             step = await self._settle(lane, delivery, outcome)
             if step.state is DeliveryState.WAITING:
-                # The recipient is away: the whole lane waits, not each delivery for itself.
                 self._failures[lane.id] += 1
-                back_at = next_try_at(outcome, failures=self._failures[lane.id], now=self._clock.now())
-                break
+                return next_try_at(outcome, failures=self._failures[lane.id], now=self._clock.now())
             self._failures.pop(lane.id, None)
-        async with self._database.writing() as connection:
-            await outbox.release_lane(connection, lane, not_before=back_at)
+        return None
 
     async def _send(self, lane: LeasedLane, address: Address | None, delivery: DueDelivery) -> Outcome:
         channel = self._channels.get(lane.channel)

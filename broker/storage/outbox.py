@@ -95,14 +95,19 @@ async def add_deliveries(
         await connection.execute(text(f"NOTIFY {NOTIFY_CHANNEL}"))
 
 
+async def is_due(connection: AsyncConnection, now: datetime) -> bool:
+    """Whether there is a lane to lease."""
+    found = await connection.execute(select(_lanes.c.id).where(*_leasable(now)).limit(1))
+    return found.first() is not None
+
+
 async def lease_lanes(
     connection: AsyncConnection, *, by: str, lanes_max: int, lease: timedelta, now: datetime
 ) -> list[LeasedLane]:
     """Lease lanes that have something due and that nobody holds, longest due first."""
-    free = or_(_lanes.c.leased_until.is_(None), _lanes.c.leased_until <= now)
     due = (
         select(_lanes.c.id)
-        .where(_lanes.c.next_due_at <= now, free)
+        .where(*_leasable(now))
         .order_by(_lanes.c.next_due_at, _lanes.c.id)
         .limit(lanes_max)
         .with_for_update(skip_locked=True)
@@ -190,6 +195,10 @@ async def count_states(connection: AsyncConnection) -> dict[str, int]:
     """Deliveries by state."""
     rows = await connection.execute(select(_deliveries.c.state, func.count()).group_by(_deliveries.c.state))
     return dict(rows.all())
+
+
+def _leasable(now: datetime) -> tuple[Any, Any]:
+    return _lanes.c.next_due_at <= now, or_(_lanes.c.leased_until.is_(None), _lanes.c.leased_until <= now)
 
 
 def _earlier(stored: Any, new: Any) -> Any:

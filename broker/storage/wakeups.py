@@ -1,4 +1,4 @@
-"""Hear of new deliveries at once on PostgreSQL (LISTEN); elsewhere, and when the connection is lost, polling serves."""
+"""Hear of new deliveries at once: from PostgreSQL by LISTEN, from SQLite by a look at whether its file has changed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,30 @@ from broker.storage.database import Database
 from broker.storage.outbox import NOTIFY_CHANNEL
 
 _RECONNECT_S = 5.0
+_WATCH_S = 0.025
 
 
 async def listen_for_deliveries(database: Database, wake: Callable[[], None]) -> None:
     """Call ``wake`` whenever deliveries were added; runs until cancelled."""
-    if database.is_sqlite:
-        return
+    listen = _watch if database.is_sqlite else _listen
     while True:
         with contextlib.suppress(SQLAlchemyError, OSError):
-            await _listen(database, wake)
+            await listen(database, wake)
         await asyncio.sleep(_RECONNECT_S)
+
+
+async def _watch(database: Database, wake: Callable[[], None]) -> None:
+    """``data_version`` is another number once another connection has committed; asking for it reads no page."""
+    async with database.connecting() as connection:
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        known = None
+        while True:
+            async with raw.execute("PRAGMA data_version") as cursor:
+                (version,) = await cursor.fetchone()
+            if version != known:
+                known = version
+                wake()
+            await asyncio.sleep(_WATCH_S)
 
 
 async def _listen(database: Database, wake: Callable[[], None]) -> None:

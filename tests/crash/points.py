@@ -23,7 +23,7 @@ from broker.cli import main as run_product
 from tests.crash.bugs import BUGS
 
 POISON: Final = "poison"
-_POISONED: Final = "broker.consumers.attendance:read_attendance"
+_POISONED: Final = "broker.consumers.reading:read_attendance"
 
 
 @dataclass(frozen=True)
