@@ -104,7 +104,12 @@ class Listing:
         return self.start_date <= on and (self.end_date is None or on < self.end_date)
 
     def is_shown(self, on: date) -> bool:
-        """Whether the plan is shown on that day, as current or as ended: CP-IS shows it for a while after its end."""
+        """Whether the plan is shown on that day, as current or as ended: CP-IS shows it for a while after its end.
+
+        A person's own plan is shown up to the eighteenth birthday.
+        """
+        if self.plan_type != UNBORN and not self.person.is_child(on):
+            return False
         days = 28 if self.plan_type == UNBORN else 365
         return self.is_current(on) or (self.end_date is not None and 0 <= (on - self.end_date).days <= days)
 

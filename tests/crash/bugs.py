@@ -107,13 +107,13 @@ def acknowledge_before_append() -> None:
     """AA is said while the append is still under way."""
     appending: set[asyncio.Task[bool]] = set()
 
-    async def append_later(self: Any, *message: Any) -> bool:
+    async def append_later(self: Any, *message: Any, **more: Any) -> bool:
         await asyncio.sleep(SLOW_APPEND_S)
-        kept: bool = await append(self, *message)
+        kept: bool = await append(self, *message, **more)
         return kept
 
-    async def say_kept(self: Any, *message: Any) -> bool:
-        task = asyncio.create_task(append_later(self, *message))
+    async def say_kept(self: Any, *message: Any, **more: Any) -> bool:
+        task = asyncio.create_task(append_later(self, *message, **more))
         appending.add(task)
         task.add_done_callback(appending.discard)
         return True

@@ -52,7 +52,7 @@ TRAPS: Mapping[str, Trap] = MappingProxyType(
         "markers-forgotten": Trap(
             part="attendances",
             blow=Blow(point="intake.before_ack", count=10),
-            verdicts=("good messages in quarantine",),
+            verdicts=("messages counted twice",),
         ),
         "acknowledged-before-appended": Trap(
             part="intake", blow=Blow(point="intake.append_under_way", count=3), verdicts=("LOST",)

@@ -33,7 +33,7 @@ LARGE_BYTES = 300 * 1024
 FOREIGN: tuple[tuple[bytes, dict[str, bytes]], ...] = (
     (b"", {}),
     (b"not HL7 at all", {}),
-    (b'{"resourceType": "Bundle"}', {"content-type": b"application/fhir+json"}),
+    (b'{"resourceType": "Bundle"', {"content-type": b"application/fhir+json"}),
     (b"MSH|^~\\&|X", {"ce_source": b"RZ1"}),
     (b"\x01\x02k1 sealed under a key that nobody has", {"ce_keyid": b"k9", "ce_source": b"RZ1"}),
     (bytes(range(256)) * 4, {"ce_source": "é\x00".encode()}),
