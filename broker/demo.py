@@ -73,6 +73,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
             kafka_prefix=f"demo-{os.getpid()}." if self.engines else "",
             webhook_allow_private=True,
             mllp_reply_tls=False,
+            delivery_lease_s=6,
+            delivery_timeout_s=2,
         )
 
     @property

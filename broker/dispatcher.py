@@ -32,7 +32,7 @@ class DispatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     topics: Mapping[str, str] = {}
     """The topic for each kind of owner: ``authority``, ``organisation``."""
-    lease: timedelta = timedelta(seconds=60)
+    lease: timedelta = timedelta(seconds=30)
     lanes_max: int = 32
     deliveries_max: int = 50
     attempt_timeout_s: float = 10.0

@@ -101,7 +101,9 @@ class Settings(BaseSettings):
     silent_exit_s: float = Field(default=25.0, gt=0, description="... and so long ends itself, to be started anew")
     poison_attempts_max: int = Field(default=3, ge=1, le=20, description="Unclean ends one message may cause")
 
-    delivery_lease_s: float = Field(default=60.0, gt=0, description="How long one dispatcher holds a lane")
+    delivery_lease_s: float = Field(
+        default=30.0, gt=0, description="How long a dispatcher holds a lane, even if it dies"
+    )
     delivery_batch_max: int = Field(
         default=50, ge=1, le=1000, description="Deliveries of one lane sent under one lease"
     )

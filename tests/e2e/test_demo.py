@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Kafka
 from tests.e2e.conftest import Pair
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,19 @@ CHAPTERS = (
 pytestmark = pytest.mark.timeout(180)
 
 
-async def test_the_evening_is_played_to_its_end_and_the_ledger_balances(pair: Pair, tmp_path: Path) -> None:
+async def test_the_evening_is_played_to_its_end_and_the_ledger_balances(tmp_path: Path) -> None:
+    await play(Pair("", ""), tmp_path)
+
+
+@pytest.mark.soak
+async def test_the_evening_is_played_on_kafka_and_postgresql(
+    kafka_server: Kafka, postgres_url: str, tmp_path: Path
+) -> None:
+    await play(Pair(kafka_server.bootstrap_servers, postgres_url), tmp_path)
+
+
+async def play(pair: Pair, tmp_path: Path) -> None:
+    """The body of the tests above."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CPIS_")}
     engines = {"CPIS_KAFKA_BOOTSTRAP_SERVERS": pair.kafka, "CPIS_DATABASE_URL": pair.database_url}
     options = ["--kafka"] if pair.kafka else []

@@ -83,6 +83,7 @@ def test_a_message_of_a_department_says_everything_about_the_visit() -> None:
         hospitalization={"dischargeDisposition": {"coding": [{"code": "306689006", "display": "Home"}]}},
     )
     assert attend(bundle) == Attendance(
+        is_fhir=True,
         sender="RZ1",
         control_id="m1",
         event=Event.LEFT,

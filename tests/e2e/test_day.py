@@ -1,4 +1,4 @@
-"""Nothing personal lies anywhere in the clear: planted values are looked for in everything the product writes."""
+"""A day goes round by HL7 v2 and FHIR, the ledger balances, and nothing personal lies anywhere in the clear."""
 
 from __future__ import annotations
 
@@ -36,12 +36,19 @@ def planted_values(system: System) -> set[bytes]:
     return {value.encode() for value in found if len(value) > 4}
 
 
-async def test_planted_values_are_nowhere(pair: Pair, tmp_path: Path) -> None:
+async def test_a_day_goes_round_the_ledger_balances_and_planted_values_are_nowhere(pair: Pair, tmp_path: Path) -> None:
     async with open_system(tmp_path, database_url=pair.database_url, kafka=pair.kafka, fhir=0.3) as system:
         system.start(*ALL_PARTS)
         await system.until_listening()
         await system.until_pages()
         await system.send_day(400)
+        books = await system.until_settled()
+        assert books.log_records == 400
+        assert books.alerts_received == sum(books.alerts.values()) > 0
+        assert books.replies_received > 0
+        assert system.ed.answers["AA"] > 100 and system.ed.answers["202"] > 50
+        topic, alerts = await system.count()
+        assert (topic.balances, topic.waiting, topic.offered, alerts.balances) == (True, 0, 400, True)
         await _misbehave(system)
         await system.until_settled()
         planted = planted_values(system)
