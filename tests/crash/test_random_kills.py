@@ -76,6 +76,7 @@ async def test_a_hundred_kills_in_five_thousand_messages(
         await weather(scene, EMBEDDED, record_property)
 
 
+@pytest.mark.soak
 async def test_kills_on_kafka_and_postgresql(
     kafka_server: Kafka, postgres_url: str, tmp_path: Path, nursery: Nursery, record_property: RecordProperty
 ) -> None:

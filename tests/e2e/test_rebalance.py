@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(400)
 
 PER_SECOND: Final = 30.0
 STORM_S: Final = 30.0
-SMALL_STORM_S: Final = 15.0
+SMALL_STORM_S: Final = 26.0
 SOAK_STORM_S: Final = 120.0
 WORKERS: Final = 4
 PARTITIONS: Final = 12
@@ -107,7 +107,7 @@ async def _storm(system: System, storm_s: float) -> dict[str, Any]:
             joined += 1
         elif len(candidates) > 1:
             worker = draws.choice(candidates)
-            dies = len(leaving) % 3 > 0 and time.monotonic() - died_at > DEATH_S
+            dies = len(leaving) % 3 == 1 and time.monotonic() - died_at > DEATH_S
             died_at = time.monotonic() if dies else died_at
             leaving[worker.pid] = asyncio.create_task(end(worker, signal.SIGKILL if dies else signal.SIGTERM))
             killed += dies
