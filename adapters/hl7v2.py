@@ -153,7 +153,7 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
     event = _read_event(read)
     if read.count("PID") != 1 and not (event in _MERGES and read.count("PID")):
         reason = "several_patients" if read.count("PID") else "no_pid"
-        raise Unreadable(reason, "the message has not one PID segment but several, or none")
+        raise Unreadable(reason, f"the message has {read.count('PID') or 'no'} PID segments, and needs one")
     patient = read_patient(read, limits)
     if not patient.can_be_identified:
         raise Unreadable("no_identity", "PID has no identifier, and no name with a date of birth")

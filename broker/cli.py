@@ -271,22 +271,19 @@ def list_quarantine(
             ]
         )
         return
-    shown = Table("id", "kept at (UTC)", "age", "reason", "detail", "sender", "position", "state", "held by")
-    shown.columns[0].no_wrap = True
     for item in items:
-        state = item.decision or item.state.value
-        shown.add_row(
-            item.id,
-            f"{item.kept_at:%Y-%m-%d %H:%M:%S}",
-            show_age(now - item.kept_at),
-            item.reason,
-            item.detail + (f" ({item.attempts} replays)" if item.attempts else ""),
-            item.sender or "not known",
-            f"{item.topic} {item.partition}/{item.offset}",
-            f"{state}, overdue" if _is_overdue(item, now) else state,
-            item.held_by,
-        )
-    console.print(shown if items else "nothing is in quarantine")
+        state = (item.decision or item.state.value) + (", overdue" if _is_overdue(item, now) else "")
+        replays = f", replayed {item.attempts} times" if item.attempts else ""
+        for line in (
+            f"{item.id}  {state}, with {item.held_by}",
+            f"  {item.reason}: {item.detail}",
+            f"  from {item.sender or 'nobody known'}, {item.topic} {item.partition}/{item.offset}, "
+            f"kept {item.kept_at:%Y-%m-%d %H:%M:%S} UTC, {show_age(now - item.kept_at)} ago{replays}",
+        ):
+            console.print(line, soft_wrap=True, markup=False)
+    console.print(
+        "cpis-broker quarantine show ID --by NAME says what is in one" if items else "nothing is in quarantine"
+    )
 
 
 @quarantine_app.command(name="show")

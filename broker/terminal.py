@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adapters.er7 import decode_text
 
+_CREDENTIAL: Final = re.compile(r"^([^\w\n]{0,16}MSH(.)(?:(?!\2).)*(?:\2(?:(?!\2).)*){5}\2)(?:(?!\2).)+", re.MULTILINE)
 BAR_AFTER_S: Final = 2.0
 
 
@@ -20,9 +22,11 @@ def show_message(body: bytes, *, encoding: str = "utf-8") -> str:
     """The text of a message, a line for each segment, with everything written out that is not plainly visible.
 
     Control characters, direction marks, invisible spaces and what ``encoding`` has no letter for are shown as
-    escapes, so that no message moves the cursor, changes the colours or reorders a line.
+    escapes, so that no message moves the cursor, changes the colours or reorders a line. The sender's credential
+    (MSH-8) is not shown: it is no business of whoever mends the message.
     """
     text = decode_text(body).replace("\r\n", "\n").replace("\r", "\n")
+    text = _CREDENTIAL.sub(r"\1(not shown)", text)
     shown = "".join(letter if letter == "\n" or letter.isprintable() else _escape(letter) for letter in text)
     return shown.encode(encoding, "backslashreplace").decode(encoding)
 

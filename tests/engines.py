@@ -33,6 +33,7 @@ import tempfile
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -223,7 +224,7 @@ def chromium_path() -> str:
     raise EngineError("Chromium is not installed: run 'make engines', or install the package chromium")
 
 
-class _Server:
+class _Server(ABC):
     """What Kafka and PostgreSQL have in common. Raises EngineError from what starts and stops it.
 
     Its ports and data stay the same from one start to the next, until ``close``.
@@ -247,9 +248,9 @@ class _Server:
     def pid(self) -> int:
         return self._started().pid
 
+    @abstractmethod
     def start(self) -> None:
         """Start, and return once it answers."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """Ask it to shut down in order, and wait."""

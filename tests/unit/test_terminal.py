@@ -60,3 +60,14 @@ def test_a_bar_appears_only_when_it_takes_long(monkeypatch: pytest.MonkeyPatch, 
         for done in range(1, 4):
             advance(done, 3)
     assert ("replaying" in screen.getvalue()) is is_shown
+
+
+@pytest.mark.parametrize("credential", ["s3cret", "s3^cr&et", "x" * 300])
+def test_the_credential_of_a_sender_is_not_shown(credential: str) -> None:
+    line = "MSH|^~\\&|EDIS|RZ1|B|C|20260214|{}|ADT^A04|C1|P|2.4"
+    frame = "\r".join(("\x0b" + line.format(credential), "PID|1", line.format(credential).replace("|", "$"), ""))
+    shown = show_message(frame.encode())
+    assert credential not in shown
+    assert shown.count("(not shown)") == 2
+    assert "|20260214|(not shown)|ADT^A04|C1|" in shown
+    assert show_message(line.format("").encode()) == line.format("")
