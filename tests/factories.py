@@ -170,8 +170,7 @@ async def store_visit(database: Database, keyring: Keyring, *said: Attendance, r
     marked = [(keyring.marker(each.sender, each.control_id, b"synthetic"), each) for each in said]
     visit_id = derive_visit_id(keyring, said[0], marked[0][0])
     async with database.writing() as connection:
-        await visits.open_visits(connection, keyring, {visit_id: said[0]}, received_at)
-        threads = await visits.load_threads(connection, keyring, [visit_id])
+        threads = await visits.load_threads(connection, keyring, {visit_id: said[0]}, received_at)
         for marker, each in marked:
             threads[visit_id].add(marker, each)
         await visits.save_threads(connection, keyring, list(threads.values()), received_at)

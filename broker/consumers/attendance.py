@@ -186,8 +186,7 @@ class AttendanceConsumer:
         for message in messages:
             assert message.visit_id is not None and message.said is not None
             first_said.setdefault(message.visit_id, message.said)
-        opened = await visits.open_visits(connection, self._keyring, first_said, now)
-        return opened | await visits.load_threads(connection, self._keyring, first_said.keys() - opened.keys())
+        return await visits.load_threads(connection, self._keyring, first_said, now)
 
     async def _find_candidates(
         self, connection: AsyncConnection, messages: Sequence[ReadMessage], threads: dict[str, Thread]

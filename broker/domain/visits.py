@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -14,6 +14,7 @@ from schemas.attendance import Attendance, Event, NhsNumberProblem
 LONDON: Final = ZoneInfo("Europe/London")
 _AGE_MAX: Final = 130
 """Years. A date of birth that makes anybody older is a slip of the pen: it may be a child's."""
+_UNSAID: Final = (None, ())
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 _NOT_HERE: Final = frozenset(
     {
@@ -41,11 +42,32 @@ def fold_visit(messages: Iterable[tuple[bytes, Attendance]]) -> Attendance:
     then by marker, so every order of arrival gives the same visit. An invalid NHS number does not erase a valid one.
     """
     ordered = [message for _, message in sorted(messages, key=_order)]
-    latest = ordered[-1]
-    unsaid = [name for name in _LAST_WORD if not _says(latest, name)]
-    known = msgspec.structs.replace(latest, **{name: _last_said(ordered, name) for name in unsaid})
-    problem = None if known.nhs_number else _last_said(ordered, "nhs_number_problem") or NhsNumberProblem.ABSENT
+    known = ordered[-1]
+    if len(ordered) > 1:
+        known = msgspec.structs.replace(known, **_gather_unsaid(ordered))
+    problem = None if known.nhs_number else _last_problem(ordered)
+    if problem is known.nhs_number_problem:
+        return known
     return msgspec.structs.replace(known, nhs_number_problem=problem)
+
+
+def _gather_unsaid(ordered: Sequence[Attendance]) -> dict[str, object]:
+    """What the latest message leaves unsaid, in the words of those before it."""
+    latest = ordered[-1]
+    wanted = [name for name in _LAST_WORD if getattr(latest, name) in _UNSAID]
+    found: dict[str, object] = {}
+    for message in ordered[-2::-1]:
+        for name in wanted:
+            if name not in found and (value := getattr(message, name)) not in _UNSAID:
+                found[name] = value
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _last_problem(ordered: Sequence[Attendance]) -> NhsNumberProblem:
+    said = (message.nhs_number_problem for message in reversed(ordered) if message.nhs_number_problem is not None)
+    return next(said, NhsNumberProblem.ABSENT)
 
 
 def age_on(birth_date: date, on: date) -> int:
@@ -74,15 +96,3 @@ def opens_visit(event: Event) -> bool:
 def _order(message: tuple[bytes, Attendance]) -> tuple[datetime, datetime, bytes]:
     marker, said = message
     return (said.event_at or said.message_at or _BEGINNING, said.message_at or _BEGINNING, marker)
-
-
-def _says(message: Attendance, name: str) -> bool:
-    value = getattr(message, name)
-    return value is not None and value != ()
-
-
-def _last_said(ordered: list[Attendance], name: str) -> object:
-    for message in reversed(ordered):
-        if _says(message, name):
-            return getattr(message, name)
-    return () if name == "names" else None

@@ -68,7 +68,7 @@ async def _match_entry(connection: AsyncConnection, occasion: Occasion, candidat
     )
     told: list[Announcement] = []
     grounds: list[Ground] = []
-    for thread in (await visits.load_threads(connection, keyring, visit_ids)).values():
+    for thread in (await visits.load_known_threads(connection, keyring, visit_ids)).values():
         if thread.is_here:
             decision = _decide(occasion, thread, candidates, occasion.now)
             grounds += _find_grounds(occasion, thread, decision)
@@ -86,7 +86,7 @@ async def _withdraw(connection: AsyncConnection, occasion: Occasion, taken_back:
         connection, nhs_index=number, blocks=[], since=occasion.now - occasion.rules.look_back
     )
     # Visits are locked before anything of theirs is touched, as the consumer does it.
-    threads = await visits.load_threads(connection, keyring, {*raised_at, *recent})
+    threads = await visits.load_known_threads(connection, keyring, {*raised_at, *recent})
     await reviews.close_reviews_of_entry(connection, taken_back.entry_id, occasion.now)
     told: list[Announcement] = []
     for thread in threads.values():

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import bindparam, exists, insert, or_, select, update
+from sqlalchemy import exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.audit_chain import GENESIS, AuditRecord, chain_hash
-from broker.storage.database import upsert
+from broker.storage.rows import insert_rows, update_rows
 from broker.storage.tables import AuditHead, AuditRow, Owner, table
 
 _heads, _audit, _owners = table(AuditHead), table(AuditRow), table(Owner)
@@ -52,9 +52,9 @@ async def record_acts(connection: AsyncConnection, acts: Sequence[Act], now: dat
             )
             previous = chain_hash(previous, record)
             rows.append({**msgspec.structs.asdict(record), "hash": previous})
-        moved.append({"of": owner, "sequence": sequence, "hash": previous})
-    await connection.execute(insert(_audit), rows)
-    await connection.execute(update(_heads).where(_heads.c.owner == bindparam("of")), moved)
+        moved.append({"owner": owner, "sequence": sequence, "hash": previous})
+    await insert_rows(connection, _audit, rows)
+    await update_rows(connection, _heads, moved, key="owner")
 
 
 async def list_recorded(connection: AsyncConnection, act: Act, subjects: Sequence[str], since: datetime) -> set[str]:
@@ -105,7 +105,7 @@ async def list_chains(connection: AsyncConnection) -> list[str]:
 
 async def _lock_heads(connection: AsyncConnection, owners: Sequence[str]) -> dict[str, tuple[int, bytes]]:
     # Sorted, so that two transactions with the same owners wait for each other and never in a circle.
-    statement = upsert(connection, _heads).on_conflict_do_nothing()
-    await connection.execute(statement, [{"owner": owner, "sequence": 0, "hash": GENESIS} for owner in owners])
+    begun = [{"owner": owner, "sequence": 0, "hash": GENESIS} for owner in owners]
+    await insert_rows(connection, _heads, begun, ignore_existing=True)
     locked = select(_heads).where(_heads.c.owner.in_(owners)).order_by(_heads.c.owner).with_for_update()
     return {row.owner: (row.sequence, bytes(row.hash)) for row in await connection.execute(locked)}

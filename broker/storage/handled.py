@@ -11,6 +11,7 @@ from sqlalchemy import and_, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.storage.database import upsert
+from broker.storage.rows import insert_new, insert_rows
 from broker.storage.tables import HandledMarker, HandledPosition, LogGapRow, PoisonAttempt, StoredOffset, table
 from schemas.record import Partition, PartitionExtent
 
@@ -44,10 +45,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 async def mark_handled(connection: AsyncConnection, markers: Iterable[bytes], now: datetime) -> set[bytes]:
     """Write the markers, in sorted order so that two workers cannot deadlock; return those that are new."""
     rows = [{"marker": marker, "handled_at": now} for marker in sorted(set(markers))]
-    if not rows:
-        return set()
-    statement = upsert(connection, _markers).on_conflict_do_nothing().returning(_markers.c.marker)
-    return {bytes(row.marker) for row in await connection.execute(statement, rows)}
+    return {bytes(marker) for marker in await insert_new(connection, _markers, rows, key="marker")}
 
 
 async def settle_positions(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -55,8 +53,7 @@ async def settle_positions(connection: AsyncConnection, rows: Sequence[Mapping[s
 
     One that is settled stays as it is: when stored offsets were set back, its messages are known as repeated.
     """
-    if rows:
-        await connection.execute(upsert(connection, _positions).on_conflict_do_nothing(), rows)
+    await insert_rows(connection, _positions, rows, ignore_existing=True)
 
 
 async def move_offset(

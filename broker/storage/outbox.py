@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.retry import NextStep
 from broker.keyring import Keyring
 from broker.storage.database import upsert
+from broker.storage.rows import insert_rows
 from broker.storage.tables import Delivery, Lane, table
 from schemas.delivery import ChannelName, DeliveryState
 
@@ -87,10 +88,8 @@ async def add_deliveries(
             for lane, first in sorted(lanes.items())
         ],
     )
-    await connection.execute(
-        upsert(connection, _deliveries).on_conflict_do_nothing(),
-        [_row(keyring, delivery, now) for delivery in deliveries],
-    )
+    rows = [_row(keyring, delivery, now) for delivery in deliveries]
+    await insert_rows(connection, _deliveries, rows, ignore_existing=True)
     if connection.dialect.name == "postgresql":
         await connection.execute(text(f"NOTIFY {NOTIFY_CHANNEL}"))
 

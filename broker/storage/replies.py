@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
-from broker.storage.database import upsert
+from broker.storage.rows import insert_rows
 from broker.storage.tables import Reply, table
 from schemas.alert import ClinicianReply, ReplyOutcome
 from schemas.identifiers import organisation_owner
@@ -32,22 +32,18 @@ def derive_reply_id(keyring: Keyring, visit_id: str, outcome: ReplyOutcome, corr
 
 async def save_replies(connection: AsyncConnection, keyring: Keyring, replies: Sequence[NewReply]) -> None:
     """Keep replies; one that exists stays as it is."""
-    if not replies:
-        return
-    await connection.execute(
-        upsert(connection, _replies).on_conflict_do_nothing(),
-        [
-            {
-                "id": new.reply.reply_id,
-                "owner": organisation_owner(new.reply.organisation),
-                "visit_id": new.visit_id,
-                "outcome": new.reply.outcome.value,
-                "sealed": keyring.seal(msgspec.json.encode(new.reply), about=f"reply/{new.reply.reply_id}"),
-                "replied_at": new.reply.replied_at,
-            }
-            for new in replies
-        ],
-    )
+    rows = [
+        {
+            "id": new.reply.reply_id,
+            "owner": organisation_owner(new.reply.organisation),
+            "visit_id": new.visit_id,
+            "outcome": new.reply.outcome.value,
+            "sealed": keyring.seal(msgspec.json.encode(new.reply), about=f"reply/{new.reply.reply_id}"),
+            "replied_at": new.reply.replied_at,
+        }
+        for new in replies
+    ]
+    await insert_rows(connection, _replies, rows, ignore_existing=True)
 
 
 async def list_replies(

@@ -6,6 +6,7 @@ SQLModel's table models do not validate; closed vocabularies are held by CHECK c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -48,11 +49,29 @@ class UtcDateTime(TypeDecorator[datetime]):
         assert value.tzinfo is not None, "naive instant"
         return value.astimezone(UTC)
 
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """SQLite keeps text: written by the datetime itself, in the form SQLAlchemy reads."""
+        if dialect.name != "sqlite":
+            bind: Callable[[Any], Any] = super().bind_processor(dialect) or _unchanged
+            return bind
+        return _write_instant
+
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Give SQLite's naive values their zone back."""
         if value is None or value.tzinfo is not None:
             return value
         return value.replace(tzinfo=UTC)
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _write_instant(value: datetime | None) -> str | None:
+    if value is None:
+        return None
+    assert value.tzinfo is not None, "naive instant"
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 class AlertState(StrEnum):

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, func, insert, select, tuple_, update
+from sqlalchemy import bindparam, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Known
@@ -15,14 +15,20 @@ from broker.domain.matching import candidate_blocks
 from broker.domain.visits import fold_visit, london_day, opens_visit
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_block, index_nhs_number
-from broker.storage.database import upsert
+from broker.storage.rows import insert_new, insert_rows, is_among, update_rows
 from broker.storage.tables import ENTRY_TAKEN_BACK, Alert, Review, Visit, VisitMessage, table
 from schemas.alert import ReplyOutcome
 from schemas.attendance import Attendance
 from schemas.identifiers import organisation_owner
 
-_INDEXES: Final = ("patient_index", "nhs_index", "birth_index", "mother_index")
 _visits, _messages, _alerts, _reviews = table(Visit), table(VisitMessage), table(Alert), table(Review)
+_OF_THREAD: Final = (
+    _visits.c.id,
+    _visits.c.sender,
+    _visits.c.opened_at,
+    _visits.c.reply_outcome,
+    _visits.c.corrections,
+)
 
 
 class Thread(msgspec.Struct, kw_only=True):
@@ -43,8 +49,8 @@ class Thread(msgspec.Struct, kw_only=True):
     """Times an answer was taken back."""
     reviewed: set[str] = msgspec.field(default_factory=set)
     replied: ReplyOutcome | None = None
-    is_opened_as_written: bool = False
-    """Its row was written from the one message it has, in this transaction."""
+    stored: Attendance | None = None
+    """The visit as its row stands: what it is found by was made of this."""
     folded: Attendance | None = None
     """The messages as one, until there is another."""
 
@@ -72,7 +78,6 @@ class Thread(msgspec.Struct, kw_only=True):
         else:
             self.messages = [pair for pair in self.messages if pair[0] != marker]
             self.added = [pair for pair in self.added if pair[0] != marker]
-            self.is_opened_as_written = False
         self.folded = None
 
     def _put(self, marker: bytes, said: Attendance) -> None:
@@ -123,67 +128,84 @@ def derive_visit_id(keyring: Keyring, said: Attendance, marker: bytes) -> str:
     return keyring.derive_id("visit-alone", marker.hex())
 
 
-async def open_visits(
+async def load_threads(
     connection: AsyncConnection, keyring: Keyring, first_said: Mapping[str, Attendance], now: datetime
 ) -> dict[str, Thread]:
-    """Make sure that every visit has a row; returns those that are new, of which nothing else can be known.
+    """The visits, locked, with their messages and decisions; each that was not heard of before is opened.
 
     Two workers that hear of one new visit at the same time meet here: the second waits until the first has
     committed, and then sees what the first decided.
     """
+    threads = await load_known_threads(connection, keyring, first_said)
     rows = [
-        _visit_row(keyring, visit_id, said, now) | {"opened_at": now} for visit_id, said in sorted(first_said.items())
+        _visit_row(keyring, visit_id, said, now) | {"opened_at": now}
+        for visit_id, said in sorted(first_said.items())
+        if visit_id not in threads
     ]
-    if not rows:
-        return {}
-    statement = upsert(connection, _visits).on_conflict_do_nothing().returning(_visits.c.id)
-    return {
-        row.id: Thread(
-            visit_id=row.id,
-            sender=first_said[row.id].sender,
-            opened_at=now,
-            messages=[],
-            is_opened_as_written=True,
+    for visit_id in await insert_new(connection, _visits, rows, key="id"):
+        sender = first_said[visit_id].sender
+        threads[visit_id] = Thread(
+            visit_id=visit_id, sender=sender, opened_at=now, messages=[], stored=first_said[visit_id]
         )
-        for row in await connection.execute(statement, rows)
-    }
+    raced = first_said.keys() - threads.keys()
+    return threads | await load_known_threads(connection, keyring, raced)
 
 
-async def load_threads(connection: AsyncConnection, keyring: Keyring, visit_ids: Iterable[str]) -> dict[str, Thread]:
-    """The visits, locked in sorted order, with their messages and decisions."""
+async def load_known_threads(
+    connection: AsyncConnection, keyring: Keyring, visit_ids: Iterable[str]
+) -> dict[str, Thread]:
+    """Those of the visits that were heard of, locked in sorted order, with their messages and decisions."""
     wanted = sorted(set(visit_ids))
     threads: dict[str, Thread] = {}
-    if not wanted:
-        return threads
-    locked = select(_visits).where(_visits.c.id.in_(wanted)).order_by(_visits.c.id).with_for_update()
-    for row in await connection.execute(locked):
-        replied = ReplyOutcome(row.reply_outcome) if row.reply_outcome else None
-        threads[row.id] = Thread(
-            visit_id=row.id,
-            sender=row.sender,
-            opened_at=row.opened_at,
-            messages=[],
-            replied=replied,
-            corrections=row.corrections,
+    if wanted:
+        locked = (
+            select(*_OF_THREAD)
+            .where(is_among(connection, _visits.c.id, wanted))
+            .order_by(_visits.c.id)
+            .with_for_update()
         )
-    for row in await connection.execute(select(_messages).where(_messages.c.visit_id.in_(wanted))):
+        for row in await connection.execute(locked):
+            replied = ReplyOutcome(row.reply_outcome) if row.reply_outcome else None
+            threads[row.id] = Thread(
+                visit_id=row.id,
+                sender=row.sender,
+                opened_at=row.opened_at,
+                messages=[],
+                replied=replied,
+                corrections=row.corrections,
+            )
+    if threads:
+        await _load_what_was_heard(connection, keyring, threads)
+        await _load_what_was_decided(connection, threads)
+    return threads
+
+
+async def _load_what_was_heard(connection: AsyncConnection, keyring: Keyring, threads: Mapping[str, Thread]) -> None:
+    heard = select(_messages.c.visit_id, _messages.c.marker, _messages.c.sealed)
+    for row in await connection.execute(heard.where(is_among(connection, _messages.c.visit_id, sorted(threads)))):
         threads[row.visit_id].messages.append((bytes(row.marker), open_message(keyring, row)))
+    for thread in threads.values():
+        if thread.messages:
+            thread.stored = thread.facts()
+
+
+async def _load_what_was_decided(connection: AsyncConnection, threads: Mapping[str, Thread]) -> None:
+    wanted = sorted(threads)
     alerts = select(_alerts.c.visit_id, _alerts.c.authority, _alerts.c.withdrawn_at).where(
-        _alerts.c.visit_id.in_(wanted)
+        is_among(connection, _alerts.c.visit_id, wanted)
     )
-    for row in await connection.execute(alerts):
-        thread = threads[row.visit_id]
-        if row.withdrawn_at is None:
-            thread.alerted.add(row.authority)
+    for found in await connection.execute(alerts):
+        thread = threads[found.visit_id]
+        if found.withdrawn_at is None:
+            thread.alerted.add(found.authority)
         else:
-            thread.withdrawn[row.authority] = thread.withdrawn.get(row.authority, 0) + 1
+            thread.withdrawn[found.authority] = thread.withdrawn.get(found.authority, 0) + 1
     # A doubt about an entry that was taken back is open again when the entry is listed again.
     reviews = select(_reviews.c.visit_id, _reviews.c.entry_id).where(
-        _reviews.c.visit_id.in_(wanted), func.coalesce(_reviews.c.decision, "") != ENTRY_TAKEN_BACK
+        is_among(connection, _reviews.c.visit_id, wanted), func.coalesce(_reviews.c.decision, "") != ENTRY_TAKEN_BACK
     )
     for row in await connection.execute(reviews):
         threads[row.visit_id].reviewed.add(row.entry_id)
-    return threads
 
 
 async def find_messages(connection: AsyncConnection, wanted: Iterable[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
@@ -206,7 +228,7 @@ async def find_latest_by_patient(
         return {}
     statement = (
         select(_visits.c.patient_index, _visits.c.id)
-        .where(_visits.c.patient_index.in_(wanted), _visits.c.heard_at >= since)
+        .where(is_among(connection, _visits.c.patient_index, wanted), _visits.c.heard_at >= since)
         .order_by(_visits.c.heard_at, _visits.c.id)
     )
     return {bytes(row.patient_index): row.id for row in await connection.execute(statement)}
@@ -228,19 +250,16 @@ async def find_by_person(
 async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread], now: datetime) -> None:
     """Write what was added to the visits, and what was read anew."""
     changed = sorted((each for each in threads if each.added or each.replaced), key=lambda thread: thread.visit_id)
-    # A visit of one message stands already as open_visits wrote it.
-    grown = [each for each in changed if each.added and not (each.is_opened_as_written and len(each.messages) == 1)]
-    await _update_visits(connection, keyring, grown, (*_INDEXES, "heard_at"), now)
-    # Nothing new was heard of a visit whose messages were read anew.
-    read_anew = [thread for thread in changed if not thread.added]
-    await _update_visits(connection, keyring, read_anew, _INDEXES, now)
+    moved = [each for each in changed if each.stored is None or _person(each.facts()) != _person(each.stored)]
+    indexes = [{"id": each.visit_id} | _index_person(keyring, each.facts()) for each in moved]
+    await update_rows(connection, _visits, indexes, key="id")
+    await _note_heard(connection, [each.visit_id for each in changed if each.added and each.opened_at != now], now)
     added = [
         _message_row(keyring, thread, marker, said) | {"received_at": now}
         for thread in changed
         for marker, said in thread.added
     ]
-    if added:
-        await connection.execute(insert(_messages), added)
+    await insert_rows(connection, _messages, added)
     replaced = [
         _message_row(keyring, thread, marker, dict(thread.messages)[marker])
         for thread in changed
@@ -250,21 +269,11 @@ async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: S
         await _replace_messages(connection, replaced)
 
 
-async def _update_visits(
-    connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread], names: Sequence[str], now: datetime
-) -> None:
-    if not threads:
-        return
-    statement = (
-        update(_visits)
-        .where(_visits.c.id == bindparam("visit"))
-        .values({name: bindparam(f"new_{name}") for name in names})
-    )
-    rows = [(thread.visit_id, _visit_row(keyring, thread.visit_id, thread.facts(), now)) for thread in threads]
-    await connection.execute(
-        statement,
-        [{"visit": visit_id} | {f"new_{name}": row[name] for name in names} for visit_id, row in rows],
-    )
+async def _note_heard(connection: AsyncConnection, visit_ids: Sequence[str], now: datetime) -> None:
+    if visit_ids:
+        await connection.execute(
+            update(_visits).where(is_among(connection, _visits.c.id, visit_ids)).values(heard_at=now)
+        )
 
 
 async def _replace_messages(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -285,19 +294,13 @@ async def _replace_messages(connection: AsyncConnection, rows: Sequence[Mapping[
 
 async def note_replies(connection: AsyncConnection, replied: Sequence[tuple[str, ReplyOutcome, int]]) -> None:
     """Note how visits were last answered, and how often an answer was taken back."""
-    if replied:
-        statement = (
-            update(_visits)
-            .where(_visits.c.id == bindparam("visit"))
-            .values(reply_outcome=bindparam("outcome"), corrections=bindparam("taken_back"))
-        )
-        await connection.execute(
-            statement,
-            [
-                {"visit": visit_id, "outcome": outcome.value, "taken_back": corrections}
-                for visit_id, outcome, corrections in sorted(replied)
-            ],
-        )
+    # The last word on a visit that was answered more than once in this batch.
+    latest = {visit_id: (outcome, corrections) for visit_id, outcome, corrections in replied}
+    rows = [
+        {"id": visit_id, "reply_outcome": outcome.value, "corrections": corrections}
+        for visit_id, (outcome, corrections) in sorted(latest.items())
+    ]
+    await update_rows(connection, _visits, rows, key="id")
 
 
 async def load_messages(
@@ -334,14 +337,20 @@ def _message_row(keyring: Keyring, thread: Thread, marker: bytes, said: Attendan
 
 
 def _visit_row(keyring: Keyring, visit_id: str, facts: Attendance, now: datetime) -> dict[str, Any]:
+    row = {"id": visit_id, "owner": organisation_owner(facts.sender), "sender": facts.sender, "heard_at": now}
+    return row | _index_person(keyring, facts)
+
+
+def _person(facts: Attendance) -> tuple[object, ...]:
+    """What the indexes are made of."""
+    return (facts.local_patient_id, facts.nhs_number, facts.mother_nhs_number, facts.birth_date)
+
+
+def _index_person(keyring: Keyring, facts: Attendance) -> dict[str, bytes | None]:
     patient = facts.local_patient_id
     return {
-        "id": visit_id,
-        "owner": organisation_owner(facts.sender),
-        "sender": facts.sender,
         "patient_index": index_patient(keyring, facts.sender, patient) if patient else None,
         "nhs_index": index_nhs_number(keyring, facts.nhs_number) if facts.nhs_number else None,
         "mother_index": index_nhs_number(keyring, facts.mother_nhs_number) if facts.mother_nhs_number else None,
         "birth_index": next((index_block(keyring, block) for block in candidate_blocks(facts.birth_date)), None),
-        "heard_at": now,
     }

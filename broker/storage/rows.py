@@ -1,0 +1,125 @@
+"""Many rows in one statement: what a batch of messages asks for and writes.
+
+Statements that write are built once for each table and handed to the driver as they are. Binding a batch's rows one by
+one through SQLAlchemy cost more than everything that is decided about them. PostgreSQL takes a batch as one array for
+each column, so that one prepared statement serves batches of every size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Dialect, Table, any_, literal
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+SQLITE_VALUES_MAX: Final = 30_000
+"""Bound values of one statement; SQLite's own limit is 32,766."""
+Row = Mapping[str, Any]
+
+
+def is_among(connection: AsyncConnection, column: ColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
+    """Whether the column holds one of ``values``, of which SQLite takes up to SQLITE_VALUES_MAX."""
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(list(values), ARRAY(column.type)))
+    return column.in_(values)
+
+
+async def insert_rows(
+    connection: AsyncConnection, table: Table, rows: Sequence[Row], *, ignore_existing: bool = False
+) -> None:
+    """Insert rows that all have the same columns, in their order; with ``ignore_existing`` one that is there stays."""
+    if not rows:
+        return
+    plan = _plan_insert(connection.dialect, table, tuple(rows[0]), ignore_existing, "")
+    if connection.dialect.name == "postgresql":
+        await connection.exec_driver_sql(plan.statement, plan.columns_of(rows))
+    else:
+        await connection.exec_driver_sql(f"{plan.statement} VALUES {plan.marks} {plan.ending}", plan.tuples_of(rows))
+
+
+async def insert_new(connection: AsyncConnection, table: Table, rows: Sequence[Row], *, key: str) -> list[Any]:
+    """Insert the rows that are not there yet; returns the ``key`` of each of those.
+
+    A row that another transaction is just inserting is waited for.
+    """
+    if not rows:
+        return []
+    plan = _plan_insert(connection.dialect, table, tuple(rows[0]), True, key)
+    if connection.dialect.name == "postgresql":
+        return list((await connection.exec_driver_sql(plan.statement, plan.columns_of(rows))).scalars())
+    found: list[Any] = []
+    size = SQLITE_VALUES_MAX // len(plan.names)
+    for start in range(0, len(rows), size):
+        part = plan.tuples_of(rows[start : start + size])
+        marks = ", ".join([plan.marks] * len(part))
+        values = tuple(value for row in part for value in row)
+        result = await connection.exec_driver_sql(f"{plan.statement} VALUES {marks} {plan.ending}", values)
+        found.extend(result.scalars())
+    return found
+
+
+async def update_rows(connection: AsyncConnection, table: Table, rows: Sequence[Row], *, key: str) -> None:
+    """Set what each of ``rows`` says in the row that has its ``key``; all have the same columns, and no key twice."""
+    if not rows:
+        return
+    plan = _plan_update(connection.dialect, table, tuple(rows[0]), key)
+    values = plan.columns_of(rows) if connection.dialect.name == "postgresql" else plan.tuples_of(rows)
+    await connection.exec_driver_sql(plan.statement, values)
+
+
+class _Plan(NamedTuple):
+    """One table's statement; when it inserts on SQLite, ``marks`` and ``ending`` follow."""
+
+    statement: str
+    names: tuple[str, ...]
+    binders: tuple[Callable[[Any], Any] | None, ...]
+    marks: str = ""
+    ending: str = ""
+
+    def columns_of(self, rows: Sequence[Row]) -> tuple[list[Any], ...]:
+        return tuple(
+            [row[name] for row in rows] if bind is None else [bind(row[name]) for row in rows]
+            for name, bind in zip(self.names, self.binders, strict=True)
+        )
+
+    def tuples_of(self, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+        return list(zip(*self.columns_of(rows), strict=True))
+
+
+@lru_cache(maxsize=100)
+def _plan_insert(dialect: Dialect, table: Table, names: tuple[str, ...], ignore_existing: bool, key: str) -> _Plan:
+    quote = dialect.identifier_preparer.quote
+    target = f"INSERT INTO {quote(table.name)} ({', '.join(map(quote, names))})"
+    ending = ("ON CONFLICT DO NOTHING" if ignore_existing else "") + (f" RETURNING {quote(key)}" if key else "")
+    binders = _binders(dialect, table, names)
+    if dialect.name == "postgresql":
+        return _Plan(" ".join((target, "SELECT * FROM", _unnest(dialect, table, names), ending)), names, binders)
+    return _Plan(target, names, binders, f"({', '.join('?' * len(names))})", ending)
+
+
+@lru_cache(maxsize=100)
+def _plan_update(dialect: Dialect, table: Table, names: tuple[str, ...], key: str) -> _Plan:
+    quote = dialect.identifier_preparer.quote
+    changed, target = [quote(name) for name in names if name != key], quote(table.name)
+    if dialect.name == "postgresql":
+        changes = ", ".join(f"{name} = said.{name}" for name in changed)
+        said = f"{_unnest(dialect, table, names)} AS said ({', '.join(map(quote, names))})"
+        found = f"{target}.{quote(key)} = said.{quote(key)}"
+        statement = " ".join(("UPDATE", target, "SET", changes, "FROM", said, "WHERE", found))
+        return _Plan(statement, names, _binders(dialect, table, names))
+    ordered = (*(name for name in names if name != key), key)
+    changes = ", ".join(f"{name} = ?" for name in changed)
+    statement = " ".join(("UPDATE", target, "SET", changes, "WHERE", quote(key), "= ?"))
+    return _Plan(statement, ordered, _binders(dialect, table, ordered))
+
+
+def _binders(dialect: Dialect, table: Table, names: tuple[str, ...]) -> tuple[Callable[[Any], Any] | None, ...]:
+    return tuple(table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names)
+
+
+def _unnest(dialect: Dialect, table: Table, names: tuple[str, ...]) -> str:
+    types = [table.c[name].type.compile(dialect) for name in names]
+    return f"unnest({', '.join(f'${number}::{type_}[]' for number, type_ in enumerate(types, start=1))})"
