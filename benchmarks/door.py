@@ -17,9 +17,8 @@ from statistics import quantiles
 from adapters.mllp import MllpOptions, MllpServer
 from benchmarks.figures import Figure, Subject
 from benchmarks.installation import Installation, Scale
-from broker import bootstrap
+from broker import bootstrap, topics
 from broker.clock import SystemClock
-from broker.consumers import attendance
 from broker.intake import Intake
 from broker.senders import SNAPSHOT_NAME, Senders
 from broker.settings import Settings
@@ -137,7 +136,7 @@ async def open_intake(settings: Settings) -> AsyncIterator[int]:
     await bootstrap.prepare_topics(settings)
     keyring, log_ = bootstrap.load_keyring(settings), bootstrap.open_log(settings)
     senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
-    intake = Intake(log_, settings.name_on_log(attendance.TOPIC), keyring, senders, SystemClock())
+    intake = Intake(log_, settings.name_on_log(topics.ATTENDANCES), keyring, senders, SystemClock())
     server = MllpServer(intake.accept_hl7v2, MllpOptions(), on_event=lambda happening, facts: None)
     await server.start("127.0.0.1", 0)
     try:

@@ -21,9 +21,8 @@ import psutil
 from sqlalchemy import update
 
 from adapters.mllp import Peer
-from broker import bootstrap
+from broker import bootstrap, topics
 from broker.clock import SystemClock
-from broker.consumers import attendance
 from broker.directory_upload import DirectoryUpload
 from broker.intake import Intake
 from broker.keyring import generate_key
@@ -288,7 +287,7 @@ async def fill_log(settings: Settings, messages: Sequence[AdtMessage]) -> None:
     await bootstrap.prepare_topics(settings)
     keyring, log_ = bootstrap.load_keyring(settings), bootstrap.open_log(settings)
     senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
-    intake = Intake(log_, settings.name_on_log(attendance.TOPIC), keyring, senders, SystemClock())
+    intake = Intake(log_, settings.name_on_log(topics.ATTENDANCES), keyring, senders, SystemClock())
     peer = Peer("127.0.0.1", 1)
     try:
         for start in range(0, len(messages), APPENDED_TOGETHER):

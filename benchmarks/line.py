@@ -18,9 +18,9 @@ from benchmarks.figures import Figure, Subject
 from benchmarks.installation import Installation, Scale, fill_log
 from benchmarks.naive import NaiveStore
 from benchmarks.plain import PlainLink, answer_everything, plain_log, plain_table
-from broker import bootstrap
+from broker import bootstrap, topics
+from broker.bootstrap.rules import rules_of
 from broker.clock import SystemClock
-from broker.consumers import attendance
 from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import Batch, ConsumeLoop, Handler, LoopOptions
 from broker.envelope import RECORD_SEAL
@@ -127,13 +127,13 @@ async def open_consumer(settings: Settings) -> AsyncIterator[Decide]:
     Database and consumer stay the same from one topic to the next, as they do in a part that has run for a while.
     """
     database, clock = bootstrap.open_database(settings), SystemClock()
-    keyring, rules = bootstrap.load_keyring(settings), bootstrap.rules_of(settings)
+    keyring, rules = bootstrap.load_keyring(settings), rules_of(settings)
     log_ = bootstrap.open_log(settings)
     consumer = AttendanceConsumer(database, log_, keyring, clock, rules)
 
     async def decide(of_round: Settings, messages: int) -> Lap:
-        lap, group = Lap(), of_round.name_on_log(attendance.GROUP)
-        reader = bootstrap.open_reader(of_round, topic=of_round.name_on_log(attendance.TOPIC), group=group)
+        lap, group = Lap(), of_round.name_on_log(topics.ATTENDANCES_GROUP)
+        reader = bootstrap.open_reader(of_round, topic=of_round.name_on_log(topics.ATTENDANCES), group=group)
         timed = _Timed(consumer, lap, messages)
         options = LoopOptions(group=group, records_max=settings.batch_records_max, poll_wait_s=settings.poll_wait_s)
         timed.loop = ConsumeLoop(reader, timed, database, clock, options)

@@ -16,9 +16,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from sqlalchemy.engine import make_url
 
 from broker import bootstrap
-from broker.consumers.attendance import TOPIC
 from broker.ports import Log
 from broker.settings import Settings
+from broker.topics import ATTENDANCES as TOPIC
 
 Row = tuple[int, int, bytes]
 """Partition, position, value."""

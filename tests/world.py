@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from broker.announcement import Rules
-from broker.consumers.attendance import GROUP, TOPIC, AttendanceConsumer
+from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import Batch
 from broker.directory_upload import DirectoryUpload
 from broker.jobs.runner import JobOptions, JobRunner
@@ -25,8 +25,11 @@ from broker.storage.alerts import StoredAlert
 from broker.storage.database import Database
 from broker.storage.directory import load_senders
 from broker.storage.handled import Place
-from broker.storage.migrations import is_current, migrate
+from broker.storage.migrations import migrate
 from broker.storage.reviews import StoredReview
+from broker.storage.revision import is_current
+from broker.topics import ATTENDANCES as TOPIC
+from broker.topics import ATTENDANCES_GROUP as GROUP
 from schemas.alert import ClinicianReply
 from schemas.identifiers import authority_owner, organisation_owner
 from schemas.record import LogRecord, Partition, PositionOutcome

@@ -37,8 +37,6 @@ from schemas.attendance import Attendance
 from schemas.identifiers import BROKER_OWNER, NhsNumber
 from schemas.record import Partition, PositionOutcome
 
-TOPIC: Final = "attendances"
-GROUP: Final = "attendances"
 PARTS_AT_ONCE_MAX: Final = 200
 _DIRECTORY_KEPT: Final = timedelta(seconds=1)
 

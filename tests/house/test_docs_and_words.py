@@ -168,7 +168,7 @@ def test_nothing_is_printed() -> None:
 
 READS_ENVIRONMENT = {
     "broker/supervisor.py": "what its children inherit",
-    "broker/cli.py": "where a setting came from",
+    "broker/cli/installation.py": "where a setting came from",
     "broker/demo.py": "what its children inherit",
     "broker/web/operations.py": "whether the metrics of several processes are to be added up",
 }

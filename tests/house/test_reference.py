@@ -26,13 +26,15 @@ from adapters.fhir_reply import FhirReplyChannel
 from adapters.posting import PostingOptions
 from adapters.topic import TopicChannel, TopicOptions
 from adapters.webhook import sign_webhook
-from broker import cli, doors, intake, telemetry
-from broker.bootstrap import TOPICS
+from broker import doors, intake, telemetry
+from broker.cli import app
+from broker.cli.screen import EXIT_NOT_WELL
 from broker.domain.visits import opens_visit
 from broker.envelope import EVENT_TYPE, FHIR, HL7V2
 from broker.liveness import EXIT_SILENT
 from broker.supervisor import EXIT_CONFIGURATION
 from broker.telemetry import LogEvent
+from broker.topics import TOPICS
 from schemas.alert import SocialCareAlert
 from schemas.attendance import Event
 from schemas.delivery import Parcel
@@ -66,7 +68,7 @@ def test_what_is_made_from_the_code_is_up_to_date(path: str) -> None:
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command of the command line by its words."""
-    waiting: list[tuple[str, Any]] = [("", typer.main.get_command(cli.app))]
+    waiting: list[tuple[str, Any]] = [("", typer.main.get_command(app))]
     while waiting:
         words, command = waiting.pop()
         if hasattr(command, "commands"):
@@ -95,7 +97,7 @@ def test_every_option_is_explained_and_none_that_is_not_there(words: str) -> Non
 
 def test_every_exit_code_is_explained() -> None:
     explained = {int(row[0]) for row in read_rows(f"{REFERENCE}/commands.md", "Exit codes")}
-    assert explained == {0, cli.EXIT_NOT_WELL, EXIT_CONFIGURATION, EXIT_SILENT, 130}
+    assert explained == {0, EXIT_NOT_WELL, EXIT_CONFIGURATION, EXIT_SILENT, 130}
 
 
 # Log events and metrics

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from broker.consumers import attendance
+from broker import topics
 from broker.consumers.loop import Batch, ConsumeLoop, Handler, LoopOptions, is_outage
 from broker.storage import database as database_module
 from broker.storage import handled, ledger, quarantine
@@ -22,7 +22,7 @@ from schemas.record import LogRecord, Partition, PositionOutcome
 from tests.fakes import MemoryLog, MemoryLogReader
 from tests.world import CASEY, World, hl7, open_world
 
-TOPIC = attendance.TOPIC
+TOPIC = topics.ATTENDANCES
 
 
 @pytest.fixture

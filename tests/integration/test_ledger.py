@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import pytest
 from sqlalchemy import text
 
-from broker.consumers.attendance import GROUP, TOPIC
 from broker.storage import handled, ledger
 from broker.storage.handled import Place
 from broker.storage.ledger import TopicLedger
+from broker.topics import ATTENDANCES as TOPIC
+from broker.topics import ATTENDANCES_GROUP as GROUP
 from schemas.record import Partition, PartitionExtent
 from tests.world import CASEY, LOG_ID, World, hl7
 

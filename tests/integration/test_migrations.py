@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from broker.storage import tables
 from broker.storage.database import Database
-from broker.storage.migrations import _config, is_current, migrate, newest, schema
+from broker.storage.migrations import _config, migrate, schema
+from broker.storage.revision import is_current, newest
 from broker.storage.tables import Owner, StoredOffset, table
 from schemas.delivery import ChannelName, DeliveryState
 from schemas.directory import KeptAnswer

@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert, select, update
 
 from adapters.errors import NotDurable
 from adapters.hl7v2 import read_attendance
-from broker.consumers.attendance import GROUP, TOPIC, AttendanceConsumer
+from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import Batch
 from broker.envelope import (
     HL7V2,
@@ -41,6 +41,8 @@ from broker.storage import audit, handled, ledger, quarantine, tables, visits
 from broker.storage.handled import Place
 from broker.storage.quarantine import StoredQuarantined
 from broker.storage.tables import ItemState, table
+from broker.topics import ATTENDANCES as TOPIC
+from broker.topics import ATTENDANCES_GROUP as GROUP
 from schemas.attendance import Attendance
 from schemas.record import LogRecord, Partition
 from schemas.record import PositionOutcome as Outcome

@@ -18,12 +18,14 @@ from typer.testing import CliRunner, Result
 
 from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
 from broker import cli
-from broker.consumers.attendance import GROUP, TOPIC, AttendanceConsumer
+from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import ConsumeLoop, LoopOptions
 from broker.envelope import HL7V2, enclose
 from broker.keyring import Keyring
 from broker.storage import audit, ledger
 from broker.storage.tables import AuditRow, table
+from broker.topics import ATTENDANCES as TOPIC
+from broker.topics import ATTENDANCES_GROUP as GROUP
 from tests.system import until
 from tests.world import CASEY, FIELD_KEYS, INDEX_KEY, World, hl7, open_world
 

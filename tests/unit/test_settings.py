@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from broker.bootstrap import ConfigurationError, check_safety, load_keyring, open_channels
+from broker.bootstrap import ConfigurationError, check_safety, load_keyring
+from broker.bootstrap.channels import open_channels
 from broker.keyring import generate_key
 from broker.settings import Environment, Settings
 from schemas.delivery import ChannelName

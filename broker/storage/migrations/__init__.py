@@ -8,7 +8,6 @@ from typing import Final
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData
 from sqlmodel import SQLModel
 
@@ -27,17 +26,6 @@ async def migrate(database: Database) -> str:
     async with database.writing() as connection:
         await connection.run_sync(_upgrade)
         return await connection.run_sync(_current)
-
-
-async def is_current(database: Database) -> bool:
-    """Whether the database has the newest schema."""
-    async with database.reading() as connection:
-        return await connection.run_sync(_current) == (newest() or "")
-
-
-def newest() -> str | None:
-    """The newest revision there is."""
-    return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def _config(connection: Connection | None = None) -> Config:

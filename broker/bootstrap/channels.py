@@ -1,0 +1,68 @@
+"""The ways out that the settings allow."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from adapters.fhir_reply import FhirReplyChannel
+from adapters.hl7v2_reply import Hl7v2ReplyChannel
+from adapters.mllp import MllpClient, MllpClientOptions
+from adapters.posting import PostingOptions
+from adapters.webhook import WebhookChannel, WebhookOptions
+from broker.bootstrap.engines import open_log
+from broker.bootstrap.report import report_wire
+from broker.clock import SystemClock
+from broker.ports import Channel
+from broker.settings import Settings
+from schemas.delivery import ChannelName
+
+
+def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
+    """The ways out that the settings allow."""
+    channels: dict[ChannelName, Channel] = {
+        ChannelName.WEBHOOK: WebhookChannel(
+            WebhookOptions(
+                read_timeout_s=settings.delivery_timeout_s,
+                total_timeout_s=settings.delivery_timeout_s,
+                allowed_hosts=_hosts(settings.webhook_allowed_hosts),
+                allow_plain_http=settings.webhook_allow_private and settings.is_development,
+                allow_private_addresses=settings.webhook_allow_private,
+            ),
+            on_event=report_wire,
+            now=SystemClock().now,
+            tls=_client_tls(settings.webhook_ca_file),
+        ),
+        ChannelName.HL7V2_REPLY: Hl7v2ReplyChannel(
+            MllpClient(
+                MllpClientOptions(answer_timeout_s=settings.delivery_timeout_s),
+                _client_tls(settings.mllp_reply_ca_file) if settings.mllp_reply_tls else None,
+            )
+        ),
+        ChannelName.FHIR_REPLY: FhirReplyChannel(
+            PostingOptions(
+                read_timeout_s=settings.delivery_timeout_s,
+                total_timeout_s=settings.delivery_timeout_s,
+                allowed_hosts=_hosts(settings.fhir_reply_allowed_hosts),
+                allow_plain_http=settings.fhir_reply_allow_private and settings.is_development,
+                allow_private_addresses=settings.fhir_reply_allow_private,
+            ),
+            on_event=report_wire,
+            now=SystemClock().now,
+            tls=_client_tls(settings.fhir_reply_ca_file),
+        ),
+    }
+    if settings.kafka_bootstrap_servers:
+        from adapters.topic import TopicChannel, TopicOptions
+
+        channels[ChannelName.TOPIC] = TopicChannel(open_log(settings), TopicOptions())
+    return channels
+
+
+def _hosts(text: str) -> frozenset[str]:
+    return frozenset(host.strip().lower() for host in text.split(",") if host.strip())
+
+
+def _client_tls(authorities: Path | None) -> ssl.SSLContext:
+    """Verify the other side against its own certificate authority, or the public ones."""
+    return ssl.create_default_context(cafile=authorities)

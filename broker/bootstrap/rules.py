@@ -1,0 +1,20 @@
+"""How people are told, by the settings."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from broker.announcement import Rules
+from broker.domain.visibility import Windows
+from broker.settings import Settings
+
+
+def rules_of(settings: Settings) -> Rules:
+    """How people are told, by the settings."""
+    return Rules(
+        escalation=timedelta(minutes=settings.escalation_minutes),
+        look_back=timedelta(hours=settings.look_back_hours),
+        list_stale=timedelta(hours=settings.list_stale_hours),
+        windows=Windows(plan_days=settings.plan_shown_days, unborn_days=settings.unborn_plan_shown_days),
+        topics_enabled=bool(settings.kafka_bootstrap_servers),
+    )

@@ -1,0 +1,80 @@
+"""The command line. People by default, ``--json`` for programs; errors say what to do.
+
+Every command is a process of its own, and so is every part. What they need is therefore imported inside the functions
+that need it: whoever asks for keys does not wait for a database, a web server and the models of FHIR.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from broker.cli import audit, installation, lists, parts, quarantine, replay
+from broker.cli.screen import EXIT_NOT_WELL, fail
+from broker.supervisor import EXIT_CONFIGURATION
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    # Its tracebacks show the values of variables.
+    pretty_exceptions_enable=False,
+    help="CPIS broker: from an attendance to the people.",
+)
+children_app = typer.Typer(no_args_is_help=True, help="Authorities' child lists.")
+quarantine_app = typer.Typer(no_args_is_help=True, help="Messages that could not be handled.")
+audit_app = typer.Typer(no_args_is_help=True, help="The audit chains.")
+keys_app = typer.Typer(no_args_is_help=True, help="Keys of this installation.")
+app.add_typer(children_app, name="children")
+app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(audit_app, name="audit")
+app.add_typer(keys_app, name="keys")
+
+app.command()(parts.serve)
+app.command()(parts.demo)
+app.command(name="migrate")(installation.migrate_command)
+app.command()(installation.check_config)
+app.command(name="import")(lists.import_directory)
+children_app.command(name="import")(lists.import_children)
+app.command(name="ledger")(audit.show_ledger)
+quarantine_app.command(name="list")(quarantine.list_quarantine)
+quarantine_app.command(name="show")(quarantine.show_quarantined)
+quarantine_app.command(name="replay")(quarantine.replay_quarantined)
+app.command(name="replay")(replay.replay_topic)
+audit_app.command(name="verify")(audit.verify_audit)
+keys_app.command(name="generate")(installation.generate_keys)
+app.command(name="operator")(installation.add_operator)
+app.command()(parts.health)
+app.command()(installation.bench)
+
+
+def main() -> None:
+    """Run the command line; expected problems end with a sentence, not a traceback."""
+    try:
+        app()
+    except Exception as error:
+        _end(error)
+
+
+def _end(error: Exception) -> None:
+    from pydantic import ValidationError
+
+    from broker.bootstrap import ConfigurationError
+    from broker.telemetry import innermost_line
+
+    if isinstance(error, ConfigurationError):
+        fail(f"configuration: {error}", EXIT_CONFIGURATION)
+    if isinstance(error, ValidationError):
+        problems = "; ".join(_describe_problem(problem) for problem in error.errors())
+        fail(f"configuration: {problems}", EXIT_CONFIGURATION)
+    at = innermost_line(error.__traceback__)
+    fail(f"unexpected: {type(error).__name__} at {at}; please report it", EXIT_NOT_WELL)
+
+
+def _describe_problem(problem: ErrorDetails) -> str:
+    """Which setting and why, never the value: it may be a secret."""
+    variable = "_".join(("CPIS", *map(str, problem["loc"]))).upper()
+    return f"{variable} {problem['msg']}" if problem["loc"] else problem["msg"]

@@ -1,0 +1,48 @@
+"""What every command says and takes in the same way."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from adapters.child_list_csv import RowProblem
+
+EXIT_NOT_WELL: Final = 1
+"""Something was checked and is not as it should be."""
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check the file, change nothing.")]
+FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)]
+ByOption = Annotated[str, typer.Option(help="Your name, for the audit.")]
+WhyOption = Annotated[str, typer.Option(help="Why, for the audit; nothing about a person.")]
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """End with a sentence on standard error."""
+    errors.print(text, soft_wrap=True)
+    sys.exit(code)
+
+
+def tell_dry(dry_run: bool) -> str:
+    """What is added where a command only tried."""
+    return " (dry run: nothing was changed)" if dry_run else ""
+
+
+def print_json(content: Any) -> None:
+    """One document for programs."""
+    sys.stdout.write(json.dumps(msgspec.to_builtins(content), indent=2) + "\n")
+
+
+def print_refused(problems: Iterable[RowProblem]) -> None:
+    """Every row that was not loaded, and what to do."""
+    for problem in problems:
+        console.print(f"  row {problem.row}, {problem.field}: {problem.advice}")
