@@ -12,7 +12,6 @@ from adapters.fhir_guard import (
     Finding,
     IssueCode,
     NotAnAttendanceBundle,
-    is_resource_type,
     refuse,
     refuse_other_versions,
 )
@@ -82,6 +81,8 @@ def open_bundle(document: Element, limits: FhirLimits, findings: list[Finding]) 
 
 def _refuse_resource(document: Element, limits: FhirLimits) -> NoReturn:
     """A resource that is no Bundle: only an Encounter could tell of somebody attending, and it does not say who."""
+    from adapters.fhir_models import is_resource_type
+
     kind = read_code(document, "resourceType")
     if kind == "Encounter" or not is_resource_type(kind):
         refuse("not_a_bundle", "structure", "Bundle", "the message is not a Bundle")

@@ -14,9 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NoReturn
 
 import msgspec
-from fhir.resources.R4B import get_fhir_model_class
-from fhir.resources.R4B.bundle import Bundle
-from fhir.resources.R4B.resource import Resource as ResourceModel
 from pydantic import ValidationError
 
 from adapters.errors import NotAnAttendance, Unreadable
@@ -237,17 +234,6 @@ def _other_shape_of_encounter(resource: Element) -> str | None:
 CHECKED: Final = ("MessageHeader", "Patient", "Encounter", "RelatedPerson", "Organization", "Location")
 """The resources an attendance is read from. Others are not given to the models: a whole Bundle costs up to six
 times as much, and a fault in an Observation says nothing of who attends."""
-for _kind in CHECKED:
-    get_fhir_model_class(_kind)  # so that no message waits for the import
-
-
-def is_resource_type(name: str) -> bool:
-    """Whether FHIR R4 has a resource of that name."""
-    try:
-        return issubclass(get_fhir_model_class(name), ResourceModel)
-    except Exception:
-        # It looks the name up among its own, whatever the name: ValueError, KeyError, TypeError.
-        return False
 
 
 _FAULTS: Final[Mapping[str, tuple[IssueCode, str]]] = {
@@ -303,6 +289,8 @@ def _count_values(parts: Iterable[object], enough: int) -> int:
 
 def _validate(bundle: Element, numbers: Sequence[int]) -> list[Finding] | None:
     """The faults of one Bundle whose entries have these ``numbers``; None when the library fails."""
+    from adapters.fhir_models import Bundle
+
     try:
         Bundle.model_validate(bundle)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from broker import telemetry
+from broker.exits import EXIT_CONFIGURATION
 from broker.telemetry import LogEvent, log
 
 DRAIN_S: Final = 20.0
@@ -24,8 +25,6 @@ _STUCK_GRACE_S: Final = 4
 """A part ends itself when it is silent; one that cannot do so is killed so much later."""
 _START_S: Final = 120
 """A part that has not beaten yet is still starting: on a busy machine that takes long."""
-EXIT_CONFIGURATION: Final = 2
-"""A part that ends with this code is not started again: no restart mends a setting."""
 
 
 class Supervisor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from adapters import fhir_models
 from broker import topics
 from broker.bootstrap.engines import open_log, open_reader, open_watched_database, until_prepared
 from broker.bootstrap.rules import rules_of
@@ -13,6 +14,8 @@ from broker.clock import SystemClock
 from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import ConsumeLoop, LoopOptions
 from broker.settings import Settings
+
+assert fhir_models, "loaded with the part, so that no Bundle waits for it"
 
 
 @asynccontextmanager

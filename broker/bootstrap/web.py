@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 
+from adapters import fhir_models
 from broker import topics
 from broker.bootstrap.engines import open_database, open_log
 from broker.bootstrap.safety import load_keyring
@@ -21,6 +22,8 @@ from broker.settings import Settings
 from broker.storage.database import Database
 from broker.web.app import create_app
 from broker.web.operations import PartShown, Status, compose_status
+
+assert fhir_models, "loaded with the part, so that no Bundle waits for it"
 
 
 class _Server(uvicorn.Server):

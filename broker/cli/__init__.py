@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from broker.cli import audit, installation, lists, parts, quarantine, replay
-from broker.cli.screen import EXIT_NOT_WELL, fail
-from broker.supervisor import EXIT_CONFIGURATION
+from broker.cli.screen import fail
+from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from broker.cli.screen import EXIT_NOT_WELL, JsonOption, console, errors, print_json
+from broker.cli.screen import JsonOption, console, errors, print_json
 from broker.cli.work import run
+from broker.exits import EXIT_NOT_WELL
 
 if TYPE_CHECKING:
     from broker.settings import Settings

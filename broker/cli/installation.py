@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.cli.screen import EXIT_NOT_WELL, console, errors, fail
+from broker.cli.screen import console, errors, fail
 from broker.cli.work import operator, run
+from broker.exits import EXIT_NOT_WELL
 
 if TYPE_CHECKING:
     from broker.settings import Settings

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.cli.screen import EXIT_NOT_WELL, JsonOption, console, fail, print_json
-from broker.supervisor import EXIT_CONFIGURATION, Supervisor, child_environment
+from broker.cli.screen import JsonOption, console, fail, print_json
+from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 
 if TYPE_CHECKING:
     from broker.settings import Settings
@@ -23,6 +23,7 @@ def serve(
     from broker import bootstrap
     from broker.bootstrap.parts import PartName, run_part
     from broker.settings import Settings
+    from broker.supervisor import Supervisor, child_environment
 
     names = [part.strip() for part in only.split(",") if part.strip()] or [part.value for part in PartName]
     unknown = [name for name in names if name not in set(PartName)]

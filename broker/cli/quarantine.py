@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 import typer
 
-from broker.cli.screen import EXIT_NOT_WELL, ByOption, JsonOption, WhyOption, console, errors, fail, print_json
+from broker.cli.screen import ByOption, JsonOption, WhyOption, console, errors, fail, print_json
 from broker.cli.work import person, run
-from broker.supervisor import EXIT_CONFIGURATION
+from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 
 if TYPE_CHECKING:
     from broker.replay import ItemReport

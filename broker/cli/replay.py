@@ -9,7 +9,7 @@ import typer
 from broker import topics
 from broker.cli.screen import ByOption, JsonOption, WhyOption, console, errors, fail, print_json
 from broker.cli.work import person, run
-from broker.supervisor import EXIT_CONFIGURATION
+from broker.exits import EXIT_CONFIGURATION
 
 if TYPE_CHECKING:
     from broker.replay import ReplayReport

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -15,8 +15,6 @@ from rich.console import Console
 if TYPE_CHECKING:
     from adapters.child_list_csv import RowProblem
 
-EXIT_NOT_WELL: Final = 1
-"""Something was checked and is not as it should be."""
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]

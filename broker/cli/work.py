@@ -7,8 +7,8 @@ import getpass
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from broker.cli.screen import EXIT_NOT_WELL, fail
-from broker.supervisor import EXIT_CONFIGURATION
+from broker.cli.screen import fail
+from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 
 if TYPE_CHECKING:
     from broker.settings import Settings

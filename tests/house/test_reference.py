@@ -28,11 +28,10 @@ from adapters.topic import TopicChannel, TopicOptions
 from adapters.webhook import sign_webhook
 from broker import doors, intake, telemetry
 from broker.cli import app
-from broker.cli.screen import EXIT_NOT_WELL
 from broker.domain.visits import opens_visit
 from broker.envelope import EVENT_TYPE, FHIR, HL7V2
+from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 from broker.liveness import EXIT_SILENT
-from broker.supervisor import EXIT_CONFIGURATION
 from broker.telemetry import LogEvent
 from broker.topics import TOPICS
 from schemas.alert import SocialCareAlert
