@@ -8,6 +8,7 @@ from typing import Protocol
 
 from schemas.delivery import Outcome, Parcel
 from schemas.record import LogRecord, Partition, PartitionExtent
+from schemas.trace import Answer, Question
 
 
 class Clock(Protocol):
@@ -103,6 +104,18 @@ class Channel(Protocol):
 
     async def send(self, parcel: Parcel) -> Outcome:
         """Try once. Never raises for what the other side does: that is an outcome."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class Tracer(Protocol):
+    """The Personal Demographics Service."""
+
+    async def ask(self, question: Question) -> Answer:
+        """Ask once. Never raises for what the other side does: that is an answer."""
         ...
 
     async def close(self) -> None:
