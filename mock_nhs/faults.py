@@ -36,6 +36,18 @@ case.drop_after_read    the request is read whole, nothing is kept, and the conn
 case.drop_after_keep    the alert is kept, and the connection closes without an answer
 case.half_response      the alert is kept; the answer breaks off inside its header
 case.redirect           the alert is not kept; 307 to a path of the same server that records who follows
+pds.refuse_408          408 UNABLE_TO_CALL_SERVICE, as when Spine does not answer in time
+pds.429_retry_after     429 TOO_MANY_REQUESTS with Retry-After in seconds
+pds.refuse_503          503 without a FHIR body, as a gateway answers
+pds.slow                the answer comes after a pause
+pds.drop_after_read     the request is read whole, and the connection closes without an answer
+pds.half_response       the answer breaks off inside its body
+pds.not_json            200 with a body that is not JSON
+pds.wrong_shape         200 with JSON that is not a Patient
+pds.forget_tokens       every access token expires early; the request is answered 401
+pds.token.refuse_401    the token endpoint refuses the application
+pds.token.refuse_503    the token endpoint answers 503
+pds.token.slow          the access token comes after a pause
 """
 
 from __future__ import annotations
@@ -47,7 +59,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-CATALOGUE: Final = frozenset(re.findall(r"^((?:ed|case)\.[a-z0-9_.]+) ", __doc__, re.MULTILINE))
+CATALOGUE: Final = frozenset(re.findall(r"^((?:ed|case|pds)\.[a-z0-9_.]+) ", __doc__, re.MULTILINE))
 """Every point there is: the names of the table above."""
 
 

@@ -33,6 +33,8 @@ class Request:
     path: str
     headers: Mapping[str, str]
     body: bytes
+    query: str = ""
+    """What stands behind the question mark, as it came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,8 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
         body = await reader.readexactly(_read_length(words[0], headers))
     except asyncio.IncompleteReadError:
         return None
-    return Request(method=words[0], path=words[1].partition("?")[0], headers=headers, body=body)
+    path, _, query = words[1].partition("?")
+    return Request(method=words[0], path=path, headers=headers, body=body, query=query)
 
 
 def _read_length(method: str, headers: Mapping[str, str]) -> int:

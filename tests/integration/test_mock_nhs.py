@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mock_nhs.case_system import CaseOptions, CaseSystem
 from mock_nhs.department import AdtMessage, Department
@@ -718,3 +720,35 @@ class TestPrograms:
         assert process.returncode == 0
         assert output[0] == "authority 706: alert a1 for C70600001"
         assert json.loads(output[-1]) == {"alerts": 1, "faults": {"case.refuse_503": 1}}
+
+    async def test_a_personal_demographics_service_knows_the_town_and_ends_on_sigterm(self, tmp_path: Path) -> None:
+        write_csv(TOWN, tmp_path)
+        old, new, restricted, dead = (person.nhs_number for person in TOWN.people[:4])
+        program = ["mock_nhs.pds", "--people", str(tmp_path), "--record", str(tmp_path / "pds.jsonl")]
+        program += ["--superseded", f"{old}:{new}", "--restricted", restricted, "--invalidated", dead]
+        process, (_, host, port) = await start_program(*program, "--fault", "pds.refuse_503:1")
+        patients = f"http://{host}:{port}/personal-demographics/FHIR/R4/Patient"
+        async with httpx.AsyncClient(trust_env=False, headers={"x-request-id": "1"}) as client:
+            numbers = (new, old, restricted, dead)
+            refused, *answers = [await client.get(f"{patients}/{number}") for number in (new, *numbers)]
+        process.send_signal(signal.SIGTERM)
+        output = await end_program(process)
+        assert [refused.status_code, *(answer.status_code for answer in answers)] == [503, 200, 200, 200, 404]
+        assert [answer.json().get("id") for answer in answers] == [new, new, restricted, None]
+        assert ["address" in answer.json() for answer in answers] == [True, True, False, False]
+        assert answers[3].json()["issue"][0]["details"]["coding"][0]["code"] == "INVALIDATED_RESOURCE"
+        assert process.returncode == 0
+        assert json.loads(output[-1]) == {"requests": 5, "faults": {"pds.refuse_503": 1}}
+
+    async def test_a_personal_demographics_service_asks_its_applications_for_a_token(self, tmp_path: Path) -> None:
+        write_csv(TOWN, tmp_path)
+        public = generate_private_key(public_exponent=65537, key_size=2048).public_key()
+        (tmp_path / "key.pem").write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        program = ["mock_nhs.pds", "--people", str(tmp_path), "--record", str(tmp_path / "pds.jsonl")]
+        process, (_, host, port) = await start_program(*program, "--application", f"key:1:{tmp_path / 'key.pem'}")
+        async with httpx.AsyncClient(trust_env=False, headers={"x-request-id": "1"}) as client:
+            patient = f"http://{host}:{port}/personal-demographics/FHIR/R4/Patient/{TOWN.people[0].nhs_number}"
+            assert (await client.get(patient)).status_code == 401
+        process.send_signal(signal.SIGTERM)
+        await end_program(process)
+        assert process.returncode == 0
