@@ -101,7 +101,7 @@ class Poster:
         if response.is_success:
             return Outcome(outcome=OutcomeClass.SENT, code=code)
         if response.is_server_error or response.status_code in _TRANSIENT_STATUSES:
-            retry_after_s = _read_retry_after(response.headers.get("retry-after", ""), self._now())
+            retry_after_s = read_retry_after(response.headers.get("retry-after", ""), self._now())
             if retry_after_s is not None:
                 retry_after_s = min(max(retry_after_s, 0.0), self._options.retry_after_max_s)
             return Outcome(outcome=OutcomeClass.TRANSIENT, code=code, retry_after_s=retry_after_s)
@@ -131,7 +131,7 @@ class Poster:
         return Outcome(outcome=OutcomeClass.AMBIGUOUS, code="failed")
 
 
-def _read_retry_after(text: str, now: datetime) -> float | None:
+def read_retry_after(text: str, now: datetime) -> float | None:
     """Seconds or an HTTP date (RFC 9110, 10.2.3), in seconds from ``now``; None when it is neither."""
     if text.isascii() and text.isdigit() and len(text) < 10:
         return float(text)
