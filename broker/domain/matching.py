@@ -97,14 +97,15 @@ def _doubt(
     """For the person who decides, the postcode counts as well."""
     agrees, differs = facts
     if attendance.postcode and entry.postcode:
-        if _fold_postcode(attendance.postcode) == _fold_postcode(entry.postcode):
+        if fold_postcode(attendance.postcode) == fold_postcode(entry.postcode):
             agrees = (*agrees, IdentityFact.POSTCODE)
         else:
             differs = (*differs, IdentityFact.POSTCODE)
     return Unsure(agrees=agrees, differs=differs, reason=reason)
 
 
-def _fold_postcode(text: str) -> str:
+def fold_postcode(text: str) -> str:
+    """Capitals without spaces."""
     return "".join(text.split()).upper()
 
 
