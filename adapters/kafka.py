@@ -538,8 +538,11 @@ class KafkaLogReader:
     async def _prove_membership(self) -> None:
         """Repeat the last commit: the coordinator accepts it from members only.
 
-        Refused, aiokafka joins again, and that calls ``on_revoked``; until then nothing is ours.
+        Refused, aiokafka joins again, and that calls ``on_revoked``; until then nothing is ours. Without a place
+        there is nothing to repeat, so nothing proven: it is asked for again once there is one.
         """
+        if not self._places:
+            return
         try:
             async with _failing_as_unavailable(self._options.contact_timeout_s):
                 await self._commit({partition: place.noted for partition, place in self._places.items()})

@@ -58,6 +58,8 @@ class Cluster:
             return None
         if code != NoError.errno:
             raise for_code(code)()
+        if not any(topic_id):  # not told, or not yet: taken for an id it would be another topic
+            raise LogUnavailable("Kafka does not say which topic this is")
         log_id = urlsafe_b64encode(topic_id).decode().rstrip("=")
         return Topic(name, log_id, {number: leader for _code, number, leader, *_rest in partitions})
 

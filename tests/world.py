@@ -98,7 +98,9 @@ class World:
         """Stand at the beginning of the log, as the consume loop would."""
         async with self.database.writing() as connection:
             place = Place(log_id=LOG_ID, first_offset=0, next_offset=0, stopped_cleanly=True)
-            await handled.take_partition(connection, GROUP, Partition(TOPIC, 0), place, self.clock.now())
+            await handled.take_partition(
+                connection, GROUP, Partition(TOPIC, 0), place, known=None, now=self.clock.now()
+            )
 
     def batch(self, messages: Sequence[bytes], headers: Mapping[str, bytes] | None = None) -> Batch:
         """The messages as the next records of the log."""

@@ -75,6 +75,10 @@ class Handler(Protocol):
         ...
 
 
+class _AskAgain(LogError):
+    """Partitions could not be taken with what the log said of them before. The next poll asks the log anew."""
+
+
 class _Held(msgspec.Struct, kw_only=True):
     log_id: str
     next_offset: int
@@ -95,6 +99,10 @@ class ConsumeLoop:
         self._clock = clock
         self._options = options
         self._held: dict[Partition, _Held] = {}
+        self._doubted: dict[Partition, Place] = {}
+        """Stored places that the log did not hold when it was asked last."""
+        self._takes = 0
+        """How often in a row taking partitions came to nothing."""
         self._stopping = asyncio.Event()
         self._busy = asyncio.Lock()
         self._next_contact_at = 0.0
@@ -120,18 +128,22 @@ class ConsumeLoop:
             await self._reader.close()
 
     async def on_assigned(self, extents: Mapping[Partition, PartitionExtent]) -> Mapping[Partition, int]:
-        """Begin where the stored offset stands; without one at the beginning; at a gap say so and lose nothing."""
+        """Begin where the stored offset stands; without one at the beginning; at a gap say so and lose nothing.
+
+        During an outage of the database it is not tried again here: the extents would grow old meanwhile, and the
+        group could not take the partitions away.
+        """
+        try:
+            taken = await self._take_all(extents)
+        except Exception as error:
+            if not is_outage(error) and not isinstance(error, Fenced):
+                raise
+            self._report_retry(error, self._takes + 1)
+            raise _AskAgain(type(error).__name__) from None
+        self._takes = 0
+        self._held.update(taken)
         log(LogEvent.PARTITIONS_ASSIGNED, group=self._options.group, count=len(extents))
-        turn = 0
-        while True:
-            try:
-                return await self._take_all(extents)
-            except Exception as error:
-                if not is_outage(error) or self._stopping.is_set():
-                    raise
-                turn += 1
-                self._report_retry(error, turn)
-                await self._pause(turn)
+        return {partition: held.next_offset for partition, held in taken.items()}
 
     async def on_revoked(self, partitions: Sequence[Partition]) -> None:
         """Let the batch in hand end, then let go of the partitions."""
@@ -152,6 +164,9 @@ class ConsumeLoop:
         except (LogGap, Fenced) as error:
             log(LogEvent.REJOINED, group=self._options.group, error=type(error).__name__)
             await self._leave()
+        except _AskAgain:
+            self._takes += 1
+            await self._pause(self._takes)
         except LogError as error:
             log(LogEvent.LOG_UNAVAILABLE, group=self._options.group, error=type(error).__name__)
             await self._pause(1)
@@ -273,31 +288,47 @@ class ConsumeLoop:
         async with self._database.writing() as connection:
             return await handled.note_attempt(connection, batch.partition, batch.log_id, batch.records[0].offset)
 
-    async def _take_all(self, extents: Mapping[Partition, PartitionExtent]) -> dict[Partition, int]:
+    async def _take_all(self, extents: Mapping[Partition, PartitionExtent]) -> dict[Partition, _Held]:
         async with self._database.writing() as connection:
             places = await handled.load_places(connection, self._options.group, extents)
+            self._look_twice(places, extents)
             return {
                 partition: await self._take(connection, partition, places.get(partition), extent)
                 for partition, extent in sorted(extents.items())
             }
 
+    def _look_twice(self, places: Mapping[Partition, Place], extents: Mapping[Partition, PartitionExtent]) -> None:
+        """Raise _AskAgain for a stored place outside the log unless it stood there before the log was asked.
+
+        The extents are older than the places. Whoever sleeps between the two, stopped or starved, and loses the
+        partition meanwhile, finds a place that another worker has moved past the end it knows of: that is no gap.
+        The end of a log asked after the place was read can only be the newer of the two. So a gap is a place that is
+        outside two answers of the log, and has not moved since before the second was asked for.
+        """
+        outside = {part: place for part, place in places.items() if not _continues(place, extents[part])}
+        doubted, self._doubted = self._doubted, outside
+        if any(doubted.get(partition) != place for partition, place in outside.items()):
+            raise _AskAgain("the stored offset is not in the log")
+
     async def _take(
-        self, connection: AsyncConnection, partition: Partition, place: Place | None, extent: PartitionExtent
-    ) -> int:
+        self, connection: AsyncConnection, partition: Partition, known: Place | None, extent: PartitionExtent
+    ) -> _Held:
         now = self._clock.now()
-        if place is None:
+        if known is None:
             place = Place(
                 log_id=extent.log_id, first_offset=extent.first, next_offset=extent.first, stopped_cleanly=True
             )
-        elif not _continues(place, extent):
-            self._report_gap(partition, place, extent)
-            await handled.record_gap(connection, self._options.group, partition, place=place, found=extent, now=now)
+        elif _continues(known, extent):
+            place = known
+        else:
+            self._report_gap(partition, known, extent)
+            await handled.record_gap(connection, self._options.group, partition, place=known, found=extent, now=now)
             # Everything the log still holds is read again: the handled-markers keep it from counting twice.
             place = Place(
-                log_id=_next_generation(place.log_id, extent.log_id),
+                log_id=_next_generation(known.log_id, extent.log_id),
                 first_offset=extent.first,
                 next_offset=extent.first,
-                stopped_cleanly=place.stopped_cleanly,
+                stopped_cleanly=known.stopped_cleanly,
             )
         if not place.stopped_cleanly:
             log(
@@ -306,13 +337,12 @@ class ConsumeLoop:
                 topic=partition.topic,
                 partition=partition.number,
             )
-        await handled.take_partition(connection, self._options.group, partition, place, now)
-        self._held[partition] = _Held(
+        await handled.take_partition(connection, self._options.group, partition, place, known=known, now=now)
+        return _Held(
             log_id=place.log_id,
             next_offset=place.next_offset,
             careful=0 if place.stopped_cleanly else self._options.records_max,
         )
-        return place.next_offset
 
     def _report_gap(self, partition: Partition, place: Place, extent: PartitionExtent) -> None:
         LOG_GAPS.inc()

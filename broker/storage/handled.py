@@ -100,13 +100,14 @@ async def load_places(
 
 
 async def take_partition(
-    connection: AsyncConnection, group: str, partition: Partition, place: Place, now: datetime
+    connection: AsyncConnection, group: str, partition: Partition, place: Place, *, known: Place | None, now: datetime
 ) -> None:
-    """Note that a worker reads the partition from ``place``, not stopped cleanly until it says so."""
+    """Note that a worker reads the partition from ``place``, not stopped cleanly until it says so.
+
+    ``known`` is the place as it was loaded, None where there was none. Raises Fenced when it is another by now: a
+    worker that slept in between must not set the group back.
+    """
     values = {
-        "group_name": group,
-        "topic": partition.topic,
-        "partition": partition.number,
         "log_id": place.log_id,
         "first_offset": place.first_offset,
         "next_offset": place.next_offset,
@@ -114,12 +115,15 @@ async def take_partition(
         "stopped_cleanly": False,
         "updated_at": now,
     }
-    statement = upsert(connection, _offsets).values(values)
-    kept = ("log_id", "first_offset", "next_offset", "skipped", "stopped_cleanly", "updated_at")
-    statement = statement.on_conflict_do_update(
-        index_elements=["group_name", "topic", "partition"], set_={name: statement.excluded[name] for name in kept}
-    )
-    await connection.execute(statement)
+    statement: Any
+    if known is None:
+        names = {"group_name": group, "topic": partition.topic, "partition": partition.number}
+        statement = upsert(connection, _offsets).values(names | values).on_conflict_do_nothing()
+    else:
+        stands = and_(_offsets.c.next_offset == known.next_offset, _offsets.c.log_id == known.log_id)
+        statement = update(_offsets).where(_is(group, partition), stands).values(values)
+    if (await connection.execute(statement)).rowcount != 1:
+        raise Fenced
 
 
 async def note_clean_stop(

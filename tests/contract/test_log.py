@@ -34,6 +34,7 @@ from aiokafka.record.util import calc_crc32c
 from adapters.errors import LogGap, LogUnavailable, NotDurable
 from adapters.kafka import KafkaLog, KafkaLogReader, ensure_topics
 from adapters.kafka_options import KafkaOptions
+from adapters.kafka_protocol import TopicsRequest
 from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
 from broker.ports import Log, LogReader
 from schemas.record import LogRecord, Partition, PartitionExtent
@@ -1367,6 +1368,64 @@ async def test_kafka_reader_that_stood_still_without_losing_its_place_loses_no_r
         assert [kind for kind, *_ in diary.events] == ["assigned"] * 4 + ["read"] * 3, "a member all the time"
     finally:
         await engine.close()
+
+
+async def test_kafka_reader_that_stood_still_before_it_had_a_place_proves_its_membership_once_it_has_one(
+    kafka_engine: KafkaEngine,
+) -> None:
+    class Failing(Diary):
+        failures = 2
+
+        async def on_assigned(self, extents: Mapping[Partition, PartitionExtent]) -> Mapping[Partition, int]:
+            if self.failures:
+                self.failures -= 1
+                raise ConnectionError("the database is down")
+            return await super().on_assigned(extents)
+
+    await kafka_engine.make_topic()
+    log, reader, diary = kafka_engine.open_log(), kafka_engine.open_reader(), Failing()
+    assert isinstance(reader, KafkaLogReader)
+    await append_many(log, kafka_engine.topic, ["one"])
+    await reader.start(diary)
+    with pytest.raises(ConnectionError):
+        await read_until(reader, diary, lambda: False)
+    reader._pulse._was_stopped = True
+    with pytest.raises(ConnectionError):
+        await read_until(reader, diary, lambda: False)
+    assert reader._pulse.was_stopped(), "no commit without a place: nothing is proven"
+    await read_records(reader, diary, 1)
+    assert not reader._pulse.was_stopped()
+
+
+async def test_kafka_that_does_not_say_which_topic_it_is_has_not_made_it_again(
+    kafka_engine: KafkaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that has not heard of a topic's id yet says 0."""
+    await kafka_engine.make_topic()
+    log, reader, diary = kafka_engine.open_log(), kafka_engine.open_reader(), Diary()
+    await append_many(log, kafka_engine.topic, ["one"])
+    await reader.start(diary)
+    await read_records(reader, diary, 1)
+    send = AIOKafkaClient.send
+    asked = 0
+
+    async def answer_without_id(client: Any, node: Any, request: Any, **rest: Any) -> Any:
+        nonlocal asked
+        response = await send(client, node, request, **rest)
+        if isinstance(request, TopicsRequest):
+            asked += 1
+            response.topics = [(code, name, bytes(16), *others) for code, name, _id, *others in response.topics]
+        return response
+
+    with monkeypatch.context() as changed:
+        changed.setattr(AIOKafkaClient, "send", answer_without_id)
+        with pytest.raises(LogUnavailable):
+            await log.extents(kafka_engine.topic)
+        seen = asked
+        await read_until(reader, diary, lambda: asked > seen + 2)
+    await append_many(log, kafka_engine.topic, ["two"])
+    await read_records(reader, diary, 1)
+    assert diary.values() == ["one", "two"]
 
 
 async def test_kafka_reader_looks_whether_its_topic_is_still_the_same(kafka_engine: KafkaEngine) -> None:

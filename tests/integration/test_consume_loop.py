@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from adapters.errors import LogError
+from adapters.kafka import KafkaLog, KafkaLogReader
+from adapters.kafka_options import KafkaOptions
+from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
 from broker import topics
 from broker.consumers.loop import Batch, ConsumeLoop, Handler, LoopOptions, is_outage
+from broker.ports import Clock, Log, LogReader
 from broker.storage import database as database_module
 from broker.storage import handled, ledger, quarantine
 from broker.storage.database import Database
-from schemas.record import LogRecord, Partition, PositionOutcome
+from schemas.record import LogRecord, Partition, PartitionExtent, PositionOutcome
+from tests.conftest import Kafka
+from tests.engines import create_topic
 from tests.fakes import MemoryLog, MemoryLogReader
 from tests.world import CASEY, World, hl7, open_world
 
@@ -258,6 +267,158 @@ async def test_a_log_that_lost_records_is_a_gap_and_is_read_again(sqlite_world: 
     async with sqlite_world.database.reading() as connection:
         assert await handled.count_gaps(connection) == 1
     assert (await settled(sqlite_world, log)).outcomes == {"alerted": 2, "ignored": 1}
+
+
+class Sleeper(ConsumeLoop):
+    """A worker that sleeps between asking the log and asking the database where it stands."""
+
+    def __init__(
+        self, reader: LogReader, handler: Handler, database: Database, clock: Clock, options: LoopOptions
+    ) -> None:
+        super().__init__(reader, handler, database, clock, options)
+        self.asked: list[Mapping[Partition, PartitionExtent]] = []
+        self.woken = asyncio.Event()
+
+    async def on_assigned(self, extents: Mapping[Partition, PartitionExtent]) -> Mapping[Partition, int]:
+        self.asked.append(extents)
+        await self.woken.wait()
+        return await super().on_assigned(extents)
+
+
+def open_real_log(engine: str, topic: str, path: Path, server: Kafka) -> tuple[Log, Callable[[str], LogReader]]:
+    """The log, and what opens a reader of a group of its own."""
+    if engine == "sqlite":
+        options = SqliteLogOptions(path=path / "log.sqlite", partitions=1)
+        return SqliteLog(options), lambda group: SqliteLogReader(options, topic=topic, group=group, member=group)
+    kafka = KafkaOptions(bootstrap_servers=server.bootstrap_servers)
+    return KafkaLog(kafka), lambda name: KafkaLogReader(kafka, topic=topic, group=f"{topic}-{name}", member=name)
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "kafka"])
+async def test_a_worker_that_slept_while_another_went_on_finds_no_gap(
+    engine: str, sqlite_world: World, topic_name: str, tmp_path: Path, kafka_server: Kafka
+) -> None:
+    """Two groups of the log and one of the database: the other works on while the sleeper thinks it holds all."""
+    world = sqlite_world
+    log, open_reader = open_real_log(engine, topic_name, tmp_path, kafka_server)
+    if isinstance(log, KafkaLog):
+        await create_topic(kafka_server.bootstrap_servers, topic_name)
+    options = LoopOptions(group="attendances", poll_wait_s=0.05)
+    rest = (world.consumer, world.database, world.clock, options)
+    sleeper, other = Sleeper(open_reader("sleeper"), *rest), ConsumeLoop(open_reader("other"), *rest)
+
+    async def has_settled_all(count: int) -> bool:
+        return len(await world.outcomes()) == count
+
+    async def append(first: int, last: int) -> None:
+        for number in range(first, last):
+            await log.append(topic_name, key=b"k", value=hl7(visit=f"V{number}"), headers={})
+
+    await append(0, 3)
+    sleeping, working = asyncio.create_task(sleeper.run()), asyncio.create_task(other.run())
+    await until(lambda: has_settled_all(3))
+    await until(lambda: sleeper.asked)
+    await append(3, 6)
+    await until(lambda: has_settled_all(6))
+    other.stop()
+    await working
+    sleeper.woken.set()
+    await append(6, 7)
+    await until(lambda: has_settled_all(7))
+    sleeper.stop()
+    await sleeping
+    await log.close()
+    assert [extents[Partition(topic_name, 0)].end for extents in sleeper.asked[:2]] in ([3, 6], [3, 7])
+    assert await world.outcomes() == [PositionOutcome.ALERTED] * 7
+    async with world.database.reading() as connection:
+        assert await handled.count_gaps(connection) == 0
+        [(_, _, place, _)] = await handled.load_all_places(connection)
+    assert (place.next_offset, handled.GENERATION in place.log_id) == (7, False)
+
+
+async def test_a_gap_is_a_place_that_stands_still_outside_two_answers_of_the_log(
+    sqlite_world: World, log: MemoryLog
+) -> None:
+    database, partition = sqlite_world.database, Partition(TOPIC, 0)
+    reader, options = MemoryLogReader(log, topic=TOPIC, group="attendances"), LoopOptions(group="attendances")
+    loop = ConsumeLoop(reader, sqlite_world.consumer, database, sqlite_world.clock, options)
+    await send(log, hl7())
+
+    async def answer(end: int, stored: int) -> int | None:
+        async with database.writing() as connection:
+            await connection.execute(text(f"UPDATE stored_offsets SET next_offset = {stored}"))
+        [extent] = (await log.extents(TOPIC)).values()
+        found = {partition: msgspec.structs.replace(extent, end=end)}
+        try:
+            return (await loop.on_assigned(found))[partition]
+        except LogError:
+            return None
+
+    assert await answer(end=1, stored=0) == 0
+    assert await answer(end=1, stored=4) is None, "seen once"
+    assert await answer(end=3, stored=5) is None, "another worker moved it: the second answer was the older"
+    assert await answer(end=5, stored=5) == 5, "no gap, it was seen too early"
+    assert await answer(end=4, stored=5) is None
+    async with database.reading() as connection:
+        assert await handled.count_gaps(connection) == 0
+    assert await answer(end=4, stored=5) == 0, "a gap: read again from the beginning"
+    async with database.reading() as connection:
+        assert await handled.count_gaps(connection) == 1
+
+
+class Away(Database):
+    """A database whose writing fails while it is away."""
+
+    is_away = True
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        if self.is_away:
+            raise ConnectionError
+        async with super().writing() as connection:
+            yield connection
+
+
+async def test_partitions_taken_after_an_outage_of_the_database_are_asked_for_anew(
+    sqlite_world: World, log: MemoryLog
+) -> None:
+    database = Away(sqlite_world.database.url)
+    reader, options = MemoryLogReader(log, topic=TOPIC, group="attendances"), LoopOptions(group="attendances")
+    loop = Sleeper(reader, sqlite_world.consumer, database, sqlite_world.clock, options)
+    loop.woken.set()
+    running = asyncio.create_task(loop.run())
+    await until(lambda: loop.asked)
+    alive_at = loop.alive_at
+    await send(log, hl7(visit="V1"), hl7(visit="V2"))
+    await until(lambda: len(loop.asked) > 2)
+    assert loop.alive_at > alive_at, "an outage is no silence"
+    database.is_away = False
+    await until(has_settled(sqlite_world, log, 2))
+    loop.stop()
+    await running
+    await database.close()
+    assert loop.asked[-1][Partition(TOPIC, 0)].end == 2
+
+
+async def test_a_worker_that_slept_while_it_took_a_partition_does_not_set_the_group_back(
+    sqlite_world: World, log: MemoryLog
+) -> None:
+    partition, now = Partition(TOPIC, 0), sqlite_world.clock.now()
+    await send(log, hl7())
+    async with consuming(sqlite_world, log):
+        await until(has_settled(sqlite_world, log, 1))
+    async with sqlite_world.database.reading() as connection:
+        [seen] = (await handled.load_places(connection, "attendances", [partition])).values()
+    await send(log, hl7(visit="V2"))
+    async with consuming(sqlite_world, log):
+        await until(has_settled(sqlite_world, log, 2))
+    for known in (seen, None):
+        with pytest.raises(handled.Fenced):
+            async with sqlite_world.database.writing() as connection:
+                await handled.take_partition(connection, "attendances", partition, seen, known=known, now=now)
+    async with sqlite_world.database.reading() as connection:
+        [(_, _, place, _)] = await handled.load_all_places(connection)
+    assert (seen.next_offset, place.next_offset) == (1, 2)
 
 
 async def test_a_database_restored_from_an_older_backup_loses_nothing(

@@ -96,8 +96,9 @@ async def test_one_partition_that_is_read_again_after_a_gap_balances_beside_anot
         settled = "INSERT INTO handled_positions SELECT topic, log_id, 1, position, owner, marker, visit_id, outcome, "
         await connection.execute(text(settled + "reason, handled_at, replay_id FROM handled_positions"))
         place = Place(log_id=LOG_ID, first_offset=0, next_offset=4, stopped_cleanly=True)
-        await handled.take_partition(connection, GROUP, other, place, busy.clock.now())
+        await handled.take_partition(connection, GROUP, other, place, known=None, now=busy.clock.now())
         again = Place(log_id=f"{LOG_ID}+1", first_offset=0, next_offset=0, stopped_cleanly=True)
-        await handled.take_partition(connection, GROUP, PARTITION, again, busy.clock.now())
+        known = (await handled.load_places(connection, GROUP, [PARTITION]))[PARTITION]
+        await handled.take_partition(connection, GROUP, PARTITION, again, known=known, now=busy.clock.now())
     counted = await count(busy, extent(4) | {other: PartitionExtent(log_id=LOG_ID, first=0, end=5)})
     assert (counted.offered, counted.waiting, counted.balances) == (4 + 4 + 5, 4 + 1, True)

@@ -144,7 +144,7 @@ async def _handle_alone(world: World, message: bytes, *, partition: int) -> None
     part = Partition("attendances", partition)
     async with world.database.writing() as connection:
         place = Place(log_id=LOG_ID, first_offset=0, next_offset=0, stopped_cleanly=True)
-        await handled.take_partition(connection, "attendances", part, place, world.clock.now())
+        await handled.take_partition(connection, "attendances", part, place, known=None, now=world.clock.now())
     record = LogRecord(partition=part, offset=0, key=None, value=message, headers={}, appended_at=world.clock.now())
     consumer = AttendanceConsumer(world.database, world.log, world.keyring, world.clock, world.rules)
     batch = Batch(group="attendances", partition=part, log_id=LOG_ID, records=[record], expected=0)

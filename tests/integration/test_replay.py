@@ -97,7 +97,10 @@ class Line:
         if self.reached == 0:
             async with self.world.database.writing() as connection:
                 place = Place(log_id=extent.log_id, first_offset=0, next_offset=0, stopped_cleanly=True)
-                await handled.take_partition(connection, GROUP, PARTITION, place, self.world.clock.now())
+                known = (await handled.load_places(connection, GROUP, [PARTITION])).get(PARTITION)
+                await handled.take_partition(
+                    connection, GROUP, PARTITION, place, known=known, now=self.world.clock.now()
+                )
         before, self.reached = self.reached, extent.end
         batch = Batch(group=GROUP, partition=PARTITION, log_id=extent.log_id, records=records, expected=before)
         await self.consumer.handle(batch)
@@ -669,7 +672,8 @@ async def test_a_log_read_again_after_a_gap_is_replayed_as_it_was_handled_first(
     again = f"{extent.log_id}+1"
     async with line.world.database.writing() as connection:
         place = Place(log_id=again, first_offset=0, next_offset=0, stopped_cleanly=True)
-        await handled.take_partition(connection, GROUP, PARTITION, place, line.world.clock.now())
+        known = (await handled.load_places(connection, GROUP, [PARTITION]))[PARTITION]
+        await handled.take_partition(connection, GROUP, PARTITION, place, known=known, now=line.world.clock.now())
     records: list[LogRecord] = line.log.records_from(PARTITION, 0)
     batch = Batch(group=GROUP, partition=PARTITION, log_id=again, records=records, expected=0)
     await line.consumer.handle(batch)
