@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from datetime import date
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete, text
 
 from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import Batch
@@ -15,8 +16,9 @@ from broker.jobs.runner import JobOptions, JobRunner
 from broker.list_upload import upload_children
 from broker.storage import child_lists, handled, jobs
 from broker.storage.handled import Place
+from broker.storage.tables import AuthorityRow, table
 from schemas.alert import ReplyOutcome
-from schemas.record import LogRecord, Partition
+from schemas.record import LogRecord, Partition, PositionOutcome
 from tests.world import CASEY, CHILDREN_COLUMNS, LOG_ID, World, hl7, open_world
 
 PAIRS = 400
@@ -58,6 +60,23 @@ async def test_a_late_alert_lists_every_plan(world: World) -> None:
     await _run_jobs(world)
     [alert] = await world.alerts()
     assert len(alert.alert.plans) == 2
+
+
+async def test_a_visit_whose_first_message_could_not_be_decided_is_found_by_what_its_second_says(world: World) -> None:
+    """The visit's row was opened with what the first says, which is no part of the visit then."""
+    await world.list_children(CASEY)
+    authorities = table(AuthorityRow)
+    async with world.database.writing() as connection:
+        await connection.execute(delete(authorities).where(authorities.c.code == "706"))
+    said_next = hl7(nhs_number="9990000026", given="ALMA", birth_date=date(2014, 5, 6))
+    assert await world.receive(hl7(), said_next) == [PositionOutcome.QUARANTINED, PositionOutcome.NO_RECORD]
+
+    alma = "L2,9990000026,Tester,Alma,2014-05-06,ZZ99 1AA,child_protection_plan,2026-01-10,,W7,East"
+    await world.list_children(alma, authority="707")
+    await _run_jobs(world)
+
+    [alert] = await world.alerts("707")
+    assert (alert.alert.late, alert.alert.child.nhs_number) == (True, "9990000026")
 
 
 async def test_an_unchanged_list_leaves_no_work(world: World) -> None:
