@@ -24,16 +24,17 @@ from adapters.mllp import Peer
 from broker import bootstrap, topics
 from broker.clock import SystemClock
 from broker.directory_upload import DirectoryUpload
-from broker.intake import Intake
+from broker.intake import ACCEPTED, Intake
 from broker.keyring import generate_key
 from broker.list_upload import upload_children
 from broker.senders import SNAPSHOT_NAME, Senders
 from broker.settings import Settings
 from broker.storage.migrations import migrate
 from broker.storage.tables import ItemState, Job, table
-from mock_nhs.department import AdtMessage, Department
+from mock_nhs.department import HL7V2, AdtMessage, Department
 from mock_nhs.people import Person
 from mock_nhs.town import Town, build_town, write_csv
+from schemas.directory import Sender
 from tests.engines import KafkaServer, PostgresServer, free_port
 
 SITE = "RZ1"
@@ -160,9 +161,9 @@ class BenchTown:
         self.attending: list[Person] = others + random.Random(1).sample(children, min(share, len(children)))
         self.credential = next(site.credential for site in self.town.sites if site.code == SITE)
 
-    def department(self, people: Sequence[Person], *, seed: int) -> Department:
-        """A department; another seed is another day."""
-        return Department(site=SITE, credential=self.credential, people=people, seed=seed)
+    def department(self, people: Sequence[Person], *, seed: int, fhir: float = 0.0) -> Department:
+        """A department; another seed is another day. ``fhir`` is the share of its visits told in Bundles."""
+        return Department(site=SITE, credential=self.credential, people=people, seed=seed, fhir=fhir)
 
 
 @dataclass
@@ -288,14 +289,19 @@ async def fill_log(settings: Settings, messages: Sequence[AdtMessage]) -> None:
     keyring, log_ = bootstrap.load_keyring(settings), bootstrap.open_log(settings)
     senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
     intake = Intake(log_, settings.name_on_log(topics.ATTENDANCES), keyring, senders, SystemClock())
-    peer = Peer("127.0.0.1", 1)
     try:
         for start in range(0, len(messages), APPENDED_TOGETHER):
             part = messages[start : start + APPENDED_TOGETHER]
-            answers = await asyncio.gather(*(intake.accept_hl7v2(message.body, peer) for message in part))
-            assert all(answer is not None and b"MSA|AA|" in answer for answer in answers), "not every message was kept"
+            assert all(await asyncio.gather(*(_accept(intake, message) for message in part))), "one was not kept"
     finally:
         await log_.close()
+
+
+async def _accept(intake: Intake, message: AdtMessage) -> bool:
+    if message.content_type == HL7V2:
+        answer = await intake.accept_hl7v2(message.body, Peer("127.0.0.1", 1))
+        return answer is not None and b"MSA|AA|" in answer
+    return (await intake.accept_fhir(message.body, Sender(code=SITE, credential_digest=b""))).status == ACCEPTED
 
 
 async def close_first_look_backs(settings: Settings) -> None:

@@ -19,6 +19,7 @@ from benchmarks.installation import Installation, Scale, fill_log
 from benchmarks.naive import NaiveStore
 from benchmarks.plain import PlainLink, answer_everything, plain_log, plain_table
 from broker import bootstrap, topics
+from broker.bootstrap.collector import calm_collector
 from broker.bootstrap.rules import rules_of
 from broker.clock import SystemClock
 from broker.consumers.attendance import AttendanceConsumer
@@ -27,6 +28,9 @@ from broker.envelope import RECORD_SEAL
 from broker.settings import Settings
 
 PATIENCE_S = 300.0
+FHIR_SHARE = 0.2
+REPLY = b"MSH|^~\\&|BROKER|CPIS|ED|RZ1|20260214031200||ORU^R01|1|P|2.4\r"
+"""What the naive build sends for a Bundle, to the same listener."""
 
 
 @dataclass(kw_only=True)
@@ -65,12 +69,21 @@ class Lap:
 
 
 async def measure_line(installation: Installation, scale: Scale, say: Callable[[str], None]) -> list[Figure]:
+    """HL7 v2 alone, and a day in which one visit in five is told in FHIR Bundles."""
+    figures = await _race(installation, scale, say, "decided by the consumer, HL7 v2", fhir=0.0)
+    return figures + await _race(installation, scale, say, "decided by the consumer, one in five FHIR", fhir=FHIR_SHARE)
+
+
+async def _race(
+    installation: Installation, scale: Scale, say: Callable[[str], None], what: str, *, fhir: float
+) -> list[Figure]:
     """Messages a second of each subject, round by round. The first round warms up and does not count."""
-    department = installation.town.department(installation.town.attending, seed=7)
+    say(f"  {what}")
+    department = installation.town.department(installation.town.attending, seed=7 + (fhir > 0), fhir=fhir)
     laps: dict[Subject, list[Lap]] = {subject: [] for subject in Subject}
     async with open_consumer(installation.settings) as decide:
         for number in range(scale.rounds + 1):
-            settings = installation.with_prefix(f"line{number}.")
+            settings = installation.with_prefix(f"line{fhir > 0:d}{number}.")
             await fill_log(settings, [department.next_message() for _ in range(scale.messages)])
             order = list(Subject)
             for subject in order[number % 3 :] + order[: number % 3]:
@@ -86,10 +99,10 @@ async def measure_line(installation: Installation, scale: Scale, say: Callable[[
                     laps[subject].append(lap)
                     say(f"  round {number}  {subject:<8} {lap}")
     return [
-        Figure(what=what, engines=installation.engines.name, subject=subject, unit=unit, rounds=tuple(map(read, own)))
-        for what, unit, read in (
-            ("decided by the consumer", "messages/s", Lap.per_second),
-            ("processor time of the consumer", "us/message", Lap.processor_us),
+        Figure(what=which, engines=installation.engines.name, subject=subject, unit=unit, rounds=tuple(map(read, own)))
+        for which, unit, read in (
+            (what, "messages/s", Lap.per_second),
+            (f"processor time, {what}", "us/message", Lap.processor_us),
         )
         for subject, own in laps.items()
     ]
@@ -140,6 +153,7 @@ async def open_consumer(settings: Settings) -> AsyncIterator[Decide]:
         await timed.loop.run()
         return lap
 
+    calm_collector()
     try:
         yield decide
     finally:
@@ -176,7 +190,7 @@ async def consume_naively(settings: Settings, messages: int) -> Lap:
             lap.begin()
             message = keyring.open(value, about=RECORD_SEAL)
             await store.keep(message)
-            await link.send(message)
+            await link.send(message if message.startswith(b"MSH") else REPLY)
             lap.note(1)
     await link.close()
     await store.close()

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from broker import telemetry
+from broker.bootstrap.collector import calm_collector
 from broker.bootstrap.safety import ConfigurationError, check_safety
 from broker.liveness import Liveness, Vitals
 from broker.settings import Settings
@@ -55,6 +56,7 @@ async def _run(name: PartName, settings: Settings, beat_fd: int | None) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, part.stop)
             liveness.follow(part)
+            calm_collector()
             log(LogEvent.PART_READY, part=name.value)
             await part.run()
     log(LogEvent.PART_STOPPED, part=name.value)
