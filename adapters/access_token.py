@@ -114,7 +114,8 @@ class SignedJwtTokens:
                 "POST", httpx.URL(self._options.token_url), headers, urlencode(form).encode()
             )
         except NoReply as missing:
-            return Unavailable(code=f"token_{missing.code}")
+            code = f"token_{missing.code}"
+            return Refused(code=code) if missing.is_final else Unavailable(code=code)
         return self._settle(reply)
 
     def _settle(self, reply: Reply) -> AccessToken | Unavailable | Refused:

@@ -43,9 +43,11 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class NoReply(AdapterError):
     """There was no answer, or none within the limits; ``code`` is a closed word for what happened."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, *, is_final: bool = False) -> None:
+        """``is_final``: nothing was asked, and asking again cannot help."""
         super().__init__(code)
         self.code = code
+        self.is_final = is_final
 
 
 class Exchange:
@@ -67,7 +69,7 @@ class Exchange:
     async def send(self, method: str, url: httpx.URL, headers: Mapping[str, str], content: bytes = b"") -> Reply:
         """Ask once. Raises NoReply."""
         if url.scheme != "https" and not (url.scheme == "http" and self._options.allow_plain_http):
-            raise NoReply("plain_http")
+            raise NoReply("plain_http", is_final=True)
         request = httpx.Request(
             method, url, headers=dict(headers), content=content, extensions={"timeout": self._timeouts}
         )

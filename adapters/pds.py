@@ -144,7 +144,7 @@ class PdsTracer:
         try:
             reply = await self._exchange.send("GET", url, headers)
         except NoReply as missing:
-            return Unavailable(code=missing.code)
+            return Refused(code=missing.code) if missing.is_final else Unavailable(code=missing.code)
         if reply.status == 401 and token is not None and self._tokens is not None:
             self._tokens.forget(token)
         return self._settle(question, reply)

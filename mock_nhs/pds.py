@@ -76,9 +76,15 @@ class PdsRecord:
     postcode: str = ""
     former_family: str = ""
     """The surname before this one; a search with history finds it."""
-    is_restricted: bool = False
+    confidentiality: str = "U"
+    """U unrestricted, R restricted, V very restricted (HL7 v3 Confidentiality)."""
     is_invalidated: bool = False
     superseded_by: NhsNumber | None = None
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether nobody may learn where the person lives."""
+        return self.confidentiality != "U"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +124,11 @@ def make_record(person: Person) -> PdsRecord:
 
 def compose_patient(record: PdsRecord) -> dict[str, Any]:
     """The record as a FHIR Patient; of a restricted one, nothing that tells where the person is."""
-    label = ("R", "restricted") if record.is_restricted else ("U", "unrestricted")
-    security = {"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": label[0]}
+    security = {
+        "system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality",
+        "code": record.confidentiality,
+        "display": "restricted" if record.is_restricted else "unrestricted",
+    }
     names = [{"id": "1", "use": "usual", "family": record.family, "given": list(record.given)}]
     if record.former_family:
         names.append({"id": "2", "use": "old", "family": record.former_family, "given": list(record.given)})
@@ -127,7 +136,7 @@ def compose_patient(record: PdsRecord) -> dict[str, Any]:
         "resourceType": "Patient",
         "id": record.nhs_number,
         "identifier": [{"system": "https://fhir.nhs.uk/Id/nhs-number", "value": record.nhs_number}],
-        "meta": {"versionId": "2", "security": [{**security, "display": label[1]}]},
+        "meta": {"versionId": "2", "security": [security]},
         "name": names,
         "gender": record.gender,
     }
@@ -434,7 +443,7 @@ def mark_records(
         replace(
             record,
             superseded_by=parse_nhs_number(replaced.get(record.nhs_number, "")),
-            is_restricted=record.nhs_number in hidden,
+            confidentiality="R" if record.nhs_number in hidden else record.confidentiality,
             is_invalidated=record.nhs_number in dead,
         )
         for record in records

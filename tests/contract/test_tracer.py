@@ -67,7 +67,7 @@ CASEY = PdsRecord(
 RECORDS = [
     CASEY,
     PdsRecord(nhs_number=OLD, family="Planted-Surname", birth_date=BORN, superseded_by=PLAIN),
-    PdsRecord(nhs_number=HIDDEN, family="Hidden", given=("Robin",), birth_date=BORN, is_restricted=True),
+    PdsRecord(nhs_number=HIDDEN, family="Hidden", given=("Robin",), birth_date=BORN, confidentiality="R"),
     PdsRecord(nhs_number=DEAD, family="Dead", given=("Robin",), birth_date=BORN, is_invalidated=True),
     PdsRecord(nhs_number=TWIN, family="Twin", given=("Alex",), birth_date=BORN, postcode="ZZ99 3CZ"),
     PdsRecord(nhs_number=GONE, family="Twin", given=("Alexis",), birth_date=BORN, postcode="ZZ99 3CZ"),
@@ -172,7 +172,9 @@ async def test_a_number_is_answered_with_its_person_or_why_there_is_none(
     assert await side.tracer.ask(ByNumber(nhs_number=number)) == answer
 
 
-async def test_a_restricted_person_is_marked(side: Side) -> None:
+@pytest.mark.parametrize("confidentiality", ["R", "V", "a label of tomorrow"])
+async def test_a_restricted_person_is_marked(side: Side, confidentiality: str) -> None:
+    side.service.register.put(PdsRecord(nhs_number=HIDDEN, family="Hidden", confidentiality=confidentiality))
     answer = await side.tracer.ask(ByNumber(nhs_number=HIDDEN))
     assert isinstance(answer, TracedPerson)
     assert answer.is_restricted
@@ -315,7 +317,7 @@ async def test_a_wrong_address_never_means_that_a_child_is_unknown(side: Side) -
 async def test_nothing_is_asked_over_a_plain_connection_unless_that_is_allowed(side: Side) -> None:
     exchange = Exchange(ExchangeOptions(), now=side.clock.now)
     plain = PdsTracer(PdsOptions(base_url=side.service.url), exchange, None, now=side.clock.now)
-    assert await plain.ask(ByNumber(nhs_number=PLAIN)) == Unavailable(code="plain_http")
+    assert await plain.ask(ByNumber(nhs_number=PLAIN)) == Refused(code="plain_http")
     await plain.close()
     assert side.service.requests == 0
 
