@@ -51,6 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # Hundreds of tests start the product as a process: each would compile it anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.addaudithook(_refuse_other_machines)
 
 

@@ -36,6 +36,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 from xml.etree import ElementTree
@@ -493,43 +494,42 @@ async def _has_leaders(
     return len(described) == partitions and all(partition["leader"] >= 0 for partition in described)
 
 
-def produce_with_java_client(
-    bootstrap_servers: str,
-    topic: str,
-    value: bytes,
-    *,
-    key: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    compression: str = "none",
-    limit_s: float = 60,
-) -> tuple[int, int]:
-    """Append ``value`` untouched with Kafka's own Java client, and return its partition and offset.
+@dataclass(frozen=True, kw_only=True)
+class ForeignRecord:
+    """A record as some other producer puts it on Kafka. Key and headers hold neither tabs nor line ends."""
 
-    For tests that need a producer which shares no code with the product. Raises EngineError.
+    value: bytes
+    key: str = ""
+    """Empty: the record has none."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    compression: str = "none"
+
+
+def produce_with_java_client(
+    bootstrap_servers: str, topic: str, records: Sequence[ForeignRecord], *, limit_s: float = 60
+) -> list[tuple[int, int]]:
+    """Append values untouched with Kafka's own Java client, in order; return partition and offset of each.
+
+    For tests that need a producer which shares no code with the product. One start of Java takes two seconds, however
+    many records it appends. Raises EngineError.
     """
     jars_dir = install_kafka()
     with tempfile.TemporaryDirectory(prefix="cpis-produce-") as scratch:
-        value_path, log_path = Path(scratch, "value"), Path(scratch, "produce.log")
-        value_path.write_bytes(value)
-        command = [
-            *_java_command(
-                jars_dir,
-                "-XX:TieredStopAtLevel=1",
-                "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-                f"-Dcompression={compression}",
-            ),
-            str(KAFKA_DIR / "Produce.java"),
-            bootstrap_servers,
-            topic,
-            str(value_path),
-            key or "",
-            *(f"{name}={text}" for name, text in (headers or {}).items()),
-        ]
-        _run("The Java producer", command, log_path=log_path, limit_s=limit_s)
+        list_path, log_path = Path(scratch, "records"), Path(scratch, "produce.log")
+        lines = []
+        for number, record in enumerate(records):
+            value_path = Path(scratch, f"value-{number}")
+            value_path.write_bytes(record.value)
+            headers = (f"{name}={text}" for name, text in record.headers.items())
+            lines.append("\t".join((str(value_path), record.compression, record.key, *headers)))
+        list_path.write_text("\n".join(lines))
+        options = ("-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+        program = (str(KAFKA_DIR / "Produce.java"), bootstrap_servers, topic, str(list_path))
+        _run("The Java producer", [*_java_command(jars_dir, *options), *program], log_path=log_path, limit_s=limit_s)
         printed = log_path.read_text()
-    where = re.search(r"^(\d+) (\d+)$", printed, re.MULTILINE)
-    assert where is not None, printed
-    return int(where[1]), int(where[2])
+    places = [(int(found[1]), int(found[2])) for found in re.finditer(r"^(\d+) (\d+)$", printed, re.MULTILINE)]
+    assert len(places) == len(records), printed
+    return places
 
 
 # PostgreSQL

@@ -9,7 +9,7 @@ from mock_nhs.department import AdtMessage, Department
 from mock_nhs.journal import read_journal
 from tests import ledger
 from tests.conftest import Kafka
-from tests.engines import produce_with_java_client
+from tests.engines import ForeignRecord, produce_with_java_client
 from tests.system import SITE, WITHOUT_PAGES, System, open_system, until
 
 HL7V2 = {"content-type": "application/hl7-v2+er7"}
@@ -37,24 +37,16 @@ async def test_whatever_foreign_clients_write_reaches_worker_and_department(
         plain, mistaken, sourced, first, second = _register(system, count=5, fhir=False, seed=2)
         bare, mislabelled, labelled = _register(system, count=3, fhir=True, seed=3)
         batch = b"".join((b"FHS|^~\\&|ED\r", b"BHS|^~\\&|ED\r", first.body, second.body, b"BTS|2\r", b"FTS|1\r"))
-        produced: tuple[tuple[bytes, dict[str, str], str], ...] = (
-            (plain.body, {}, "none"),
-            (mistaken.body, FHIR, "gzip"),
-            (sourced.body, {**HL7V2, "ce_source": SITE}, "snappy"),
-            (bare.body, {}, "zstd"),
-            (mislabelled.body, HL7V2, "lz4"),
-            (labelled.body, {**FHIR, "ce_source": SITE}, "none"),
-            (batch, {}, "gzip"),
+        produced = (
+            ForeignRecord(value=plain.body),
+            ForeignRecord(value=mistaken.body, headers=FHIR, compression="gzip"),
+            ForeignRecord(value=sourced.body, headers={**HL7V2, "ce_source": SITE}, compression="snappy"),
+            ForeignRecord(value=bare.body, compression="zstd"),
+            ForeignRecord(value=mislabelled.body, headers=HL7V2, compression="lz4"),
+            ForeignRecord(value=labelled.body, headers={**FHIR, "ce_source": SITE}),
+            ForeignRecord(value=batch, compression="gzip"),
         )
-        for body, headers, compression in produced:
-            await asyncio.to_thread(
-                produce_with_java_client,
-                kafka_server.bootstrap_servers,
-                system.topic,
-                body,
-                headers=headers,
-                compression=compression,
-            )
+        await asyncio.to_thread(produce_with_java_client, kafka_server.bootstrap_servers, system.topic, produced)
         sent = (plain, mistaken, sourced, first, second, bare, mislabelled, labelled)
         visits = {message.visit_number for message in sent}
         await until(

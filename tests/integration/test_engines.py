@@ -22,7 +22,7 @@ from playwright.async_api import Page
 
 from tests import engines
 from tests.conftest import Kafka
-from tests.engines import EngineError, KafkaServer, PostgresServer, TcpProxy, create_topic
+from tests.engines import EngineError, ForeignRecord, KafkaServer, PostgresServer, TcpProxy, create_topic
 
 REPOSITORY = Path(__file__).parent.parent.parent
 EVERY_BYTE = bytes(range(256))
@@ -148,28 +148,18 @@ async def test_paused_kafka_does_not_answer_and_resumed_goes_on(mistreated_kafka
     assert values == [b"before", b"while paused", b"after"]
 
 
-async def test_bytes_from_the_java_client_arrive_exactly(kafka_server: Kafka, topic_name: str) -> None:
+async def test_bytes_from_the_java_client_arrive_exactly_and_without_a_key_none_is_sent(
+    kafka_server: Kafka, topic_name: str
+) -> None:
     await create_topic(kafka_server.bootstrap_servers, topic_name)
     headers = {"content-type": "application/hl7-v2+er7", "ce_source": "RAX01"}
-    where = await asyncio.to_thread(
-        engines.produce_with_java_client,
-        kafka_server.bootstrap_servers,
-        topic_name,
-        HL7_LIKE,
-        key="Siân=1",
-        headers=headers,
-    )
-    assert where == (0, 0)
-    [record] = await read_records(kafka_server.bootstrap_servers, topic_name, 1)
-    assert (record.value, record.key) == (HL7_LIKE, "Siân=1".encode())
-    assert record.headers == tuple((name, text.encode()) for name, text in headers.items())
-
-
-async def test_java_client_without_a_key_sends_none(kafka_server: Kafka, topic_name: str) -> None:
-    await create_topic(kafka_server.bootstrap_servers, topic_name)
-    await asyncio.to_thread(engines.produce_with_java_client, kafka_server.bootstrap_servers, topic_name, b"no key")
-    [record] = await read_records(kafka_server.bootstrap_servers, topic_name, 1)
-    assert record.key is None
+    sent = [ForeignRecord(value=HL7_LIKE, key="Siân=1", headers=headers), ForeignRecord(value=b"no key")]
+    where = await asyncio.to_thread(engines.produce_with_java_client, kafka_server.bootstrap_servers, topic_name, sent)
+    assert where == [(0, 0), (0, 1)]
+    first, second = await read_records(kafka_server.bootstrap_servers, topic_name, 2)
+    assert (first.value, first.key) == (HL7_LIKE, "Siân=1".encode())
+    assert first.headers == tuple((name, text.encode()) for name, text in headers.items())
+    assert (second.value, second.key) == (b"no key", None)
 
 
 def test_kafka_that_cannot_start_says_why() -> None:

@@ -10,31 +10,39 @@ import org.apache.kafka.clients.producer.RecordMetadata;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
 /**
- * Appends one record with Kafka's own Java client: the value is a file's bytes, untouched.
+ * Appends records with Kafka's own Java client, one after the other: each value is a file's bytes, untouched.
  *
  * Kafka's console producer cannot do this: it reads values line by line, and a carriage return, which ends every
  * HL7 v2 segment, ends a line there.
  *
- * Arguments: BOOTSTRAP_SERVERS TOPIC VALUE_FILE KEY [HEADER=VALUE]...   An empty KEY means no key.
- * The system property "compression" names a codec: gzip, snappy, lz4 or zstd.
- * Prints "PARTITION OFFSET" once every in-sync replica has the record.
+ * Arguments: BOOTSTRAP_SERVERS TOPIC RECORDS_FILE, in which each line is one record, its fields parted by tabs:
+ * VALUE_FILE COMPRESSION KEY [HEADER=VALUE]...   COMPRESSION is none, gzip, snappy, lz4 or zstd; an empty KEY means
+ * no key. Prints "PARTITION OFFSET" for each once every in-sync replica has it.
  */
 public final class Produce {
     private static final long LIMIT_S = 30;
 
     public static void main(String[] arguments) throws Exception {
-        byte[] value = Files.readAllBytes(Path.of(arguments[2]));
-        byte[] key = arguments[3].isEmpty() ? null : arguments[3].getBytes(StandardCharsets.UTF_8);
-        ProducerRecord<byte[], byte[]> record = new ProducerRecord<>(arguments[1], key, value);
-        for (int i = 4; i < arguments.length; i++) {
-            String[] header = arguments[i].split("=", 2);
-            record.headers().add(header[0], header[1].getBytes(StandardCharsets.UTF_8));
+        for (String line : Files.readAllLines(Path.of(arguments[2]))) {
+            String[] fields = line.split("\t", -1);
+            byte[] key = fields[2].isEmpty() ? null : fields[2].getBytes(StandardCharsets.UTF_8);
+            byte[] value = Files.readAllBytes(Path.of(fields[0]));
+            ProducerRecord<byte[], byte[]> record = new ProducerRecord<>(arguments[1], key, value);
+            for (int i = 3; i < fields.length; i++) {
+                String[] header = fields[i].split("=", 2);
+                record.headers().add(header[0], header[1].getBytes(StandardCharsets.UTF_8));
+            }
+            append(record, arguments[0], fields[1]);
         }
+    }
+
+    private static void append(ProducerRecord<byte[], byte[]> record, String servers, String compression)
+            throws Exception {
         Properties settings = new Properties();
-        settings.put(ProducerConfig.BOOTSTRAP_SERVERS_CONFIG, arguments[0]);
+        settings.put(ProducerConfig.BOOTSTRAP_SERVERS_CONFIG, servers);
         settings.put(ProducerConfig.ACKS_CONFIG, "all");
         settings.put(ProducerConfig.MAX_REQUEST_SIZE_CONFIG, 8 * 1024 * 1024);
-        settings.put(ProducerConfig.COMPRESSION_TYPE_CONFIG, System.getProperty("compression", "none"));
+        settings.put(ProducerConfig.COMPRESSION_TYPE_CONFIG, compression);
         ByteArraySerializer bytes = new ByteArraySerializer();
         try (KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(settings, bytes, bytes)) {
             RecordMetadata appended = producer.send(record).get(LIMIT_S, TimeUnit.SECONDS);
