@@ -70,6 +70,8 @@ class Intake:
     async def accept_hl7v2(self, frame: bytes, peer: Peer) -> bytes | None:
         """Take the HL7 v2 messages of a frame; the answer, or None when one was not made durable: all are resent."""
         messages = split_batch(frame)
+        if len(messages) == 1 and not is_batch(frame):
+            return await self._accept_message(messages[0], peer)
         answers = await asyncio.gather(*(self._accept_message(message, peer) for message in messages))
         kept = [answer for answer in answers if answer is not None]
         if len(kept) < len(answers):
