@@ -9,9 +9,11 @@ import typer
 
 from broker.cli.screen import DryRunOption, FileArgument, JsonOption, console, print_json, print_refused, tell_dry
 from broker.cli.work import operator, run
+from broker.exits import EXIT_NOT_WELL
 
 if TYPE_CHECKING:
     from broker.directory_upload import ImportReport
+    from broker.list_upload import UploadReport
     from broker.settings import Settings
     from broker.storage.database import Database
 
@@ -55,13 +57,9 @@ def import_directory(
     report = run(load)
     if as_json:
         print_json(report)
-        return
-    console.print(f"{report.loaded} {what.value} loaded, {len(report.refused)} refused" + tell_dry(dry_run))
-    print_refused(report.refused)
-    if report.issued:
-        console.print("Made now and shown only this once:")
-        for issued in report.issued:
-            console.print(f"  {issued.to}  {issued.what}  {issued.secret}")
+    else:
+        _print_loaded(report, what, dry_run=dry_run)
+    _end_when_all_refused(report)
 
 
 def import_children(
@@ -88,11 +86,27 @@ def import_children(
     )
     if as_json:
         print_json(report)
-        return
-    again = " (this very file was loaded before)" if report.was_known else ""
-    console.print(
-        f"{report.loaded} entries read, {report.changed} new or changed, {len(report.refused)} refused"
-        + tell_dry(dry_run)
-        + again
-    )
+    else:
+        again = " (this very file was loaded before)" if report.was_known else ""
+        console.print(
+            f"{report.loaded} entries read, {report.changed} new or changed, {len(report.refused)} refused"
+            + tell_dry(dry_run)
+            + again
+        )
+        print_refused(report.refused)
+    _end_when_all_refused(report)
+
+
+def _print_loaded(report: ImportReport, what: DirectoryFile, *, dry_run: bool) -> None:
+    console.print(f"{report.loaded} {what.value} loaded, {len(report.refused)} refused" + tell_dry(dry_run))
     print_refused(report.refused)
+    if report.issued:
+        console.print("Made now and shown only this once:")
+        for issued in report.issued:
+            console.print(f"  {issued.to}  {issued.what}  {issued.secret}")
+
+
+def _end_when_all_refused(report: ImportReport | UploadReport) -> None:
+    """A script must notice a file of which nothing was taken: most likely it is not the file that was meant."""
+    if report.refused and not report.loaded:
+        raise typer.Exit(EXIT_NOT_WELL)

@@ -1,0 +1,53 @@
+"""What a script learns from the exit code of the two imports."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from broker import cli
+from tests.world import AUTHORITIES, CASEY, CHILDREN_COLUMNS, FIELD_KEYS, INDEX_KEY, World, open_world
+
+REFUSED_CHILD = CASEY.replace("9990000018", "9990000019")
+REFUSED_AUTHORITY = ",Nowhere Council,,,"
+
+
+async def run(world: World, *words: str) -> Result:
+    """One command, as a script gives it, in a thread of this process."""
+    settings = {
+        "CPIS_ENVIRONMENT": "development",
+        "CPIS_DATA_DIR": str(world.directory),
+        "CPIS_DATABASE_URL": world.database.url,
+        "CPIS_FIELD_KEYS": ",".join(f"{name}:{base64.b64encode(key).decode()}" for name, key in FIELD_KEYS.items()),
+        "CPIS_INDEX_KEY": base64.b64encode(INDEX_KEY).decode(),
+    }
+    return await asyncio.to_thread(lambda: CliRunner().invoke(cli.app, list(words), env=settings))
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+@pytest.mark.parametrize(("rows", "code"), [([REFUSED_CHILD], 1), ([CASEY, REFUSED_CHILD], 0), ([CASEY], 0), ([], 0)])
+async def test_an_import_ends_with_1_only_when_every_row_was_refused(
+    tmp_path: Path, rows: list[str], code: int, as_json: tuple[str, ...]
+) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("\n".join((CHILDREN_COLUMNS, *rows)) + "\n")
+    async with open_world(f"sqlite+aiosqlite:///{tmp_path / 'broker.sqlite'}", tmp_path) as world:
+        ended = await run(world, "children", "import", str(file), "--authority", "706", *as_json)
+    assert ended.exit_code == code, ended.output
+    if as_json:
+        refused = json.loads(ended.stdout)["refused"]
+        assert len(refused) == rows.count(REFUSED_CHILD), "the report is printed whatever the code"
+
+
+@pytest.mark.parametrize(("rows", "code"), [([REFUSED_AUTHORITY], 1), (AUTHORITIES.splitlines()[1:], 0)])
+async def test_an_import_of_the_directory_does_so_too(tmp_path: Path, rows: list[str], code: int) -> None:
+    file = tmp_path / "authorities.csv"
+    file.write_text("\n".join((AUTHORITIES.splitlines()[0], *rows)) + "\n")
+    async with open_world(f"sqlite+aiosqlite:///{tmp_path / 'broker.sqlite'}", tmp_path) as world:
+        ended = await run(world, "import", "authorities", str(file))
+    assert ended.exit_code == code, ended.output
