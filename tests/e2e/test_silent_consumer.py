@@ -481,7 +481,6 @@ def test_a_consumer_whose_replies_never_come_ends_itself_and_others_take_over(fi
     assert_balanced(finding)
 
 
-@pytest.mark.soak
 def test_a_worker_stopped_in_a_transaction_is_taken_over_from_and_writes_nothing_when_woken(finding: Finding) -> None:
     assert finding.times["not ready"] <= NOT_READY_S + GRACE_S
     assert finding.facts["statuses"] == {True, False}, "both workers speak for themselves"
