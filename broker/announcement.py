@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from adapters.fhir_writer import FHIR_JSON, build_reply_bundle
 from adapters.hl7v2 import build_reply
 from broker.domain.alerts import DUTY_DESK, allocated_workers, compose_alert, describe_attendance
-from broker.domain.decision import Candidate, Decision, Doubt, MatchRules, differing_facts
+from broker.domain.decision import REVIEW_BITS_MIN, Candidate, Decision, Doubt, MatchRules, differing_facts
 from broker.domain.replies import CORRECTION, show_plans, summarise_lists, word_match, word_reply
 from broker.domain.visibility import Windows
 from broker.domain.visits import london_day
@@ -24,6 +25,7 @@ from broker.storage.directory import Directory
 from broker.storage.outbox import NewDelivery
 from broker.storage.replies import NewReply, derive_reply_id
 from broker.storage.reviews import NewReview, ReviewContent, derive_review_id
+from broker.storage.tables import CONFIRMATION_UNDONE, ENTRY_TAKEN_BACK
 from broker.storage.visits import Thread
 from schemas.alert import AlertWithdrawn, ClinicianReply, IdentityFact, ListedChild, ListsSearched, ReplyOutcome
 from schemas.attendance import Attendance
@@ -49,6 +51,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     windows: Windows = Windows()
     topics_enabled: bool
     """Whether the Kafka topics for recipients are served; the embedded log has no outside readers."""
+    review_bits_min: float = REVIEW_BITS_MIN
 
 
 class Occasion(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +67,9 @@ class Occasion(msgspec.Struct, frozen=True, kw_only=True):
 def open_occasion(keyring: Keyring, directory: Directory, rules: Rules, now: datetime) -> Occasion:
     """The occasion of one transaction."""
     quiet = (code for code, authority in directory.authorities.items() if not authority.alerts_for_ended_plans)
-    match_rules = MatchRules(windows=rules.windows, quiet_when_ended=frozenset(quiet))
+    match_rules = MatchRules(
+        windows=rules.windows, quiet_when_ended=frozenset(quiet), review_bits_min=rules.review_bits_min
+    )
     return Occasion(now=now, directory=directory, rules=rules, keyring=keyring, match_rules=match_rules)
 
 
@@ -125,13 +130,20 @@ async def save_announcements(
     await outbox.add_deliveries(connection, keyring, [sent for each in told for sent in each.deliveries], now)
 
 
-def announce_withdrawal(occasion: Occasion, authority: str, alert_id: str) -> Announcement:
-    """Tell an authority that an alert is withdrawn: never a silent disappearance."""
+WITHDRAWN_BECAUSE: Final = {
+    ENTRY_TAKEN_BACK: "The entry of your list on which this alert rested was taken back as an error.",
+    CONFIRMATION_UNDONE: "The confirmation of identity on which this alert rested was taken back.",
+}
+"""Why an alert is withdrawn, by rule."""
+
+
+def announce_withdrawal(occasion: Occasion, authority: str, alert_id: str, rule: str) -> Announcement:
+    """Tell an authority that an alert is withdrawn by a rule, and why: never a silent disappearance."""
     withdrawn = AlertWithdrawn(
         alert_id=alert_id,
         authority=authority,
         withdrawn_at=occasion.now,
-        reason="The entry of your list on which this alert rested was taken back as an error.",
+        reason=WITHDRAWN_BECAUSE[rule],
     )
     content = msgspec.json.encode(withdrawn)
     return Announcement(
@@ -191,6 +203,9 @@ def _compose_review(occasion: Occasion, thread: Thread, facts: Attendance, doubt
             attendance=describe_attendance(facts, occasion.directory.sites.get(facts.sender)),
             shown_names=tuple(f"{name.given} {name.family}".strip() for name in facts.names),
             shown_birth_date=facts.birth_date.isoformat() if facts.birth_date else None,
+            weight=doubt.likeness.weight,
+            reasons_for=doubt.likeness.reasons_for,
+            reasons_against=doubt.likeness.reasons_against,
         ),
         opened_at=occasion.now,
         due_by=occasion.now + occasion.rules.escalation,

@@ -133,6 +133,13 @@ class Settings(BaseSettings):
     look_back_hours: float = Field(default=72.0, gt=0, description="Visits a changed list entry is matched against")
     plan_shown_days: int = Field(default=365, ge=0, le=3650, description="A plan is shown so long after its end")
     unborn_plan_shown_days: int = Field(default=28, ge=0, le=3650, description="An unborn child's plan, after its end")
+    review_weight_bits_min: float = Field(
+        default=20.0,
+        ge=10,
+        le=40,
+        description="Without a usable NHS number, a list entry that weighs so much goes to a person; by chance one "
+        "stranger in 2 to this power does",
+    )
     list_stale_hours: float = Field(default=72.0, gt=0, description="An older list is named stale in replies")
 
     @field_validator("delivery_timeout_s")

@@ -85,7 +85,7 @@ class SocialCareAlert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class AlertWithdrawn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an authority receives when the entry an alert rested on was taken back as an error."""
+    """What an authority receives when what an alert rested on was an error: an entry, or a confirmed identity."""
 
     alert_id: str
     authority: str

@@ -50,3 +50,11 @@ def organisation_owner(code: str) -> OwnerId:
 
 BROKER_OWNER: Final = OwnerId("broker:operations")
 """Owner of what belongs to nobody else: bytes whose sender cannot be told."""
+
+
+def authority_of(owner: OwnerId) -> str:
+    """The code of the authority that an owner is; raises ValueError for any other owner."""
+    kind, _, code = owner.partition(":")
+    if authority_owner(code) != owner:
+        raise ValueError(f"{kind} is no authority")
+    return code

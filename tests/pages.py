@@ -146,6 +146,7 @@ async def open_pages(
             keyring=world.keyring,
             clock=world.clock,
             settings=settings,
+            rules=world.rules,
             status=ask_status,
             limits=limits,
         )

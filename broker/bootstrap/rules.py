@@ -17,4 +17,5 @@ def rules_of(settings: Settings) -> Rules:
         list_stale=timedelta(hours=settings.list_stale_hours),
         windows=Windows(plan_days=settings.plan_shown_days, unborn_days=settings.unborn_plan_shown_days),
         topics_enabled=bool(settings.kafka_bootstrap_servers),
+        review_bits_min=settings.review_weight_bits_min,
     )

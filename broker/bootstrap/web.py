@@ -12,6 +12,7 @@ import uvicorn
 from adapters import fhir_models
 from broker import topics
 from broker.bootstrap.engines import open_database, open_log
+from broker.bootstrap.rules import rules_of
 from broker.bootstrap.safety import load_keyring
 from broker.clock import SystemClock
 from broker.doors import DoorLimits, create_doors, join_doors
@@ -68,6 +69,7 @@ async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
         keyring=keyring,
         clock=SystemClock(),
         settings=settings,
+        rules=rules_of(settings),
         status=lambda: read_status(settings, database),
     )
     senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)

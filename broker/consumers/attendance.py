@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from broker.consumers.loop import Batch
 from broker.consumers.reading import ReadMessage, enclose_parts, leave_unread, read_record
 from broker.consumers.replaying import mark_messages, settle_replays
 from broker.domain.decision import Candidate, decide
-from broker.domain.matching import candidate_blocks
+from broker.domain.matching import visitor_blocks
 from broker.domain.visits import london_day, opens_visit
 from broker.keyring import Keyring
 from broker.ports import Clock, Log
@@ -193,9 +193,8 @@ class AttendanceConsumer:
         said += [heard for thread in threads.values() for _, heard in thread.messages]
         known = {number for each in said for number in (each.nhs_number, each.mother_nhs_number) if number}
         numbers = {number: index_nhs_number(self._keyring, number) for number in known}
-        # A visit has no number only as long as none of its messages has one.
-        born = {each.birth_date for each in said if not each.nhs_number}
-        blocks = {block: index_block(self._keyring, block) for day in born for block in candidate_blocks(day)}
+        wanted = {block for heard in _gather_said(messages, threads) for block in visitor_blocks(heard)}
+        blocks = {block: index_block(self._keyring, block) for block in wanted}
         by_number = await child_lists.find_by_nhs_number(connection, self._keyring, numbers.values())
         by_block = await child_lists.find_by_block(connection, self._keyring, blocks.values())
         return _Finder(
@@ -267,11 +266,22 @@ class _Finder(msgspec.Struct, frozen=True, kw_only=True):
         return {each.authority for found in (self.by_number, self.by_block) for row in found.values() for each in row}
 
     def candidates(self, facts: Attendance) -> list[Candidate]:
-        """Entries of the NHS number, or without one those of the date of birth; and the mother's."""
+        """Entries of the NHS number, or without one those of a block, each once; and the mother's."""
         mothers = self.by_number[facts.mother_nhs_number] if facts.mother_nhs_number else []
         if facts.nhs_number:
             return [*self.by_number[facts.nhs_number], *mothers]
-        return [*(found for block in candidate_blocks(facts.birth_date) for found in self.by_block[block]), *mothers]
+        blocks = visitor_blocks([facts])
+        found = {each.entry_id: each for block in blocks for each in self.by_block[block]}
+        return list((found | {each.entry_id: each for each in mothers}).values())
+
+
+def _gather_said(messages: Sequence[ReadMessage], threads: Mapping[str, Thread]) -> list[list[Attendance]]:
+    """What is said of each visit, in this batch or before. Most visits have a number from the beginning."""
+    said = {visit_id: [heard for _, heard in thread.messages] for visit_id, thread in threads.items()}
+    for message in messages:
+        assert message.visit_id is not None and message.said is not None
+        said[message.visit_id].append(message.said)
+    return [heard for heard in said.values() if not all(each.nhs_number for each in heard)]
 
 
 async def _ensure_owners(connection: AsyncConnection, messages: Sequence[ReadMessage]) -> None:

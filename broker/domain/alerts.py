@@ -16,6 +16,7 @@ _NEWBORN = (
     "The department names the woman on your list as the mother of the baby who attends: this is about her newborn. "
     "Please put the baby on your list under the baby's own NHS number."
 )
+_CONFIRMED = "Your authority has confirmed that the person who attends is the person on your list."
 _PREGNANT = " The unborn child plan is for her child."
 DUTY_DESK = "duty"
 """Holder of an alert that no allocated worker can be asked to take."""
@@ -65,7 +66,14 @@ def compose_alert(
         agrees=agrees,
         differs=differs,
         nhs_number_status=facts.nhs_number_status,
-        reason=explain_alert(agrees, differs, [entry for entry, _ in matched], on, late=late),
+        reason=explain_alert(
+            agrees,
+            differs,
+            [entry for entry, _ in matched],
+            on,
+            late=late,
+            by_person=any(match.by_person for _, match in matched),
+        ),
     )
 
 
@@ -95,13 +103,17 @@ def explain_alert(
     on: date,
     *,
     late: bool,
+    by_person: bool = False,
 ) -> str:
     """Why this alert came, in a few sentences."""
     own = [fact for fact in agrees if fact is not IdentityFact.MOTHER]
-    sentence = f"The person who attends and the person on your list have the same {_join(own)}." if own else _NEWBORN
+    is_newborn = not own and IdentityFact.MOTHER in agrees
+    sentence = _NEWBORN if is_newborn else _CONFIRMED if by_person else ""
+    if own:
+        sentence = f"{sentence} The person who attends and the person on your list have the same {_join(own)}.".strip()
     if differs:
         sentence += f" The {_join(differs)} differs: please check."
-    if own and any(entry.plan_type is PlanType.UNBORN for entry in entries):
+    if not is_newborn and any(entry.plan_type is PlanType.UNBORN for entry in entries):
         sentence += _PREGNANT
     if all(entry.has_ended(on) for entry in entries):
         sentence += " Every plan has ended."

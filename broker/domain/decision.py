@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from typing import Final
 
 import msgspec
 
-from broker.domain.matching import Match, Unsure, match_child
+from broker.domain.likeness import Likeness, compare_with_entry
+from broker.domain.matching import Judgement, Match, NoMatch, Unsure, confirm_match, doubt_child, match_child
 from broker.domain.replies import reply_is_due, reply_is_new
 from broker.domain.visibility import Standing, Windows, standing_on
 from schemas.alert import IdentityFact, ReplyOutcome
@@ -15,6 +17,10 @@ from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
 from schemas.directory import Site
 from schemas.record import PositionOutcome
+
+REVIEW_BITS_MIN: Final = 20.0
+"""Of so many entries that are somebody else's, one in two to this power weighs as much by chance. Beside 150,000 listed
+people, one visitor in seven without a number is weighed against a stranger for nothing."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +41,10 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     """Authorities that have an alert for this visit."""
     reviewed: frozenset[str] = frozenset()
     """Entries that have a review for this visit."""
+    confirmed: frozenset[str] = frozenset()
+    """Entries of which a person said that they are about whoever attends."""
+    rejected: frozenset[str] = frozenset()
+    """Entries of which a person said that they are about somebody else."""
     replied: ReplyOutcome | None = None
 
 
@@ -44,13 +54,16 @@ class MatchRules(msgspec.Struct, frozen=True, kw_only=True):
     windows: Windows = Windows()
     quiet_when_ended: frozenset[str] = frozenset()
     """Authorities that are not told of people whose plans have all ended."""
+    review_bits_min: float = REVIEW_BITS_MIN
+    """Without a usable number, what weighs as much as this goes to a person."""
 
 
 class Doubt(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry that a person must compare with the visit."""
+    """An entry that a person must compare with the visit, and what speaks for it and against."""
 
     candidate: Candidate
     judgement: Unsure
+    likeness: Likeness
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,11 +96,11 @@ def decide(
     for candidate in candidates:
         if standing_on(candidate.entry, on, rules.windows) is Standing.HIDDEN:
             continue
-        judgement = match_child(facts, candidate.entry)
+        judgement, likeness = _judge(facts, candidate, known, rules)
         if isinstance(judgement, Match):
             matched.append((candidate, judgement))
-        elif isinstance(judgement, Unsure):
-            doubts.append(Doubt(candidate=candidate, judgement=judgement))
+        elif isinstance(judgement, Unsure) and candidate.entry_id not in known.rejected:
+            doubts.append(Doubt(candidate=candidate, judgement=judgement, likeness=likeness))
     answer = _answer(facts, bool(matched), doubts)
     wanted = [
         candidate.authority
@@ -106,6 +119,24 @@ def decide(
         doubts=new_doubts,
         reply=answer if due and reply_is_new(answer, known.replied) else None,
     )
+
+
+def _judge(facts: Attendance, candidate: Candidate, known: Known, rules: MatchRules) -> tuple[Judgement, Likeness]:
+    """What the rules say; where they leave room, what a person said; without a number, how much weighs."""
+    entry = candidate.entry
+    judgement = match_child(facts, entry)
+    if isinstance(judgement, Match) or (facts.nhs_number and isinstance(judgement, NoMatch)):
+        return judgement, _UNWEIGHED
+    if candidate.entry_id in known.confirmed:
+        return confirm_match(facts, entry), _UNWEIGHED
+    likeness = compare_with_entry(facts, entry)
+    if isinstance(judgement, NoMatch) and (likeness.is_possible_twin or likeness.weight >= rules.review_bits_min):
+        reason = "perhaps a twin" if likeness.is_possible_twin else "much speaks for the same person"
+        return doubt_child(facts, entry, f"{reason}; no usable NHS number"), likeness
+    return judgement, likeness
+
+
+_UNWEIGHED: Final = Likeness(weight=0, reasons_for=(), reasons_against=(), is_possible_twin=False)
 
 
 def differing_facts(matched: Sequence[tuple[Candidate, Match]]) -> tuple[IdentityFact, ...]:

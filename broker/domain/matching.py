@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import date, timedelta
+from typing import Final
 
 import msgspec
 
-from broker.domain.names import names_agree, surnames_agree
+from broker.domain.names import names_agree, sound_surnames, surnames_agree
 from schemas.alert import IdentityFact
-from schemas.attendance import Attendance
+from schemas.attendance import Attendance, PersonName
 from schemas.child_list import ChildListEntry, PlanType
 
 NEWBORN = timedelta(days=28)
@@ -20,6 +23,8 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
 
     agrees: tuple[IdentityFact, ...]
     differs: tuple[IdentityFact, ...]
+    by_person: bool = False
+    """A person of the authority compared the two and says that they are one."""
 
 
 class NoMatch(msgspec.Struct, frozen=True):
@@ -88,6 +93,28 @@ def _match_newborn(attendance: Attendance, entry: ChildListEntry) -> Judgement:
     return Match(agrees=(IdentityFact.MOTHER,), differs=())
 
 
+def confirm_match(attendance: Attendance, entry: ChildListEntry) -> Match:
+    """The match of two that a person says are one; what agrees and differs is said all the same."""
+    if _names_as_mother(attendance, entry):
+        return Match(agrees=(IdentityFact.MOTHER,), differs=(), by_person=True)
+    agrees, differs = _see_facts(attendance, entry)
+    if attendance.nhs_number == entry.nhs_number:
+        agrees = (IdentityFact.NHS_NUMBER, *agrees)
+    return Match(agrees=agrees, differs=differs, by_person=True)
+
+
+def doubt_child(attendance: Attendance, entry: ChildListEntry, reason: str) -> Unsure:
+    """A doubt that rests on the weight of all that is known."""
+    return _doubt(attendance, entry, _see_facts(attendance, entry), reason)
+
+
+def _see_facts(
+    attendance: Attendance, entry: ChildListEntry
+) -> tuple[tuple[IdentityFact, ...], tuple[IdentityFact, ...]]:
+    birth_date_agrees = None if attendance.birth_date is None else attendance.birth_date == entry.birth_date
+    return _sort_facts(birth_date_agrees, names_agree(attendance.names, entry.name))
+
+
 def _doubt(
     attendance: Attendance,
     entry: ChildListEntry,
@@ -109,13 +136,52 @@ def fold_postcode(text: str) -> str:
     return "".join(text.split()).upper()
 
 
-def candidate_blocks(birth_date: date | None) -> tuple[str, ...]:
-    """Keys under which entries that may be this person are found when there is no NHS number.
+BLOCKS_VERSION: Final = 2
+"""Which blocks entries are stored under: one stored under fewer is blocked anew by the jobs part."""
 
-    A block is hashed before it is stored. An authority's list holds a few dozen people of one birthday: few enough
-    to decrypt and judge, and ``match_child`` asks for an equal date of birth anyway.
+
+def entry_blocks(entry: ChildListEntry) -> tuple[str, ...]:
+    """Keys under which an entry is found when there is no NHS number: the day of birth, also with day and month the
+    other way round; how the surname sounds, and the postcode, each with the year of birth.
+
+    A block is hashed before it is stored. Of 150,000 entries one block holds a few dozen, of the commonest surnames
+    some hundred: few enough to decrypt and weigh.
     """
-    return () if birth_date is None else (f"born/{birth_date.isoformat()}",)
+    born = entry.birth_date
+    days = [born]
+    with suppress(ValueError):
+        days.append(born.replace(month=born.day, day=born.month))
+    return (*dict.fromkeys(map(birth_block, days)), *_year_blocks({born.year}, [entry.name], {entry.postcode}))
+
+
+def visitor_blocks(said: Iterable[Attendance]) -> tuple[str, ...]:
+    """Keys under which whoever a visit's messages speak of may be found, whichever message says what.
+
+    Only what is said without a number counts: a visit has no number only as long as none of its messages has one.
+    The heart of the broker never gets here for a visit with a number.
+    """
+    unnumbered = [each for each in said if each.nhs_number is None]
+    days = {each.birth_date for each in unnumbered if each.birth_date is not None}
+    if not days:
+        return ()
+    names = dict.fromkeys(name for each in unnumbered for name in each.names)
+    blocks = _year_blocks({day.year for day in days}, names, {each.postcode for each in unnumbered})
+    return (*sorted(map(birth_block, days)), *blocks)
+
+
+def birth_block(day: date) -> str:
+    """The key of a day of birth."""
+    return f"born/{day.isoformat()}"
+
+
+def _year_blocks(years: set[int], names: Iterable[PersonName], postcodes: set[str | None]) -> tuple[str, ...]:
+    sounds = sound_surnames(tuple(names))
+    folded = sorted({fold_postcode(postcode) for postcode in postcodes if postcode} - {""})
+    return tuple(
+        block
+        for year in sorted(years)
+        for block in (*(f"sound/{year}/{sound}" for sound in sounds), *(f"post/{year}/{code}" for code in folded))
+    )
 
 
 def _sort_facts(

@@ -23,6 +23,40 @@ def fold_name(text: str) -> str:
     return " ".join(_NOT_LETTERS.sub("", _WORD_BREAKS.sub(" ", plain)).split())
 
 
+_SOUNDS: Final = {
+    letter: sound
+    for sound, letters in {"1": "bfpv", "2": "cgjkqsxz", "3": "dt", "4": "l", "5": "mn", "6": "r"}.items()
+    for letter in letters
+}
+_SOUND_LETTERS: Final = 4
+
+
+def sound_surnames(names: Sequence[PersonName]) -> tuple[str, ...]:
+    """How the surnames sound, each once: as a whole, and each word of one that has several.
+
+    American Soundex (Russell, US patent 1,261,167): a letter and three digits. Double-barrelled names are written
+    in every way, so Smith-Jones is found by Jones.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        words = fold_name(name.family).split()
+        for word in ("".join(words), *words):
+            if word:
+                found[_sound(word)] = None
+    return tuple(found)
+
+
+def _sound(word: str) -> str:
+    digits, last = [word[0]], _SOUNDS.get(word[0], "")
+    for letter in word[1:]:
+        sound = _SOUNDS.get(letter, "")
+        if sound and sound != last:
+            digits.append(sound)
+        if letter not in "hw":
+            last = sound
+    return "".join(digits)[:_SOUND_LETTERS].ljust(_SOUND_LETTERS, "0")
+
+
 def names_agree(shown: Sequence[PersonName], listed: PersonName) -> bool | None:
     """Whether any of the names shown is the listed one; None when there is nothing to compare.
 

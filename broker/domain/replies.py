@@ -41,9 +41,7 @@ def summarise_lists(
     )
 
 
-CORRECTION: Final = (
-    "Correction: the earlier reply for this visit rested on an entry that its authority has taken back as an error."
-)
+CORRECTION: Final = "Correction: what the earlier reply for this visit rested on was taken back as an error."
 
 
 def word_match(differs: Sequence[IdentityFact], *, all_ended: bool, by_mother: bool, is_told: bool) -> str:

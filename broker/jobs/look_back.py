@@ -18,7 +18,7 @@ from broker.announcement import (
     save_announcements,
 )
 from broker.domain.decision import Candidate, Decision, decide
-from broker.domain.matching import candidate_blocks
+from broker.domain.matching import entry_blocks
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.storage import alerts, audit, child_lists, directory, jobs, reviews, visits
@@ -63,7 +63,7 @@ async def _match_entry(connection: AsyncConnection, occasion: Occasion, candidat
     visit_ids = await visits.find_by_person(
         connection,
         nhs_index=number,
-        blocks=[index_block(keyring, block) for block in candidate_blocks(entry.birth_date)],
+        blocks=[index_block(keyring, block) for block in entry_blocks(entry)],
         since=occasion.now - occasion.rules.look_back,
     )
     told: list[Announcement] = []
@@ -91,13 +91,13 @@ async def _withdraw(connection: AsyncConnection, occasion: Occasion, taken_back:
     told: list[Announcement] = []
     for thread in threads.values():
         at = raised_at.get(thread.visit_id, occasion.now)
-        candidates = await _find_candidates(connection, occasion, thread)
+        candidates = await child_lists.find_candidates(connection, keyring, thread.facts())
         if not _rests_on(occasion, thread, taken_back, candidates, at):
             continue
         withdrawn = await alerts.withdraw_alerts(
             connection, thread.visit_id, authority, rule=ENTRY_TAKEN_BACK, now=occasion.now
         )
-        told += [announce_withdrawal(occasion, authority, alert_id) for alert_id in withdrawn]
+        told += [announce_withdrawal(occasion, authority, alert_id, ENTRY_TAKEN_BACK) for alert_id in withdrawn]
         thread.take_back(authority)
         decision = _decide(occasion, thread, candidates, at)
         if thread.visit_id not in recent:
@@ -135,14 +135,6 @@ def _find_grounds(occasion: Occasion, thread: Thread, decision: Decision) -> lis
         for candidate, _ in decision.matched
         if candidate.authority in thread.alerted
     ]
-
-
-async def _find_candidates(connection: AsyncConnection, occasion: Occasion, thread: Thread) -> list[Candidate]:
-    facts = thread.facts()
-    numbers = [number for number in (facts.nhs_number, facts.mother_nhs_number) if number]
-    indexes = [index_nhs_number(occasion.keyring, number) for number in numbers]
-    found = await child_lists.find_by_nhs_number(connection, occasion.keyring, indexes)
-    return [candidate for index in indexes for candidate in found.get(index, [])]
 
 
 def _decide(occasion: Occasion, thread: Thread, candidates: Sequence[Candidate], at: datetime) -> Decision:

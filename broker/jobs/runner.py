@@ -13,7 +13,7 @@ from broker.announcement import Rules
 from broker.jobs.look_back import look_back
 from broker.keyring import Keyring
 from broker.ports import Clock
-from broker.storage import audit, deadlines, jobs
+from broker.storage import audit, child_lists, deadlines, jobs
 from broker.storage.audit import Act
 from broker.storage.database import Database
 from broker.telemetry import LogEvent, log
@@ -26,6 +26,7 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     lease: timedelta = timedelta(seconds=120)
     jobs_max: int = 20
     overdue_max: int = 200
+    blocked_max: int = 500
 
 
 class JobRunner:
@@ -38,6 +39,7 @@ class JobRunner:
         self._rules = rules
         self._options = options
         self._stopping = asyncio.Event()
+        self._is_blocked = False
         self.alive_at = self.worked_at = time.monotonic()
         """When the part last looked for work, and when it last could (monotonic seconds)."""
 
@@ -56,7 +58,12 @@ class JobRunner:
         """One round; returns how much was done."""
         done, failed = 0, False
         # One kind of work that fails must not keep the other from being done: what is overdue first.
-        for kind, work in (("overdue", self._hand_over_overdue), ("look_backs", self._run_look_backs)):
+        works = (
+            ("overdue", self._hand_over_overdue),
+            ("look_backs", self._run_look_backs),
+            ("blocks", self._block_anew),
+        )
+        for kind, work in works:
             try:
                 done += await work()
             except Exception as error:
@@ -105,6 +112,15 @@ class JobRunner:
         for owner, count in sorted(Counter(item.owner for item in moved).items()):
             log(LogEvent.ESCALATED, owner=owner, count=count)
         return 0
+
+    async def _block_anew(self) -> int:
+        """After an update that brings new blocks, what was listed before is stored under them."""
+        if self._is_blocked:
+            return 0
+        async with self._database.writing() as connection:
+            found = await child_lists.block_anew(connection, self._keyring, rows_max=self._options.blocked_max)
+        self._is_blocked = found == 0
+        return found
 
     async def _pause(self) -> None:
         try:

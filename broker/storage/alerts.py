@@ -55,6 +55,7 @@ class StoredAlert(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged_at: datetime | None
     acknowledged_by: str | None
     withdrawn_at: datetime | None
+    withdrawn_rule: str | None
     closed_rule: str | None
 
 
@@ -231,7 +232,7 @@ async def withdraw_alerts(
         closing = {"state": AlertState.CLOSED.value, "closed_rule": rule}
         is_open = _alerts.c.state == AlertState.OPEN.value
         await connection.execute(update(_alerts).where(*standing, is_open).values(closing))
-        await connection.execute(update(_alerts).where(*standing).values(withdrawn_at=now))
+        await connection.execute(update(_alerts).where(*standing).values(withdrawn_at=now, withdrawn_rule=rule))
     return found
 
 
@@ -266,5 +267,6 @@ def _open(keyring: Keyring, row: Any) -> StoredAlert:
         acknowledged_at=row.acknowledged_at,
         acknowledged_by=row.acknowledged_by,
         withdrawn_at=row.withdrawn_at,
+        withdrawn_rule=row.withdrawn_rule,
         closed_rule=row.closed_rule,
     )

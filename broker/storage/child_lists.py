@@ -7,18 +7,20 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Candidate
-from broker.domain.matching import candidate_blocks
+from broker.domain.matching import BLOCKS_VERSION, entry_blocks, visitor_blocks
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.tables import EntryBlock, ListEntry, ListUpload, table
+from broker.storage.rows import insert_rows, update_rows
+from broker.storage.tables import EntryBlock, ListEntry, ListUpload, ListVersion, table
+from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
 from schemas.identifiers import authority_owner
 
-_uploads, _entries, _blocks = table(ListUpload), table(ListEntry), table(EntryBlock)
+_uploads, _entries, _blocks, _versions = table(ListUpload), table(ListEntry), table(EntryBlock), table(ListVersion)
 QUERY_VALUES_MAX = 500
 """Values in one IN list; SQLite and PostgreSQL both take more, plans stay cacheable."""
 
@@ -109,6 +111,17 @@ async def find_by_block(
     return found
 
 
+async def find_candidates(connection: AsyncConnection, keyring: Keyring, facts: Attendance) -> list[Candidate]:
+    """Every entry that may concern whoever attends, or the mother that is named, each once."""
+    numbers = [number for number in (facts.nhs_number, facts.mother_nhs_number) if number]
+    by_number = await find_by_nhs_number(connection, keyring, [index_nhs_number(keyring, each) for each in numbers])
+    found = [each for row in by_number.values() for each in row]
+    if not facts.nhs_number:
+        blocks = [index_block(keyring, block) for block in visitor_blocks([facts])]
+        found += [each for row in (await find_by_block(connection, keyring, blocks)).values() for each in row]
+    return list({each.entry_id: each for each in found}.values())
+
+
 async def upload_is_known(connection: AsyncConnection, upload_id: str) -> bool:
     """Whether this very file was stored before."""
     found = await connection.execute(select(_uploads.c.id).where(_uploads.c.id == upload_id))
@@ -132,23 +145,73 @@ async def _write_entries(
             "nhs_index": index_nhs_number(keyring, entry.nhs_number),
             "sealed": keyring.seal(msgspec.json.encode(entry), about=f"entry/{entry_id}"),
             "changed_at": now,
+            "blocks_version": BLOCKS_VERSION,
         }
         for entry_id, entry in sorted(entries.items())
     ]
     statement = upsert(connection, _entries)
-    kept = ("upload_id", "nhs_index", "sealed", "changed_at")
+    kept = ("upload_id", "nhs_index", "sealed", "changed_at", "blocks_version")
     await connection.execute(
         statement.on_conflict_do_update(index_elements=["id"], set_={name: statement.excluded[name] for name in kept}),
         rows,
     )
-    for part in _parts(sorted(entries)):
+    await _write_versions(connection, rows, now)
+    await _write_blocks(connection, keyring, [(entry_id, owner, entry) for entry_id, entry in entries.items()])
+
+
+async def _write_versions(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]], now: datetime) -> None:
+    """What these entries said until now ends, and a version of each begins."""
+    last: dict[str, int] = {}
+    for part in _parts([row["id"] for row in rows]):
+        highest = select(_versions.c.entry_id, func.max(_versions.c.sequence)).where(_versions.c.entry_id.in_(part))
+        last |= {row[0]: row[1] for row in await connection.execute(highest.group_by(_versions.c.entry_id))}
+        await connection.execute(
+            update(_versions)
+            .where(_versions.c.entry_id.in_(part), _versions.c.known_until.is_(None))
+            .values(known_until=now)
+        )
+    copied = ("owner", "authority", "nhs_index", "sealed", "upload_id")
+    versions = [
+        {"entry_id": row["id"], "sequence": last.get(row["id"], 0) + 1, "known_from": now}
+        | {name: row[name] for name in copied}
+        for row in rows
+    ]
+    await insert_rows(connection, _versions, versions)
+
+
+async def block_anew(connection: AsyncConnection, keyring: Keyring, *, rows_max: int) -> int:
+    """Store entries under every block there is that are stored under fewer; returns how many there were."""
+    behind = (
+        select(_entries)
+        .where(_entries.c.blocks_version < BLOCKS_VERSION)
+        .order_by(_entries.c.id)
+        .limit(rows_max)
+        .with_for_update(skip_locked=True)
+    )
+    rows = [(row.id, row.owner, _open(keyring, row).entry) for row in await connection.execute(behind)]
+    if rows:
+        await _write_blocks(connection, keyring, rows)
+        await update_rows(
+            connection,
+            _entries,
+            [{"id": entry_id, "blocks_version": BLOCKS_VERSION} for entry_id, *_ in rows],
+            key="id",
+        )
+    return len(rows)
+
+
+async def _write_blocks(
+    connection: AsyncConnection, keyring: Keyring, entries: Sequence[tuple[str, str, ChildListEntry]]
+) -> None:
+    """Store entries, as (id, owner, entry), under their blocks, and under no others."""
+    for part in _parts(sorted(entry_id for entry_id, *_ in entries)):
         await connection.execute(delete(_blocks).where(_blocks.c.entry_id.in_(part)))
     blocks = [
         {"block": index_block(keyring, block), "entry_id": entry_id, "owner": owner}
-        for entry_id, entry in entries.items()
-        for block in candidate_blocks(entry.birth_date)
+        for entry_id, owner, entry in entries
+        for block in entry_blocks(entry)
     ]
-    await connection.execute(upsert(connection, _blocks).on_conflict_do_nothing(), blocks)
+    await insert_rows(connection, _blocks, blocks, ignore_existing=True)
 
 
 def _open(keyring: Keyring, row: Any) -> Candidate:

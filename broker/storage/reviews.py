@@ -10,9 +10,10 @@ import msgspec
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker.domain.likeness import Reason
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.tables import ENTRY_TAKEN_BACK, ItemState, Review, table
+from broker.storage.tables import ENTRY_TAKEN_BACK, ItemState, Review, ReviewDecision, table
 from schemas.alert import AttendanceFacts, IdentityFact, ListedChild
 from schemas.identifiers import authority_owner
 
@@ -29,6 +30,10 @@ class ReviewContent(msgspec.Struct, frozen=True, kw_only=True):
     attendance: AttendanceFacts
     shown_names: tuple[str, ...]
     shown_birth_date: str | None
+    weight: float | None = None
+    """What all that is known weighs, in bits; None of a review that was opened before it was weighed."""
+    reasons_for: tuple[Reason, ...] = ()
+    reasons_against: tuple[Reason, ...] = ()
 
 
 class NewReview(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +61,15 @@ class StoredReview(msgspec.Struct, frozen=True, kw_only=True):
     opened_at: datetime
     due_by: datetime
     decision: str | None
+    decided_by: str | None
+    decided_at: datetime | None
+    entry_id: str
+    decision_reason: str
+
+    @property
+    def is_decidable(self) -> bool:
+        """Whether a person may still say that the two are one, or are not: also one who thinks better of a no."""
+        return self.state is ItemState.OPEN or self.decision in (ReviewDecision.REJECTED, ReviewDecision.UNDONE)
 
 
 def derive_review_id(keyring: Keyring, visit_id: str, entry_id: str) -> str:
@@ -128,6 +142,63 @@ async def list_open_reviews(
     return [_open(keyring, row) for row in await connection.execute(statement)]
 
 
+async def load_review(
+    connection: AsyncConnection, keyring: Keyring, owner: str, review_id: str, *, held_by: str | None
+) -> StoredReview | None:
+    """One review of the authority, decided or not; with ``held_by``, only if this worker holds it."""
+    statement = select(_reviews).where(_reviews.c.owner == owner, _reviews.c.id == review_id)
+    if held_by is not None:
+        statement = statement.where(_reviews.c.held_by == held_by)
+    row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else _open(keyring, row)
+
+
+async def decide_review(
+    connection: AsyncConnection,
+    keyring: Keyring,
+    review: StoredReview,
+    decision: ReviewDecision,
+    *,
+    by: str,
+    reason: str,
+    now: datetime,
+) -> bool:
+    """Note what a person decided and why; False when the review does not stand any more as it was loaded."""
+    stands = _reviews.c.decision.is_(None) if review.decision is None else _reviews.c.decision == review.decision
+    decided = await connection.execute(
+        update(_reviews)
+        .where(_reviews.c.id == review.id, _reviews.c.state == review.state.value, stands)
+        .values(
+            state=ItemState.DONE.value,
+            decision=decision.value,
+            decided_by=by,
+            decided_at=now,
+            decision_sealed=keyring.seal(reason.encode(), about=f"decision/{review.id}") if reason else None,
+        )
+    )
+    return decided.rowcount == 1
+
+
+async def list_decided_reviews(
+    connection: AsyncConnection,
+    keyring: Keyring,
+    owner: str,
+    *,
+    since: datetime,
+    rows_max: int,
+    held_by: str | None = None,
+) -> list[StoredReview]:
+    """What an authority's people decided since an instant, newest first."""
+    decisions = [decision.value for decision in ReviewDecision]
+    statement = select(_reviews).where(
+        _reviews.c.owner == owner, _reviews.c.decision.in_(decisions), _reviews.c.decided_at >= since
+    )
+    if held_by is not None:
+        statement = statement.where(_reviews.c.held_by == held_by)
+    statement = statement.order_by(_reviews.c.decided_at.desc(), _reviews.c.id).limit(rows_max)
+    return [_open(keyring, row) for row in await connection.execute(statement)]
+
+
 async def count_reviews(connection: AsyncConnection) -> dict[str, int]:
     """Reviews by state."""
     rows = await connection.execute(select(_reviews.c.state, func.count()).group_by(_reviews.c.state))
@@ -146,4 +217,10 @@ def _open(keyring: Keyring, row: Any) -> StoredReview:
         opened_at=row.opened_at,
         due_by=row.due_by,
         decision=row.decision,
+        decided_by=row.decided_by,
+        decided_at=row.decided_at,
+        entry_id=row.entry_id,
+        decision_reason=keyring.open(bytes(row.decision_sealed), about=f"decision/{row.id}").decode()
+        if row.decision_sealed is not None
+        else "",
     )

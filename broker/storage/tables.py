@@ -86,8 +86,31 @@ ENTRY_TAKEN_BACK = "entry_taken_back"
 """The rule by which alerts and reviews are closed whose entry was an error."""
 
 
+CONFIRMATION_UNDONE = "confirmation_undone"
+"""The rule by which alerts are closed that rested on what a person confirmed and took back."""
+
+
+class ReviewDecision(StrEnum):
+    """What a person decided of a review."""
+
+    CONFIRMED = "confirmed"
+    REJECTED = "rejected"
+    UNDONE = "undone"
+    """Confirmed, and taken back: counts as rejected."""
+
+
+class MissedCause(StrEnum):
+    """Why an alert was not raised when the person came, as far as the lists and the messages tell."""
+
+    LISTED_AFTER = "listed_after"
+    LIST_NUMBER_CORRECTED = "list_number_corrected"
+    LIST_ROW_CORRECTED = "list_row_corrected"
+    VISIT_CORRECTED = "visit_corrected"
+    UNEXPLAINED = "unexplained"
+
+
 class ItemState(StrEnum):
-    """States of reviews, quarantined messages, replays and jobs."""
+    """States of reviews, missed alerts, quarantined messages, replays and jobs."""
 
     OPEN = "open"
     DONE = "done"
@@ -229,6 +252,24 @@ class ListEntry(SQLModel, table=True):
     nhs_index: bytes = Field(sa_column=_bytes(nullable=False, index=True))
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
     changed_at: datetime = Field(sa_column=_at(nullable=False))
+    blocks_version: int = Field(
+        default=1, sa_column=Column(Integer, nullable=False, index=True, server_default=text("1"))
+    )
+
+
+class ListVersion(SQLModel, table=True):
+    """One version of a list entry, from when until when the broker knew it so; ``sealed`` as the entry's."""
+
+    __tablename__: ClassVar[Any] = "list_versions"
+    entry_id: str = Field(primary_key=True)
+    sequence: int = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner(indexed=False))
+    authority: str
+    nhs_index: bytes = Field(sa_column=_bytes(nullable=False, index=True))
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    upload_id: str
+    known_from: datetime = Field(sa_column=_at(nullable=False))
+    known_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))
 
 
 class EntryBlock(SQLModel, table=True):
@@ -325,6 +366,15 @@ class Visit(SQLModel, table=True):
     heard_at: datetime = Field(sa_column=_at(nullable=False, index=True))
 
 
+class VisitBlock(SQLModel, table=True):
+    """A keyed block under which a visit without an NHS number is found."""
+
+    __tablename__: ClassVar[Any] = "visit_blocks"
+    block: bytes = Field(sa_column=_bytes(primary_key=True))
+    visit_id: str = Field(sa_column=Column(String, ForeignKey("visits.id"), primary_key=True, index=True))
+    owner: str = Field(sa_column=_owner(indexed=False))
+
+
 class VisitMessage(SQLModel, table=True):
     """What one message said of a visit; the visit's thread."""
 
@@ -363,6 +413,7 @@ class Alert(SQLModel, table=True):
     acknowledged_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     acknowledged_by: str | None = None
     withdrawn_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    withdrawn_rule: str | None = None
     closed_rule: str | None = None
 
 
@@ -445,6 +496,33 @@ class Review(SQLModel, table=True):
     state: str
     opened_at: datetime = Field(sa_column=_at(nullable=False))
     due_by: datetime = Field(sa_column=_at(nullable=False))
+    decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    decided_by: str | None = None
+    decision: str | None = None
+    decision_sealed: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
+
+
+class MissedAlert(SQLModel, table=True):
+    """An alert that should have been raised and was not, found by night."""
+
+    __tablename__: ClassVar[Any] = "missed_alerts"
+    __table_args__ = (
+        UniqueConstraint("visit_id", "authority"),
+        _one_of("state", ItemState),
+        _one_of("cause", MissedCause),
+        Index("ix_missed_alerts_owner_state", "owner", "state"),
+    )
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=Column(String, ForeignKey("owners.id"), nullable=False))
+    authority: str
+    visit_id: str = Field(foreign_key="visits.id")
+    entry_id: str
+    cause: str
+    held_by: str
+    state: str
+    visited_at: datetime = Field(sa_column=_at(nullable=False))
+    found_at: datetime = Field(sa_column=_at(nullable=False))
+    alert_id: str | None = None
     decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     decided_by: str | None = None
     decision: str | None = None

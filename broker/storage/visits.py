@@ -11,17 +11,27 @@ from sqlalchemy import bindparam, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Known
-from broker.domain.matching import candidate_blocks
+from broker.domain.matching import birth_block, visitor_blocks
 from broker.domain.visits import fold_visit, london_day, opens_visit
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.rows import insert_new, insert_rows, is_among, update_rows
-from broker.storage.tables import ENTRY_TAKEN_BACK, Alert, Review, Visit, VisitMessage, table
+from broker.storage.tables import (
+    ENTRY_TAKEN_BACK,
+    Alert,
+    Review,
+    ReviewDecision,
+    Visit,
+    VisitBlock,
+    VisitMessage,
+    table,
+)
 from schemas.alert import ReplyOutcome
 from schemas.attendance import Attendance
 from schemas.identifiers import organisation_owner
 
-_visits, _messages, _alerts, _reviews = table(Visit), table(VisitMessage), table(Alert), table(Review)
+_visits, _messages, _blocks = table(Visit), table(VisitMessage), table(VisitBlock)
+_alerts, _reviews = table(Alert), table(Review)
 _OF_THREAD: Final = (
     _visits.c.id,
     _visits.c.sender,
@@ -48,6 +58,10 @@ class Thread(msgspec.Struct, kw_only=True):
     corrections: int = 0
     """Times an answer was taken back."""
     reviewed: set[str] = msgspec.field(default_factory=set)
+    confirmed: set[str] = msgspec.field(default_factory=set)
+    """Entries of which a person said that they are about whoever attends."""
+    rejected: set[str] = msgspec.field(default_factory=set)
+    """Entries of which a person said that they are about somebody else."""
     replied: ReplyOutcome | None = None
     stored: Attendance | None = None
     """The visit as its row stands: what it is found by was made of this."""
@@ -105,6 +119,8 @@ class Thread(msgspec.Struct, kw_only=True):
             is_corrected=self.corrections > 0 and self.replied is None,
             alerted=frozenset(self.alerted),
             reviewed=frozenset(self.reviewed),
+            confirmed=frozenset(self.confirmed),
+            rejected=frozenset(self.rejected),
             replied=self.replied,
         )
 
@@ -201,11 +217,16 @@ async def _load_what_was_decided(connection: AsyncConnection, threads: Mapping[s
         else:
             thread.withdrawn[found.authority] = thread.withdrawn.get(found.authority, 0) + 1
     # A doubt about an entry that was taken back is open again when the entry is listed again.
-    reviews = select(_reviews.c.visit_id, _reviews.c.entry_id).where(
+    reviews = select(_reviews.c.visit_id, _reviews.c.entry_id, _reviews.c.decision).where(
         is_among(connection, _reviews.c.visit_id, wanted), func.coalesce(_reviews.c.decision, "") != ENTRY_TAKEN_BACK
     )
     for row in await connection.execute(reviews):
-        threads[row.visit_id].reviewed.add(row.entry_id)
+        thread = threads[row.visit_id]
+        thread.reviewed.add(row.entry_id)
+        if row.decision == ReviewDecision.CONFIRMED:
+            thread.confirmed.add(row.entry_id)
+        elif row.decision in (ReviewDecision.REJECTED, ReviewDecision.UNDONE):
+            thread.rejected.add(row.entry_id)
 
 
 async def find_messages(connection: AsyncConnection, wanted: Iterable[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
@@ -244,7 +265,12 @@ async def find_by_person(
         | (_visits.c.mother_index == nhs_index)
         | (_visits.c.nhs_index.is_(None) & _visits.c.birth_index.in_(list(blocks))),
     )
-    return sorted(row.id for row in await connection.execute(statement))
+    blocked = (
+        select(_visits.c.id)
+        .join(_blocks, _blocks.c.visit_id == _visits.c.id)
+        .where(_blocks.c.block.in_(list(blocks)), _visits.c.heard_at >= since, _visits.c.nhs_index.is_(None))
+    )
+    return sorted({row.id for one in (statement, blocked) for row in await connection.execute(one)})
 
 
 async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread], now: datetime) -> None:
@@ -253,6 +279,7 @@ async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: S
     moved = [each for each in changed if each.stored is None or _person(each.facts()) != _person(each.stored)]
     indexes = [{"id": each.visit_id} | _index_person(keyring, each.facts()) for each in moved]
     await update_rows(connection, _visits, indexes, key="id")
+    await _write_blocks(connection, keyring, changed)
     await _note_heard(connection, [each.visit_id for each in changed if each.added and each.opened_at != now], now)
     added = [
         _message_row(keyring, thread, marker, said) | {"received_at": now}
@@ -267,6 +294,17 @@ async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: S
     ]
     if replaced:
         await _replace_messages(connection, replaced)
+
+
+async def _write_blocks(connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread]) -> None:
+    """Under which blocks visits without a number are found; with a number there are none."""
+    rows = [
+        {"block": index_block(keyring, block), "visit_id": thread.visit_id, "owner": organisation_owner(thread.sender)}
+        for thread in threads
+        if not thread.facts().nhs_number
+        for block in visitor_blocks([thread.facts()])
+    ]
+    await insert_rows(connection, _blocks, rows, ignore_existing=True)
 
 
 async def _note_heard(connection: AsyncConnection, visit_ids: Sequence[str], now: datetime) -> None:
@@ -347,10 +385,10 @@ def _person(facts: Attendance) -> tuple[object, ...]:
 
 
 def _index_person(keyring: Keyring, facts: Attendance) -> dict[str, bytes | None]:
-    patient = facts.local_patient_id
+    patient, is_blocked = facts.local_patient_id, not facts.nhs_number
     return {
         "patient_index": index_patient(keyring, facts.sender, patient) if patient else None,
         "nhs_index": index_nhs_number(keyring, facts.nhs_number) if facts.nhs_number else None,
         "mother_index": index_nhs_number(keyring, facts.mother_nhs_number) if facts.mother_nhs_number else None,
-        "birth_index": next((index_block(keyring, block) for block in candidate_blocks(facts.birth_date)), None),
+        "birth_index": index_block(keyring, birth_block(facts.birth_date)) if is_blocked and facts.birth_date else None,
     }

@@ -16,12 +16,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from broker.announcement import Rules
 from broker.keyring import Keyring
 from broker.ports import Clock
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.telemetry import LogEvent, innermost_line, log
-from broker.web import auth, clinician, inbox, operations, sign_in
+from broker.web import auth, clinician, inbox, operations, reviews, sign_in
 from broker.web import pages as surroundings
 from broker.web.auth import NotSignedIn, PasswordCheck
 from broker.web.operations import Status
@@ -35,6 +36,10 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("GET", "/inbox", inbox.show_inbox),
     ("GET", "/alerts/{alert_id}", inbox.show_alert),
     ("POST", "/alerts/{alert_id}/acknowledge", inbox.acknowledge_alert),
+    ("GET", "/reviews/{review_id}", reviews.show_review),
+    ("POST", "/reviews/{review_id}/confirm", reviews.confirm),
+    ("POST", "/reviews/{review_id}/reject", reviews.reject),
+    ("POST", "/reviews/{review_id}/undo", reviews.undo),
     ("GET", "/replies", clinician.show_replies),
     ("GET", "/operations", operations.show_operations),
     ("GET", "/_ping", operations.ping),
@@ -66,6 +71,7 @@ def create_app(
     clock: Clock,
     settings: Settings,
     status: Callable[[], Awaitable[Status]],
+    rules: Rules,
     limits: PageLimits | None = None,
 ) -> FastAPI:
     """The pages. Raises RuntimeError when a route has no access rule, or a rule no route.
@@ -83,6 +89,7 @@ def create_app(
         keyring=keyring,
         clock=clock,
         settings=settings,
+        rules=rules,
         limits=limits,
         templates=surroundings.load_templates(static_files),
         static_files=static_files,

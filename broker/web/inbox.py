@@ -92,10 +92,13 @@ async def show_inbox(request: Request) -> Response:
         doubts = await reviews.list_open_reviews(
             connection, pages.keyring, person.owner, rows_max=rows_max + 1, held_by=worker
         )
-        colleagues = await _load_colleagues(connection, pages, person)
+        decided = await reviews.list_decided_reviews(
+            connection, pages.keyring, person.owner, since=closed_since, rows_max=rows_max, held_by=worker
+        )
+        colleagues = await load_colleagues(connection, pages, person)
         alert_ids = [each.alert.alert_id for each in found[:rows_max]]
         acts = await _acts_of_listing(connection, request, "alerts.listed", alert_ids, now)
-        review_ids = [doubt.id for doubt in doubts[:rows_max]]
+        review_ids = [doubt.id for doubt in (*doubts[:rows_max], *decided)]
         acts += await _acts_of_listing(connection, request, "reviews.listed", review_ids, now)
         await audit.record_acts(connection, acts, now)
     rows = [describe_row(each, colleagues, now) for each in found[:rows_max]]
@@ -106,6 +109,7 @@ async def show_inbox(request: Request) -> Response:
         open_count=sum(row.is_open for row in rows),
         urgent_count=sum(row.is_urgent for row in rows),
         reviews=group_reviews([describe_review(doubt, colleagues, now) for doubt in doubts[:rows_max]]),
+        decided=[describe_review(each, colleagues, now) for each in decided],
         is_cut=max(len(found), len(doubts)) > rows_max,
         refresh_s=None if request.query_params.get("refresh") == "off" else pages.limits.list_refresh_s,
         list_refresh_s=pages.limits.list_refresh_s,
@@ -121,9 +125,9 @@ async def show_alert(request: Request, alert_id: str) -> Response:
     async with pages.database.writing() as connection:
         stored = await _load_alert(connection, pages, person, alert_id)
         chronology = await _load_chronology(connection, pages, stored.visit_id)
-        colleagues = await _load_colleagues(connection, pages, person)
+        colleagues = await load_colleagues(connection, pages, person)
         await alerts.note_opened(connection, alert_id, now)
-        await audit.record_acts(connection, [_act_of(person, "alert.read", alert_id)], now)
+        await audit.record_acts(connection, [act_of(person, "alert.read", alert_id)], now)
     return pages.render(
         request,
         "alert.html",
@@ -140,7 +144,7 @@ async def acknowledge_alert(request: Request, alert_id: str) -> Response:
     async with pages.database.writing() as connection:
         await _load_alert(connection, pages, person, alert_id)
         if await alerts.acknowledge_alert(connection, person.owner, alert_id, by=person.login, now=now):
-            await audit.record_acts(connection, [_act_of(person, "alert.acknowledged", alert_id)], now)
+            await audit.record_acts(connection, [act_of(person, "alert.acknowledged", alert_id)], now)
     return RedirectResponse(f"/alerts/{alert_id}", status_code=303)
 
 
@@ -206,7 +210,8 @@ async def _load_chronology(connection: AsyncConnection, pages: Pages, visit_id: 
     return tell_visit(messages, site)
 
 
-async def _load_colleagues(connection: AsyncConnection, pages: Pages, person: Person) -> Colleagues:
+async def load_colleagues(connection: AsyncConnection, pages: Pages, person: Person) -> Colleagues:
+    """Names of the people of a person's authority."""
     return Colleagues(
         workers=await directory.load_worker_names(connection, pages.keyring, person.owner),
         logins=await logins.load_names(connection, pages.keyring, person.owner),
@@ -222,7 +227,7 @@ async def _acts_of_listing(
     the same person is shown again within ``listing_covers_s``.
     """
     pages, person = pages_of(request), signed_in_of(request).person
-    acts = [_act_of(person, action, subject) for subject in subjects]
+    acts = [act_of(person, action, subject) for subject in subjects]
     if not acts or not is_automatic(request):
         return acts
     since = now - timedelta(seconds=pages.limits.listing_covers_s)
@@ -230,5 +235,6 @@ async def _acts_of_listing(
     return [act for act in acts if act.subject not in covered]
 
 
-def _act_of(person: Person, action: str, subject: str) -> Act:
+def act_of(person: Person, action: str, subject: str) -> Act:
+    """What is audited of a person."""
     return Act(owner=person.owner, actor=person.login, action=action, subject=subject)

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from broker.announcement import Rules
 from broker.keyring import Keyring
 from broker.ports import Clock
 from broker.settings import Settings
@@ -65,6 +66,8 @@ class Pages:
     keyring: Keyring
     clock: Clock
     settings: Settings
+    rules: Rules
+    """How people are told of what is decided on a page."""
     limits: PageLimits
     templates: Environment
     static_files: Mapping[str, StaticFile]

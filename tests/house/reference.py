@@ -24,13 +24,13 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "Where it runs": ("environment", "data", "database"),
         "Keys": ("field", "index"),
-        "The log": ("kafka", "log"),
+        "The log": ("kafka", "log", "longest"),
         "MLLP": ("mllp",),
         "FHIR": ("fhir",),
         "Pages": ("http", "public", "session", "login"),
         "Handling messages": ("batch", "poll", "contact", "silent", "poison"),
         "Sending": ("delivery", "dispatch", "webhook"),
-        "Rules and jobs": ("escalation", "look", "plan", "unborn", "list", "job"),
+        "Rules and jobs": ("escalation", "look", "plan", "unborn", "review", "list", "job", "no"),
     }
 )
 """Heading to the first words of the settings under it."""

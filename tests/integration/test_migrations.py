@@ -280,6 +280,18 @@ ROWS: dict[str, dict[str, Any]] = {
         "credential_digest": b"",
         "sealed": b"",
     },
+    "missed_alerts": {
+        "id": "m1",
+        "owner": "authority:706",
+        "authority": "706",
+        "visit_id": VISIT["id"],
+        "entry_id": "e1",
+        "cause": "listed_after",
+        "held_by": "duty",
+        "state": "open",
+        "visited_at": NOW,
+        "found_at": NOW,
+    },
     "jobs": {
         "id": "j1",
         "owner": "authority:706",
@@ -300,6 +312,7 @@ CLOSED: dict[str, tuple[str, list[str]]] = {
     "quarantine": ("state", [state.value for state in tables.ItemState]),
     "replays": ("state", [state.value for state in tables.ItemState]),
     "sites": ("not_understood", [answer.value for answer in KeptAnswer]),
+    "missed_alerts": ("state", [state.value for state in tables.ItemState]),
     "jobs": ("state", [state.value for state in tables.ItemState]),
 }
 

@@ -163,7 +163,7 @@ async def test_scenario_d_a_twin_without_a_number_is_reviewed_and_the_clinician_
     [reply] = await world.replies()
     assert (reply.outcome, reply.plans, reply.differs) == (ReplyOutcome.IDENTITY_TO_BE_CHECKED, (), ())
 
-    nobody = hl7(nhs_number="", family="NOBODY", visit="V9", patient="K9")
+    nobody = hl7(nhs_number="", family="NOBODY", given="ALMA", visit="V9", patient="K9")
     assert await world.receive(nobody) == [Outcome.NO_RECORD]
     stranger = next(other for other in await world.replies() if other.visit_number == "V9")
     assert stranger.wording == reply.wording

@@ -49,7 +49,7 @@ from tests.world import World
 
 
 async def visit_route(client: Client, method: str, path: str, alert: str) -> httpx.Response:
-    address = path.replace("/alerts/{alert_id}", alert).replace("{name}", "style.css")
+    address = path.replace("/alerts/{alert_id}", alert).replace("{name}", "style.css").replace("{review_id}", "0" * 32)
     assert "{" not in address, f"say what stands for the parameters of {path}"
     return await (client.post(address) if method == "POST" else client.get(address))
 
@@ -96,6 +96,7 @@ async def test_a_route_without_a_rule_stops_the_start(
             keyring=pages.world.keyring,
             clock=pages.world.clock,
             settings=pages.settings,
+            rules=pages.world.rules,
             status=lambda: compose_status(pages.world.database, READY),
         )
 
@@ -340,6 +341,7 @@ async def test_cookies_are_closed_to_scripts_other_sites_and_plain_connections(
         keyring=pages.world.keyring,
         clock=pages.world.clock,
         settings=production,
+        rules=pages.world.rules,
         status=lambda: compose_status(pages.world.database, READY),
     )
     async with serve_app(app) as address, Client(address) as client:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from datetime import date
 from itertools import product
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.domain.matching import Match, NoMatch, Unsure, candidate_blocks, match_child
+from broker.domain.matching import Match, NoMatch, Unsure, entry_blocks, match_child, visitor_blocks
 from schemas.alert import IdentityFact
-from schemas.attendance import NhsNumberProblem, PersonName
-from schemas.child_list import PlanType
+from schemas.attendance import Attendance, NhsNumberProblem, PersonName
+from schemas.child_list import ChildListEntry, PlanType
 from schemas.identifiers import NhsNumber
 from tests.factories import make_attendance, make_entry, make_nhs_number
 
@@ -81,14 +82,52 @@ def test_a_doubt_says_why_without_saying_what(born: bool | None, named: bool | N
     assert "OTHER" not in judgement.reason and "2011" not in judgement.reason
 
 
-def test_a_person_without_a_birth_date_has_no_block() -> None:
-    assert candidate_blocks(None) == ()
+def test_a_visitor_without_a_birth_date_or_with_a_number_has_no_block() -> None:
+    assert visitor_blocks([make_attendance(nhs_number=None, birth_date=None)]) == ()
+    assert visitor_blocks([make_attendance()]) == ()
 
 
 @settings(deadline=None)
 @given(st.dates(), st.dates())
-def test_people_meet_in_a_block_exactly_when_born_on_one_day(one: date, other: date) -> None:
-    assert bool(set(candidate_blocks(one)) & set(candidate_blocks(other))) == (one == other)
+def test_nameless_people_meet_in_a_block_when_born_on_one_day_or_its_mirror(one: date, other: date) -> None:
+    visitor = make_attendance(nhs_number=None, birth_date=one, names=(), postcode=None)
+    mirrored = (one.year, one.month, one.day) == (other.year, other.day, other.month)
+    assert meets(visitor, make_entry(birth_date=other)) == (one == other or mirrored)
+
+
+@pytest.mark.parametrize(
+    ("listed", "shown", "postcode", "found"),
+    [
+        ("Smith-Jones", "JONES", "ZZ99 9ZZ", True),
+        ("Jones", "Smith Jones", "ZZ99 9ZZ", True),
+        ("Smyth", "SMITH", "ZZ99 9ZZ", True),
+        ("Mohammed", "Muhamad", "ZZ99 9ZZ", True),
+        ("Brown", "SMITH", "zz991aa", True),
+        ("Brown", "SMITH", "ZZ99 9ZZ", False),
+    ],
+)
+def test_a_mistaken_birthday_of_the_same_year_is_found_by_sound_or_postcode(
+    listed: str, shown: str, postcode: str, *, found: bool
+) -> None:
+    entry = make_entry(name=PersonName(listed, "Casey"), birth_date=date(2015, 3, 2), postcode="ZZ99 1AA")
+    visitor = make_attendance(
+        nhs_number=None, birth_date=date(2015, 8, 21), names=(PersonName(shown, "CASEY"),), postcode=postcode
+    )
+    assert meets(visitor, entry) == found
+    assert not meets(visitor, msgspec.structs.replace(entry, birth_date=date(2014, 3, 2)))
+
+
+def test_what_two_messages_say_is_found_together() -> None:
+    said = [
+        make_attendance(nhs_number=None, birth_date=date(2015, 8, 21), names=(), postcode=None),
+        make_attendance(nhs_number=None, birth_date=None, names=(PersonName("TESTER", "CASEY"),), postcode=None),
+    ]
+    sounds = {block for block in visitor_blocks(said) if block.startswith("sound/")}
+    assert sounds == {"sound/2015/t236"}
+
+
+def meets(visitor: Attendance, entry: ChildListEntry) -> bool:
+    return not set(visitor_blocks([visitor])).isdisjoint(entry_blocks(entry))
 
 
 MOTHER = make_nhs_number(7)
