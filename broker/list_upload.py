@@ -18,10 +18,9 @@ from broker.storage import audit, child_lists, directory, jobs
 from broker.storage.audit import Act
 from broker.storage.child_lists import Upload, derive_entry_id
 from broker.storage.database import Database
+from broker.storage.jobs import LOOK_BACK
 from schemas.child_list import ChildListEntry
 from schemas.identifiers import authority_owner
-
-LOOK_BACK = "look_back"
 
 
 class UnknownAuthority(Exception):

@@ -53,6 +53,26 @@ class Log(Protocol):
         ...
 
 
+class TrimmedLog(Protocol):
+    """A log that keeps everything until it is told otherwise."""
+
+    async def extents(self, topic: str) -> dict[Partition, PartitionExtent]:
+        """What the log holds of each partition of ``topic``. Raises LogUnavailable."""
+        ...
+
+    async def read(self, partition: Partition, offset: int) -> LogRecord | None:
+        """The record at ``offset``, or None when the log does not hold it. Raises LogUnavailable."""
+        ...
+
+    async def trim(self, partition: Partition, before: int) -> None:
+        """Delete what stands below ``before``. Raises LogUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun and let go."""
+        ...
+
+
 class Assignment(Protocol):
     """What a reader calls when partitions come and go. Both may be called many times."""
 

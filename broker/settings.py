@@ -51,6 +51,12 @@ class Settings(BaseSettings):
         default=10.0, ge=1, le=300, description="A silent member loses its partitions"
     )
     log_partitions: int = Field(default=4, ge=1, le=1000, description="Partitions of the topics we create")
+    log_retention_days: float = Field(
+        default=14.0, ge=1, le=3650, description="How long the log keeps what was handled; made into retention.ms"
+    )
+    longest_outage_days: float = Field(
+        default=7.0, gt=0, le=3650, description="The longest outage you plan for; the log must keep more than that"
+    )
     log_append_timeout_s: float = Field(default=10.0, gt=0, le=60, description="An append not confirmed by then failed")
 
     field_keys: SecretStr = Field(default=SecretStr(""), description="ID:BASE64,... 32 bytes each; the first seals")
@@ -139,6 +145,9 @@ class Settings(BaseSettings):
         le=40,
         description="Without a usable NHS number, a list entry that weighs so much goes to a person; by chance one "
         "stranger in 2 to this power does",
+    )
+    no_record_reply_days: float = Field(
+        default=7.0, ge=2, le=3650, description="Contents of replies without a match are kept so long"
     )
     list_stale_hours: float = Field(default=72.0, gt=0, description="An older list is named stale in replies")
 

@@ -51,6 +51,7 @@ class LogEvent(StrEnum):
     UNCLEAN_STOP = "unclean_stop"  # group, topic, partition
     QUARANTINED = "quarantined"  # topic, partition, offset, reason
     ALERT_RAISED = "alert_raised"  # authority, count
+    ALERT_MISSED = "alert_missed"  # owner, cause
     LANE_FAILED = "lane_failed"  # lane, code
     DELIVERY_GIVEN_UP = "delivery_given_up"  # lane, code
     LEASE_LOST = "lease_lost"  # lane

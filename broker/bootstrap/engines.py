@@ -15,7 +15,7 @@ from broker.telemetry import LogEvent, log
 
 if TYPE_CHECKING:
     from adapters.kafka_options import KafkaOptions
-    from broker.ports import Log, LogReader
+    from broker.ports import Log, LogReader, TrimmedLog
     from broker.settings import Settings
     from broker.storage.database import Database
 
@@ -79,6 +79,11 @@ def open_log(settings: Settings) -> Log:
     return SqliteLog(_sqlite_options(settings))
 
 
+def open_trimmed_log(settings: Settings) -> TrimmedLog | None:
+    """The embedded log, whose old records the jobs part drops; None on Kafka, which drops its own."""
+    return None if settings.kafka_bootstrap_servers else SqliteLog(_sqlite_options(settings))
+
+
 def open_reader(settings: Settings, *, topic: str, group: str) -> LogReader:
     """A member of a consumer group."""
     member = f"{socket.gethostname()}-{os.getpid()}"
@@ -96,7 +101,10 @@ async def prepare_topics(settings: Settings) -> None:
 
         replicas = 1 if settings.is_development else settings.kafka_replication_factor
         partitions = {settings.name_on_log(name): settings.log_partitions for name in topics.TOPICS}
-        safely = {"min.insync.replicas": str(max(1, replicas - 1))}
+        safely = {
+            "min.insync.replicas": str(max(1, replicas - 1)),
+            "retention.ms": str(round(settings.log_retention_days * 86_400_000)),
+        }
         await ensure_topics(_kafka_options(settings), partitions, replication_factor=replicas, settings=safely)
         return
     embedded = SqliteLog(_sqlite_options(settings))

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from broker.bootstrap.engines import open_watched_database
+from broker import topics
+from broker.bootstrap.engines import open_trimmed_log, open_watched_database
 from broker.bootstrap.rules import rules_of
 from broker.bootstrap.safety import load_keyring
 from broker.clock import SystemClock
+from broker.jobs.retention import RetentionRules
 from broker.jobs.runner import JobOptions, JobRunner
 from broker.settings import Settings
 
@@ -17,9 +19,25 @@ from broker.settings import Settings
 @asynccontextmanager
 async def open_part(settings: Settings) -> AsyncIterator[JobRunner]:
     """Who does the jobs."""
-    database = open_watched_database(settings)
+    database, log_ = open_watched_database(settings), open_trimmed_log(settings)
+    retention = RetentionRules(
+        log=timedelta(days=settings.log_retention_days),
+        no_record_replies=timedelta(days=settings.no_record_reply_days),
+        group=settings.name_on_log(topics.ATTENDANCES_GROUP),
+        topic=settings.name_on_log(topics.ATTENDANCES),
+    )
     options = JobOptions(lease=timedelta(seconds=settings.job_lease_s))
     try:
-        yield JobRunner(database, load_keyring(settings), SystemClock(), rules_of(settings), options)
+        yield JobRunner(
+            database,
+            load_keyring(settings),
+            SystemClock(),
+            rules_of(settings),
+            options,
+            retention=retention,
+            log=log_,
+        )
     finally:
+        if log_ is not None:
+            await log_.close()
         await database.close()

@@ -37,6 +37,11 @@ def check_safety(settings: Settings) -> list[str]:
     if settings.is_development:
         return []
     problems = []
+    if settings.log_retention_days <= settings.longest_outage_days + settings.look_back_hours / 24:
+        problems.append(
+            "CPIS_LOG_RETENTION_DAYS: must be longer than CPIS_LONGEST_OUTAGE_DAYS and CPIS_LOOK_BACK_HOURS together, "
+            "or attendances are deleted before they are handled"
+        )
     if settings.mllp_tls_certificate_file is None or settings.mllp_tls_key_file is None:
         problems.append("CPIS_MLLP_TLS_CERTIFICATE_FILE and CPIS_MLLP_TLS_KEY_FILE: MLLP must be encrypted")
     if not settings.public_url.startswith("https://"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from broker.cli import audit, installation, lists, parts, quarantine, replay
+from broker.cli import audit, history, installation, lists, parts, quarantine, replay
 from broker.cli.screen import fail
 from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 
@@ -39,6 +39,8 @@ app.command(name="migrate")(installation.migrate_command)
 app.command()(installation.check_config)
 app.command(name="import")(lists.import_directory)
 children_app.command(name="import")(lists.import_children)
+children_app.command(name="as-at")(history.show_as_at)
+app.command(name="missed")(history.show_missed)
 app.command(name="ledger")(audit.show_ledger)
 quarantine_app.command(name="list")(quarantine.list_quarantine)
 quarantine_app.command(name="show")(quarantine.show_quarantined)

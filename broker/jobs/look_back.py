@@ -38,23 +38,29 @@ async def look_back(database: Database, keyring: Keyring, rules: Rules, job: Cla
     """
     async with database.writing() as connection:
         occasion = open_occasion(keyring, await directory.load_directory(connection), rules, now)
-        told = await _take_up(connection, occasion, job.subject)
+        # A job that waited, through an outage it may be, still finds who came before its list changed.
+        since = min(job.due_at, now) - rules.look_back
+        told = await _take_up(connection, occasion, job.subject, since)
         await save_announcements(connection, keyring, told, now)
         await jobs.finish_job(connection, job, now)
         await audit.record_acts(connection, [act for each in told for act in each.acts], now)
     return sum(len(each.alerts) for each in told)
 
 
-async def _take_up(connection: AsyncConnection, occasion: Occasion, entry_id: str) -> list[Announcement]:
+async def _take_up(
+    connection: AsyncConnection, occasion: Occasion, entry_id: str, since: datetime
+) -> list[Announcement]:
     candidates = await child_lists.load_entries(connection, occasion.keyring, [entry_id])
     if not candidates:
         return []
     if candidates[0].entry.deleted_on is not None:
-        return await _withdraw(connection, occasion, candidates[0])
-    return await _match_entry(connection, occasion, candidates[0])
+        return await _withdraw(connection, occasion, candidates[0], since)
+    return await _match_entry(connection, occasion, candidates[0], since)
 
 
-async def _match_entry(connection: AsyncConnection, occasion: Occasion, candidate: Candidate) -> list[Announcement]:
+async def _match_entry(
+    connection: AsyncConnection, occasion: Occasion, candidate: Candidate, since: datetime
+) -> list[Announcement]:
     keyring, entry = occasion.keyring, candidate.entry
     number = index_nhs_number(keyring, entry.nhs_number)
     # The alert lists every plan, so the person's other entries are looked at too.
@@ -64,7 +70,7 @@ async def _match_entry(connection: AsyncConnection, occasion: Occasion, candidat
         connection,
         nhs_index=number,
         blocks=[index_block(keyring, block) for block in entry_blocks(entry)],
-        since=occasion.now - occasion.rules.look_back,
+        since=since,
     )
     told: list[Announcement] = []
     grounds: list[Ground] = []
@@ -77,14 +83,14 @@ async def _match_entry(connection: AsyncConnection, occasion: Occasion, candidat
     return told
 
 
-async def _withdraw(connection: AsyncConnection, occasion: Occasion, taken_back: Candidate) -> list[Announcement]:
+async def _withdraw(
+    connection: AsyncConnection, occasion: Occasion, taken_back: Candidate, since: datetime
+) -> list[Announcement]:
     """Withdraw what rests on the entry alone, and tell the departments that were told of it."""
     keyring, authority = occasion.keyring, taken_back.authority
     raised_at = await alerts.find_resting_on(connection, taken_back.entry_id)
     number = index_nhs_number(keyring, taken_back.entry.nhs_number)
-    recent = await visits.find_by_person(
-        connection, nhs_index=number, blocks=[], since=occasion.now - occasion.rules.look_back
-    )
+    recent = await visits.find_by_person(connection, nhs_index=number, blocks=[], since=since)
     # Visits are locked before anything of theirs is touched, as the consumer does it.
     threads = await visits.load_known_threads(connection, keyring, {*raised_at, *recent})
     await reviews.close_reviews_of_entry(connection, taken_back.entry_id, occasion.now)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 
 import msgspec
 
 from broker.announcement import Rules
+from broker.domain.visits import LONDON
 from broker.jobs.look_back import look_back
+from broker.jobs.missed import find_missed
+from broker.jobs.retention import RetentionRules, drop_replies, reduce_visits, trim_log
 from broker.keyring import Keyring
-from broker.ports import Clock
-from broker.storage import audit, child_lists, deadlines, jobs
+from broker.ports import Clock, TrimmedLog
+from broker.storage import audit, child_lists, deadlines, directory, jobs
 from broker.storage.audit import Act
 from broker.storage.database import Database
+from broker.storage.jobs import ClaimedJob
 from broker.telemetry import LogEvent, log
+from schemas.identifiers import BROKER_OWNER
 
 
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,19 +32,39 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     jobs_max: int = 20
     overdue_max: int = 200
     blocked_max: int = 500
+    night_begins: timedelta = timedelta(hours=2)
+    """After midnight in London: then the visits of the day are matched again."""
+    night_lease: timedelta = timedelta(hours=1)
 
 
 class JobRunner:
     """Runs look-backs and hands over what is overdue, until stopped."""
 
-    def __init__(self, database: Database, keyring: Keyring, clock: Clock, rules: Rules, options: JobOptions) -> None:
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        clock: Clock,
+        rules: Rules,
+        options: JobOptions,
+        *,
+        retention: RetentionRules | None = None,
+        log: TrimmedLog | None = None,
+    ) -> None:
+        """``log`` is the embedded one, which drops nothing by itself."""
         self._database = database
         self._keyring = keyring
         self._clock = clock
         self._rules = rules
         self._options = options
         self._stopping = asyncio.Event()
+        self._retention = retention or RetentionRules()
+        self._log = log
         self._is_blocked = False
+        self._sweep: tuple[ClaimedJob, str] | None = None
+        """The night's job, and the last visit that was matched again."""
+        self._swept: date | None = None
+        self._dropped_at: datetime | None = None
         self.alive_at = self.worked_at = time.monotonic()
         """When the part last looked for work, and when it last could (monotonic seconds)."""
 
@@ -62,6 +87,8 @@ class JobRunner:
             ("overdue", self._hand_over_overdue),
             ("look_backs", self._run_look_backs),
             ("blocks", self._block_anew),
+            ("missed", self._find_missed),
+            ("retention", self._drop_old),
         )
         for kind, work in works:
             try:
@@ -121,6 +148,55 @@ class JobRunner:
             found = await child_lists.block_anew(connection, self._keyring, rows_max=self._options.blocked_max)
         self._is_blocked = found == 0
         return found
+
+    async def _find_missed(self) -> int:
+        """Once a night, some visits each round: alerts that were missed."""
+        now = self._clock.now()
+        night = (now.astimezone(LONDON) - self._options.night_begins).date()
+        if self._sweep is None and night != self._swept:
+            await self._claim_night(night, now)
+        if self._sweep is None:
+            return 0
+        job, after = self._sweep
+        self._sweep = None  # whatever fails begins anew when the lease has run out
+        last, _ = await find_missed(self._database, self._keyring, self._rules, after, now)
+        if last is not None:
+            self._sweep = (job, last)
+            return 1
+        async with self._database.writing() as connection:
+            await jobs.finish_job(connection, job, now)
+        return 0
+
+    async def _claim_night(self, night: date, now: datetime) -> None:
+        job_id = self._keyring.derive_id("job", jobs.FIND_MISSED, night.isoformat())
+        async with self._database.writing() as connection:
+            await directory.ensure_owners(connection, [(BROKER_OWNER, "Operators of the broker")])
+            work = [(job_id, BROKER_OWNER, night.isoformat())]
+            await jobs.add_jobs(connection, jobs.FIND_MISSED, work, now, opens_again=False)
+        async with self._database.writing() as connection:
+            await jobs.set_barriers(connection, now)
+        async with self._database.writing() as connection:
+            claimed = await jobs.claim_jobs(
+                connection, jobs_max=1, lease=self._options.night_lease, now=now, kind=jobs.FIND_MISSED
+            )
+            waiting = await jobs.list_waiting(connection, jobs.FIND_MISSED)
+        if claimed:
+            self._sweep = (claimed[0], "")
+        elif not waiting:
+            self._swept = night
+
+    async def _drop_old(self) -> int:
+        """Once in a while: what is not kept any longer."""
+        now = self._clock.now()
+        if self._dropped_at is not None and now - self._dropped_at < self._retention.interval:
+            return 0
+        done = await reduce_visits(self._database, self._retention, self._rules.look_back, now)
+        done += await drop_replies(self._database, self._retention, now)
+        if not done:
+            if self._log is not None:
+                await trim_log(self._database, self._log, self._retention, now)
+            self._dropped_at = now
+        return done
 
     async def _pause(self) -> None:
         try:

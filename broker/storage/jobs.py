@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 from sqlalchemy import or_, select, text, update
@@ -19,6 +20,10 @@ from broker.storage.database import upsert
 from broker.storage.tables import ItemState, Job, table
 
 _jobs = table(Job)
+LOOK_BACK: Final = "look_back"
+"""Compare a list entry with recent visits; its subject is the entry's id."""
+FIND_MISSED: Final = "find_missed"
+"""Match every visit that is kept again; its subject is the night."""
 _SET_BARRIER = text(
     "UPDATE jobs SET barrier = CAST(CAST(pg_current_xact_id() AS text) AS bigint) "
     "WHERE state = 'open' AND barrier IS NULL AND due_at <= :now"
@@ -34,16 +39,28 @@ class ClaimedJob(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     subject: str
     epoch: int
+    due_at: datetime
 
 
-async def add_jobs(connection: AsyncConnection, kind: str, jobs: Sequence[tuple[str, str, str]], now: datetime) -> None:
-    """Add jobs as (id, owner, subject); one that waits already stays as it is, a done one is opened again."""
+async def add_jobs(
+    connection: AsyncConnection,
+    kind: str,
+    jobs: Sequence[tuple[str, str, str]],
+    now: datetime,
+    *,
+    opens_again: bool = True,
+) -> None:
+    """Add jobs as (id, owner, subject); one that waits already stays as it is, a done one is opened again.
+
+    Unless it ``opens_again``, one that was done stays done.
+    """
     if not jobs:
         return
     statement = upsert(connection, _jobs)
     again = {"state": ItemState.OPEN.value, "barrier": None, "due_at": now, "leased_until": None, "done_at": None}
+    reopening = statement.on_conflict_do_update(index_elements=["id"], set_=again | {"epoch": _jobs.c.epoch + 1})
     await connection.execute(
-        statement.on_conflict_do_update(index_elements=["id"], set_=again | {"epoch": _jobs.c.epoch + 1}),
+        reopening if opens_again else statement.on_conflict_do_nothing(),
         [
             {
                 "id": job_id,
@@ -68,11 +85,13 @@ async def set_barriers(connection: AsyncConnection, now: datetime) -> None:
 
 
 async def claim_jobs(
-    connection: AsyncConnection, *, jobs_max: int, lease: timedelta, now: datetime
+    connection: AsyncConnection, *, jobs_max: int, lease: timedelta, now: datetime, kind: str = LOOK_BACK
 ) -> list[ClaimedJob]:
-    """Claim jobs that are due and whose barrier has passed."""
+    """Claim jobs of a kind that are due and whose barrier has passed."""
     free = or_(_jobs.c.leased_until.is_(None), _jobs.c.leased_until <= now)
-    due = select(_jobs.c.id).where(_jobs.c.state == ItemState.OPEN.value, _jobs.c.due_at <= now, free)
+    due = select(_jobs.c.id).where(
+        _jobs.c.kind == kind, _jobs.c.state == ItemState.OPEN.value, _jobs.c.due_at <= now, free
+    )
     if connection.dialect.name == "postgresql":
         due = due.where(_BARRIER_PASSED)
     due = due.order_by(_jobs.c.due_at, _jobs.c.id).limit(jobs_max).with_for_update(skip_locked=True)
@@ -83,9 +102,23 @@ async def claim_jobs(
         .returning(_jobs)
     )
     return [
-        ClaimedJob(id=row.id, owner=row.owner, kind=row.kind, subject=row.subject, epoch=row.epoch)
+        ClaimedJob(id=row.id, owner=row.owner, kind=row.kind, subject=row.subject, epoch=row.epoch, due_at=row.due_at)
         for row in await connection.execute(statement)
     ]
+
+
+async def find_oldest_due(connection: AsyncConnection) -> datetime | None:
+    """Since when a look-back is due that was not done yet; None when there is none."""
+    statement = select(_jobs.c.due_at).where(_jobs.c.state == ItemState.OPEN.value, _jobs.c.kind == LOOK_BACK)
+    found = await connection.execute(statement.order_by(_jobs.c.due_at).limit(1))
+    oldest: datetime | None = found.scalar_one_or_none()
+    return oldest
+
+
+async def list_waiting(connection: AsyncConnection, kind: str) -> set[str]:
+    """The subjects of the jobs of a kind that were not done yet."""
+    statement = select(_jobs.c.subject).where(_jobs.c.state == ItemState.OPEN.value, _jobs.c.kind == kind)
+    return {row.subject for row in await connection.execute(statement)}
 
 
 async def finish_job(connection: AsyncConnection, job: ClaimedJob, now: datetime) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
+from broker.storage.retention import DROPPED
 from broker.storage.rows import insert_rows
 from broker.storage.tables import Reply, table
 from schemas.alert import ClinicianReply, ReplyOutcome
@@ -61,6 +62,7 @@ async def list_replies(
         .where(
             _replies.c.owner == owner,
             _replies.c.replied_at >= since,
+            _replies.c.sealed != DROPPED,
             _replies.c.outcome.in_([outcome.value for outcome in outcomes]),
         )
         .order_by(_replies.c.replied_at.desc(), _replies.c.id)

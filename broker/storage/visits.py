@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, func, select, tuple_, update
+from sqlalchemy import bindparam, exists, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Known
@@ -271,6 +271,17 @@ async def find_by_person(
         .where(_blocks.c.block.in_(list(blocks)), _visits.c.heard_at >= since, _visits.c.nhs_index.is_(None))
     )
     return sorted({row.id for one in (statement, blocked) for row in await connection.execute(one)})
+
+
+async def list_kept(connection: AsyncConnection, *, after: str, rows_max: int) -> dict[str, datetime]:
+    """The next visits after one (by id) of which it is still kept what was said, and when they were heard of last."""
+    statement = (
+        select(_visits.c.id, _visits.c.heard_at)
+        .where(_visits.c.id > after, exists().where(_messages.c.visit_id == _visits.c.id))
+        .order_by(_visits.c.id)
+        .limit(rows_max)
+    )
+    return {row.id: row.heard_at for row in await connection.execute(statement)}
 
 
 async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread], now: datetime) -> None:

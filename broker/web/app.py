@@ -22,7 +22,7 @@ from broker.ports import Clock
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.telemetry import LogEvent, innermost_line, log
-from broker.web import auth, clinician, inbox, operations, reviews, sign_in
+from broker.web import auth, clinician, history, inbox, operations, reviews, sign_in
 from broker.web import pages as surroundings
 from broker.web.auth import NotSignedIn, PasswordCheck
 from broker.web.operations import Status
@@ -40,6 +40,10 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("POST", "/reviews/{review_id}/confirm", reviews.confirm),
     ("POST", "/reviews/{review_id}/reject", reviews.reject),
     ("POST", "/reviews/{review_id}/undo", reviews.undo),
+    ("GET", "/as-at", history.show_as_at_form),
+    ("POST", "/as-at", history.show_as_at),
+    ("GET", "/missed", history.show_missed),
+    ("POST", "/missed/{missed_id}/settle", history.settle_missed),
     ("GET", "/replies", clinician.show_replies),
     ("GET", "/operations", operations.show_operations),
     ("GET", "/_ping", operations.ping),

@@ -64,6 +64,7 @@ Rule = frozenset[Role] | Literal[Everyone.ANONYMOUS]
 ANONYMOUS: Final = Everyone.ANONYMOUS
 SIGNED_IN: Final = frozenset(Role)
 _SOCIAL_CARE: Final = frozenset({Role.SOCIAL_WORKER, Role.DUTY_WORKER})
+_DUTY_DESK: Final = frozenset({Role.DUTY_WORKER})
 _CLINICIANS: Final = frozenset({Role.CLINICIAN})
 _OPERATORS: Final = frozenset({Role.OPERATOR})
 
@@ -81,6 +82,10 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/reviews/{review_id}/confirm"): _SOCIAL_CARE,
     ("POST", "/reviews/{review_id}/reject"): _SOCIAL_CARE,
     ("POST", "/reviews/{review_id}/undo"): _SOCIAL_CARE,
+    ("GET", "/as-at"): _DUTY_DESK,
+    ("POST", "/as-at"): _DUTY_DESK,
+    ("GET", "/missed"): _DUTY_DESK,
+    ("POST", "/missed/{missed_id}/settle"): _DUTY_DESK,
     ("GET", "/replies"): _CLINICIANS,
     ("GET", "/operations"): _OPERATORS,
     ("GET", "/_status"): _OPERATORS,

@@ -23,6 +23,7 @@ KINDS: dict[str, type[StrEnum]] = {
     "Deliveries": DeliveryState,
     "Alerts": AlertState,
     "Reviews": ItemState,
+    "Missed alerts": ItemState,
     "Quarantined messages": ItemState,
     "Replays": ItemState,
     "Jobs": ItemState,

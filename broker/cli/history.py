@@ -1,0 +1,133 @@
+"""What was known when, and what was missed."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from broker.cli.screen import JsonOption, console, fail, print_json
+from broker.cli.work import operator, run
+from broker.exits import EXIT_CONFIGURATION
+
+if TYPE_CHECKING:
+    from broker.list_history import AsAt
+    from broker.settings import Settings
+    from broker.storage.database import Database
+    from broker.storage.missed import Missed
+
+NUMBER_LETTERS_MAX: Final = 100
+MISSED_SHOWN_MAX: Final = 1000
+
+
+def show_as_at(
+    at: Annotated[str, typer.Option(help="The instant, as 2026-02-14T03:12+00:00; without a zone London's.")],
+    authority: Annotated[str, typer.Option(help="Only this authority's list (ODS code).")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """What did the lists say about a person at an instant? The NHS number is asked for, or read from standard input."""
+    from broker import bootstrap
+    from broker.clock import SystemClock
+    from broker.list_history import AsAtQuestion, tell_as_at
+    from broker.storage import directory
+    from schemas.identifiers import BROKER_OWNER, authority_owner, parse_nhs_number
+
+    instant = read_instant(at)
+    number = parse_nhs_number(_read_number())
+    if number is None:
+        fail("that is not a valid NHS number", EXIT_CONFIGURATION)
+    question = AsAtQuestion(
+        nhs_number=number,
+        at=instant,
+        owner=authority_owner(authority) if authority else None,
+        asked_by=operator(),
+    )
+
+    async def ask(settings: Settings, database: Database) -> AsAt:
+        async with database.writing() as connection:
+            await directory.ensure_owners(connection, [(BROKER_OWNER, "Operators of the broker")])
+            return await tell_as_at(connection, bootstrap.load_keyring(settings), question, SystemClock().now())
+
+    answer = run(ask)
+    if as_json:
+        print_json(answer)
+        return
+    _print_as_at(answer)
+
+
+def show_missed(as_json: JsonOption = False) -> None:
+    """Alerts that should have been raised and were not, found by night. Ids and counts, nobody's name."""
+    from broker.clock import SystemClock
+    from broker.storage import missed
+
+    async def load(_: Settings, database: Database) -> list[Missed]:
+        async with database.reading() as connection:
+            return await missed.list_missed(connection, owner=None, rows_max=MISSED_SHOWN_MAX)
+
+    found = run(load)
+    if as_json:
+        print_json(found)
+        return
+    from rich.table import Table
+
+    shown = Table("missed", "authority", "visit", "came", "why", "state", "held by", "days old")
+    now = SystemClock().now()
+    for each in found:
+        shown.add_row(
+            each.id[:12],
+            each.authority,
+            each.visit_id[:12],
+            each.visited_at.isoformat(timespec="minutes"),
+            each.cause.value.replace("_", " "),
+            "alerted late" if each.alert_id else each.state.value,
+            each.held_by,
+            str((now - each.found_at).days),
+        )
+    console.print(shown)
+
+
+def read_instant(text: str) -> datetime:
+    """An ISO 8601 instant in UTC; one without a zone is read on London's clocks."""
+    from broker.domain.visits import LONDON
+
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        fail("--at: give an instant such as 2026-02-14T03:12+00:00", EXIT_CONFIGURATION)
+    return (read if read.tzinfo is not None else read.replace(tzinfo=LONDON)).astimezone(UTC)
+
+
+def _read_number() -> str:
+    """Never from the command line: everybody on the machine can read that."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("NHS number", hide_input=True))
+    return sys.stdin.readline(NUMBER_LETTERS_MAX)
+
+
+def _print_as_at(answer: AsAt) -> None:
+    from rich.table import Table
+
+    if not answer.versions:
+        console.print(f"No list said anything of this number at {answer.at.isoformat(timespec='seconds')}.")
+    for version in answer.versions:
+        entry = version.entry
+        until = version.known_until.isoformat(timespec="seconds") if version.known_until else "now"
+        taken_back = f", taken back on {entry.deleted_on}" if entry.deleted_on else ""
+        console.print(
+            f"{version.authority}: {entry.name.given} {entry.name.family}, born {entry.birth_date}, "
+            f"{entry.plan_type.value} from {entry.start_on} to {entry.end_on or 'no end set'}{taken_back}",
+            markup=False,
+        )
+        console.print(
+            f"  known from {version.known_from.isoformat(timespec='seconds')} to {until}; upload {version.upload_id}, "
+            f"sent by {version.uploaded_by}, file {version.file_hash}",
+            markup=False,
+            soft_wrap=True,
+        )
+    ages = Table("authority", "list confirmed last before then")
+    for age in answer.lists:
+        confirmed = age.confirmed_at.isoformat(timespec="seconds") if age.confirmed_at else "never"
+        ages.add_row(f"{age.authority} {age.authority_name}", confirmed)
+    console.print(ages)

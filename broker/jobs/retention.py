@@ -1,0 +1,80 @@
+"""What is not kept: no-record attendances after the look-back, replies that found nobody, and what the log had read."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import msgspec
+
+from broker.ports import TrimmedLog
+from broker.storage import audit, handled, jobs, retention
+from broker.storage.audit import Act
+from broker.storage.database import Database
+from schemas.identifiers import BROKER_OWNER
+from schemas.record import Partition, PartitionExtent
+
+
+class RetentionRules(msgspec.Struct, frozen=True, kw_only=True):
+    """How long what is kept; from the settings."""
+
+    log: timedelta = timedelta(days=14)
+    no_record_replies: timedelta = timedelta(days=7)
+    group: str = "attendances"
+    topic: str = "attendances"
+    rows_max: int = 500
+    """Visits or replies in one transaction."""
+    interval: timedelta = timedelta(hours=1)
+
+
+async def reduce_visits(database: Database, rules: RetentionRules, look_back: timedelta, now: datetime) -> int:
+    """Reduce one batch of attendances of people on no list to their keys; returns how many.
+
+    A look-back that still waits is waited for: it searches from the moment at which its list changed.
+    """
+    async with database.writing() as connection:
+        waits_since = await jobs.find_oldest_due(connection)
+        before = min(now, waits_since or now) - look_back
+        reduced = await retention.reduce_visits(connection, heard_before=before, rows_max=rules.rows_max)
+        if reduced:
+            act = Act(owner=BROKER_OWNER, actor="broker", action="visits.reduced", subject=str(len(reduced)))
+            await audit.record_acts(connection, [act], now)
+    return len(reduced)
+
+
+async def drop_replies(database: Database, rules: RetentionRules, now: datetime) -> int:
+    """Drop one batch of what replies said that found nobody; returns how many."""
+    async with database.writing() as connection:
+        return await retention.drop_replies(
+            connection, replied_before=now - rules.no_record_replies, rows_max=rules.rows_max
+        )
+
+
+async def trim_log(database: Database, log: TrimmedLog, rules: RetentionRules, now: datetime) -> int:
+    """Drop from the embedded log what is old and was handled, never what nobody has read; returns how many records."""
+    extents = await log.extents(rules.topic)
+    async with database.reading() as connection:
+        places = await handled.load_places(connection, rules.group, extents)
+    trimmed = 0
+    for partition, extent in extents.items():
+        place = places.get(partition)
+        if place is None or not place.is_on(extent.log_id):
+            continue
+        read = msgspec.structs.replace(extent, end=min(extent.end, place.next_offset))
+        before = await _find_kept(log, partition, read, now - rules.log)
+        if before > extent.first:
+            await log.trim(partition, before)
+            trimmed += before - extent.first
+    return trimmed
+
+
+async def _find_kept(log: TrimmedLog, partition: Partition, extent: PartitionExtent, since: datetime) -> int:
+    """The first offset that was appended since an instant, or the end; records stand in the order of their appends."""
+    low, high = extent.first, extent.end
+    while low < high:
+        middle = (low + high) // 2
+        record = await log.read(partition, middle)
+        if record is not None and record.appended_at >= since:
+            high = middle
+        else:
+            low = middle + 1
+    return low

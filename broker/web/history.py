@@ -1,0 +1,93 @@
+"""For the duty desk: what the authority's list said of somebody at any time, and the alerts that were missed."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from broker.domain.visits import LONDON
+from broker.list_history import AsAt, AsAtQuestion, tell_as_at
+from broker.storage import audit, missed, visits
+from broker.storage.missed import Missed
+from broker.storage.tables import ItemState
+from broker.web.auth import field_of, read_form, signed_in_of
+from broker.web.inbox import act_of
+from broker.web.pages import pages_of
+from schemas.attendance import Attendance
+from schemas.identifiers import parse_nhs_number
+
+_MISSED_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+
+class MissedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A missed alert with who came, as far as it is still kept."""
+
+    stored: Missed
+    names: str
+    is_open: bool
+
+
+async def show_as_at_form(request: Request) -> Response:
+    """The question."""
+    return pages_of(request).render(request, "as_at.html", answer=None, problem="")
+
+
+async def show_as_at(request: Request) -> Response:
+    """The answer. The number comes in the form, never in the address."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    form = await read_form(request)
+    number = parse_nhs_number(field_of(form, "nhs_number"))
+    at = _read_instant(field_of(form, "on"), field_of(form, "time"))
+    if number is None or at is None:
+        problem = "Give a valid NHS number, a day and a time."
+        return pages.render(request, "as_at.html", answer=None, problem=problem, status_code=400)
+    question = AsAtQuestion(nhs_number=number, at=at, owner=person.owner, asked_by=person.login)
+    async with pages.database.writing() as connection:
+        answer: AsAt = await tell_as_at(connection, pages.keyring, question, pages.clock.now())
+    return pages.render(request, "as_at.html", answer=answer, problem="")
+
+
+async def show_missed(request: Request) -> Response:
+    """The alerts that this authority should have had, open ones first."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    async with pages.database.writing() as connection:
+        found = await missed.list_missed(connection, owner=person.owner, rows_max=pages.limits.rows_max)
+        rows = []
+        for each in found:
+            said = await visits.load_messages(connection, pages.keyring, each.visit_id)
+            rows.append(MissedRow(stored=each, names=_name(said), is_open=each.state is ItemState.OPEN))
+        acts = [act_of(person, "missed.listed", each.id) for each in found]
+        await audit.record_acts(connection, acts, pages.clock.now())
+    return pages.render(request, "missed.html", rows=rows)
+
+
+async def settle_missed(request: Request, missed_id: str) -> Response:
+    """A person has seen to it."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now = pages.clock.now()
+    if not _MISSED_ID.fullmatch(missed_id):
+        raise HTTPException(404)
+    async with pages.database.writing() as connection:
+        if not await missed.settle_missed(connection, person.owner, missed_id, by=person.login, now=now):
+            raise HTTPException(404)
+        await audit.record_acts(connection, [act_of(person, "missed.seen_to", missed_id)], now)
+    return RedirectResponse("/missed", status_code=303)
+
+
+def _read_instant(on: str, time: str) -> datetime | None:
+    try:
+        read = datetime.fromisoformat(f"{on}T{time}")
+    except ValueError:
+        return None
+    return read.replace(tzinfo=LONDON).astimezone(UTC)
+
+
+def _name(said: list[tuple[datetime, Attendance]]) -> str:
+    names = [name for _, each in said for name in each.names]
+    return f"{names[-1].given} {names[-1].family}".strip() if names else ""

@@ -1,0 +1,99 @@
+"""Nobody listed is missed by number, and nobody who is only like somebody listed alerts (threat row 4)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from broker.storage import reviews
+from schemas.identifiers import authority_owner
+from schemas.record import PositionOutcome as Outcome
+from tests.world import World, hl7, open_world
+
+PEOPLE, LISTED, TWINS, BATCH = 10_000, 400, 300, 500
+SURNAMES = ("Smith", "Jones", "Taylor", "Khan", "Patel", "Evans", "Murphy", "Begum", "Hussain", "Singh", "Lewis")
+GIVEN = ("Ava", "Leo", "Mia", "Noah", "Zara", "Amir", "Ella", "Finn", "Omar", "Ruby", "Seth", "Yusuf", "Zoe")
+
+
+def nhs_numbers() -> Iterator[str]:
+    """Valid numbers of the 999 range, one after the other."""
+    for body in range(999_000_000, 1_000_000_000):
+        check = (11 - sum(int(digit) * (10 - place) for place, digit in enumerate(str(body))) % 11) % 11
+        if check != 10:
+            yield f"{body}{check}"
+
+
+async def test_of_4_000_people_no_listed_one_is_missed_and_no_near_twin_alerts_by_itself(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    async with open_world(sqlite_url, tmp_path) as world:
+        await attend(world, 4_000, LISTED, TWINS)
+
+
+async def test_the_same_of_2_000_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
+    async with open_world(postgres_url, tmp_path) as world:
+        await attend(world, 2_000, 200, 150)
+
+
+@pytest.mark.soak
+async def test_the_same_of_10_000(sqlite_url: str, tmp_path: Path) -> None:
+    async with open_world(sqlite_url, tmp_path) as world:
+        await attend(world, PEOPLE, LISTED, TWINS)
+
+
+@pytest.mark.soak
+async def test_the_same_of_10_000_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
+    async with open_world(postgres_url, tmp_path) as world:
+        await attend(world, PEOPLE, LISTED, TWINS)
+
+
+async def attend(world: World, people: int, listed: int, twins: int) -> None:
+    """Everybody comes once: the listed by number, half of the near-twins without one, and everybody else."""
+    chance, numbers = random.Random(4), nhs_numbers()
+    rows, messages, expected = [], [], {}
+    for person in range(people):
+        number = next(numbers)
+        family, given = chance.choice(SURNAMES), chance.choice(GIVEN)
+        born = date(2009, 1, 1) + timedelta(days=chance.randrange(6200))
+        if person < listed:
+            rows.append(
+                f"L{person},{number},{family},{given},{born},ZZ99 1AA,child_protection_plan,2026-01-10,,W1,North"
+            )
+            messages.append(come(person, number, family, given, born))
+            expected[f"V{person}"] = {Outcome.ALERTED}
+            if person < twins:
+                twin = chance.choice([name for name in GIVEN if name != given])
+                has_number = person % 2 == 0
+                visit = people + person
+                messages.append(come(visit, next(numbers) if has_number else "", family, twin, born))
+                expected[f"V{visit}"] = {Outcome.NO_RECORD} if has_number else {Outcome.UNDER_REVIEW}
+        elif person < people - twins:
+            messages.append(come(person, number, family, given, born))
+            expected[f"V{person}"] = {Outcome.NO_RECORD}
+    await world.list_children(*rows)
+    shuffled = list(zip(messages, expected, strict=True))
+    chance.shuffle(shuffled)
+    for start in range(0, len(shuffled), BATCH):
+        part = shuffled[start : start + BATCH]
+        outcomes = await world.receive(*(message for message, _ in part))
+        wrong = [visit for (_, visit), outcome in zip(part, outcomes, strict=True) if outcome not in expected[visit]]
+        assert wrong == []
+    async with world.database.reading() as connection:
+        found = await reviews.list_open_reviews(connection, world.keyring, authority_owner("706"), rows_max=people)
+    assert len({review.visit_id for review in found}) == twins // 2
+    assert all(review.content.reasons_for for review in found)
+
+
+def come(visit: int, number: str, family: str, given: str, born: date) -> bytes:
+    return hl7(
+        nhs_number=number,
+        family=family.upper(),
+        given=given.upper(),
+        birth_date=born,
+        visit=f"V{visit}",
+        patient=f"K{visit}",
+    )
