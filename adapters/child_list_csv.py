@@ -275,7 +275,7 @@ def _authority(fields: _Fields) -> AuthorityLine:
 
 
 def _worker(fields: _Fields) -> WorkerLine:
-    roles = (Role.SOCIAL_WORKER.value, Role.DUTY_WORKER.value)
+    roles = (Role.SOCIAL_WORKER.value, Role.DUTY_WORKER.value, Role.LIST_OFFICER.value)
     role = fields.one_of("role", roles) if fields.optional("role") else Role.SOCIAL_WORKER.value
     return WorkerLine(
         worker=Worker(

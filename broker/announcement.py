@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from adapters.fhir_writer import FHIR_JSON, build_reply_bundle
 from adapters.hl7v2 import build_reply
 from broker.domain.alerts import DUTY_DESK, allocated_workers, compose_alert, describe_attendance
+from broker.domain.coverage import CoverageRules
 from broker.domain.decision import REVIEW_BITS_MIN, Candidate, Decision, Doubt, MatchRules, differing_facts
-from broker.domain.replies import CORRECTION, show_plans, summarise_lists, word_match, word_reply
+from broker.domain.replies import CORRECTION, show_plans, summarise_lists, word_ages, word_match, word_reply
 from broker.domain.visibility import Windows
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
@@ -25,7 +26,7 @@ from broker.storage.directory import Directory
 from broker.storage.outbox import NewDelivery
 from broker.storage.replies import NewReply, derive_reply_id
 from broker.storage.reviews import NewReview, ReviewContent, derive_review_id
-from broker.storage.tables import CONFIRMATION_UNDONE, ENTRY_TAKEN_BACK
+from broker.storage.tables import CONFIRMATION_UNDONE, ENTRY_CORRECTED, ENTRY_TAKEN_BACK
 from broker.storage.visits import Thread
 from schemas.alert import AlertWithdrawn, ClinicianReply, IdentityFact, ListedChild, ListsSearched, ReplyOutcome
 from schemas.attendance import Attendance
@@ -49,6 +50,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     look_back: timedelta
     list_stale: timedelta
     windows: Windows = Windows()
+    coverage: CoverageRules = CoverageRules()
     topics_enabled: bool
     """Whether the Kafka topics for recipients are served; the embedded log has no outside readers."""
     review_bits_min: float = REVIEW_BITS_MIN
@@ -132,6 +134,9 @@ async def save_announcements(
 
 WITHDRAWN_BECAUSE: Final = {
     ENTRY_TAKEN_BACK: "The entry of your list on which this alert rested was taken back as an error.",
+    ENTRY_CORRECTED: (
+        "The entry of your list on which this alert rested has another NHS number now: somebody else attended."
+    ),
     CONFIRMATION_UNDONE: "The confirmation of identity on which this alert rested was taken back.",
 }
 """Why an alert is withdrawn, by rule."""
@@ -157,7 +162,7 @@ def announce_withdrawal(occasion: Occasion, authority: str, alert_id: str, rule:
                 content=content,
                 alert_id=alert_id,
             )
-            for channel in _alert_channels(occasion, authority)
+            for channel in authority_channels(occasion.rules, occasion.directory, authority)
         ],
         acts=[_act(authority_owner(authority), "alert.withdrawn", alert_id)],
     )
@@ -178,6 +183,7 @@ def _compose_alert(
             matched=[(candidate.entry, match) for candidate, match in matched],
             now=occasion.now,
             late=late,
+            list_confirmed_at=_confirmed(occasion).get(authority),
         ),
         visit_id=thread.visit_id,
         role=role,
@@ -223,7 +229,7 @@ def _compose_reply(
     )
     shown = [(candidate.authority, candidate.entry) for candidate, _ in decision.matched]
     differs = differing_facts(decision.matched)
-    plans = show_plans(shown, occasion.directory.authorities, london_day(occasion.now))
+    plans = show_plans(shown, occasion.directory.authorities, london_day(occasion.now), _confirmed(occasion))
     told = [code for code in dict.fromkeys(code for code, _ in shown) if code in thread.alerted | {*decision.to_alert}]
     return ClinicianReply(
         reply_id=derive_reply_id(occasion.keyring, thread.visit_id, outcome, thread.corrections),
@@ -254,12 +260,25 @@ def _word(
     if outcome is not ReplyOutcome.MATCH:
         return taken_back + word_reply(outcome, lists, occasion.now)
     on = london_day(occasion.now)
-    return taken_back + word_match(
-        differing_facts(decision.matched),
-        all_ended=all(candidate.entry.has_ended(on) for candidate, _ in decision.matched),
-        by_mother=all(IdentityFact.MOTHER in match.agrees for _, match in decision.matched),
-        is_told=is_told,
+    return (
+        taken_back
+        + word_match(
+            differing_facts(decision.matched),
+            all_ended=all(candidate.entry.has_ended(on) for candidate, _ in decision.matched),
+            by_mother=all(IdentityFact.MOTHER in match.agrees for _, match in decision.matched),
+            is_told=is_told,
+        )
+        + word_ages(
+            [_confirmed(occasion).get(candidate.authority) for candidate, _ in decision.matched],
+            occasion.now,
+            occasion.rules.list_stale,
+        )
     )
+
+
+def _confirmed(occasion: Occasion) -> dict[str, datetime | None]:
+    """When each authority's list was confirmed."""
+    return {list_.authority: list_.confirmed_at for list_ in occasion.directory.freshness}
 
 
 def _alert_deliveries(occasion: Occasion, alert: NewAlert) -> list[NewDelivery]:
@@ -275,13 +294,14 @@ def _alert_deliveries(occasion: Occasion, alert: NewAlert) -> list[NewDelivery]:
             content=content,
             alert_id=alert.alert.alert_id,
         )
-        for channel in _alert_channels(occasion, authority)
+        for channel in authority_channels(occasion.rules, occasion.directory, authority)
     ]
 
 
-def _alert_channels(occasion: Occasion, authority: str) -> list[ChannelName]:
-    channels = [ChannelName.TOPIC] if occasion.rules.topics_enabled else []
-    if occasion.directory.authorities[authority].webhook_url:
+def authority_channels(rules: Rules, directory: Directory, authority: str) -> list[ChannelName]:
+    """The ways on which an authority's systems are told."""
+    channels = [ChannelName.TOPIC] if rules.topics_enabled else []
+    if directory.authorities[authority].webhook_url:
         channels.append(ChannelName.WEBHOOK)
     return channels
 

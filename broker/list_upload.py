@@ -18,7 +18,7 @@ from broker.storage import audit, child_lists, directory, jobs
 from broker.storage.audit import Act
 from broker.storage.child_lists import Upload, derive_entry_id
 from broker.storage.database import Database
-from broker.storage.jobs import LOOK_BACK
+from broker.storage.jobs import LOOK_BACK, derive_job_id
 from schemas.child_list import ChildListEntry
 from schemas.identifiers import authority_owner
 
@@ -72,7 +72,7 @@ async def upload_children(
         is_usable = bool(entries) or not refused
         if is_usable and not dry_run:
             changed = await child_lists.save_entries(connection, keyring, upload, entries, now)
-            work = [(keyring.derive_id("job", LOOK_BACK, entry_id), owner, entry_id) for entry_id in changed]
+            work = [(derive_job_id(keyring, LOOK_BACK, entry_id), owner, entry_id) for entry_id in changed]
             await jobs.add_jobs(connection, LOOK_BACK, work, now)
         if not dry_run:
             action = "list.uploaded" if is_usable else "list.refused"

@@ -150,6 +150,34 @@ class Settings(BaseSettings):
         default=7.0, ge=2, le=3650, description="Contents of replies without a match are kept so long"
     )
     list_stale_hours: float = Field(default=72.0, gt=0, description="An older list is named stale in replies")
+    list_habit_factor: int = Field(
+        default=3, ge=1, le=100, description="... and chased when it is older than so many of its usual intervals"
+    )
+
+    pds_base_url: str = Field(
+        default="", description="PDS FHIR API, up to and with /personal-demographics/FHIR/R4; empty: nothing is traced"
+    )
+    pds_token_url: str = Field(default="", description="Where access tokens are given; empty: none is asked for")
+    pds_api_key: SecretStr = Field(default=SecretStr(""), description="The application's API key")
+    pds_key_id: str = Field(default="", description="The id (kid) under which its public key is registered")
+    pds_private_key_file: Path | None = Field(default=None, description="Its private key, RSA, PEM")
+    pds_ca_file: Path | None = Field(default=None, description="Certificate authority of PDS, where it is not public")
+    pds_traces_per_s: float = Field(
+        default=5.0, gt=0, le=100, description="Entries one jobs part traces; each asks up to seven questions"
+    )
+    pds_verified_again_days: int = Field(
+        default=30, ge=1, le=3650, description="A verified entry is traced again after"
+    )
+    pds_others_again_hours: float = Field(default=24.0, gt=0, description="One that is not verified, after")
+    coverage_unverified_days: int = Field(
+        default=7, ge=0, le=3650, description="An entry that was not traced for so long is on the worklist"
+    )
+    coverage_escalation_hours: float = Field(
+        default=72.0, gt=0, description="What list officers have not mended goes to the duty desk"
+    )
+    coverage_count_minutes: float = Field(
+        default=60.0, gt=0, le=1440, description="How often a list is counted that did not change"
+    )
 
     @field_validator("delivery_timeout_s")
     @classmethod

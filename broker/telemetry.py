@@ -57,6 +57,8 @@ class LogEvent(StrEnum):
     LEASE_LOST = "lease_lost"  # lane
     ESCALATED = "escalated"  # owner, count
     JOB_FAILED = "job_failed"  # kind, error
+    TRACING_RESTS = "tracing_rests"  # code, seconds
+    LIST_LATE = "list_late"  # authority, hours
     LIBRARY = "library"  # logger, level, error, count
     CRASHED = "crashed"  # part, error, at
 

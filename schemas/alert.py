@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from schemas.child_list import PlanType
+from schemas.coverage import CoverageReason
 
 
 class IdentityFact(StrEnum):
@@ -80,6 +81,8 @@ class SocialCareAlert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     agrees: tuple[IdentityFact, ...]
     differs: tuple[IdentityFact, ...]
     nhs_number_status: str | None
+    list_confirmed_at: datetime | None = None
+    """When the authority last confirmed its list: how old what is shown here may be."""
     reason: str
     """Why this alert came, in a sentence."""
 
@@ -93,6 +96,21 @@ class AlertWithdrawn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reason: str
 
 
+class CoverageNotice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an authority receives when an entry cannot alert as it should, or its list is late. Names nobody."""
+
+    notice_id: str
+    authority: str
+    noticed_at: datetime
+    reason: CoverageReason
+    local_id: str | None
+    """The authority's own id of the person; None when it is about the list."""
+    record_code: str | None
+    """CP-IS upload record response, such as CPR05."""
+    list_confirmed_at: datetime | None
+    advice: str
+
+
 class PlanShown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A plan as a clinician sees it, with whom to ring."""
 
@@ -103,6 +121,8 @@ class PlanShown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     authority_name: str
     office_telephone: str
     emergency_telephone: str
+    list_confirmed_at: datetime | None = None
+    """When the authority last confirmed the list on which the plan stands."""
 
 
 class ListsSearched(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ class Role(StrEnum):
 
     SOCIAL_WORKER = "social_worker"
     DUTY_WORKER = "duty_worker"
+    LIST_OFFICER = "list_officer"
     CLINICIAN = "clinician"
     OPERATOR = "operator"
 

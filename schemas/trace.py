@@ -115,6 +115,18 @@ class GivenRung(IntEnum):
     """The first given name listed is any of those recorded."""
 
 
+class TraceState(StrEnum):
+    """What is known of the identity of a list entry."""
+
+    UNVERIFIED = "unverified"
+    VERIFIED = "verified"
+    SUPERSEDED = "superseded"
+    RESTRICTED = "restricted"
+    INVALIDATED = "invalidated"
+    MISMATCH = "mismatch"
+    NOT_FOUND = "not_found"
+
+
 class Verified(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The number bears this name and date of birth."""
 

@@ -31,7 +31,14 @@ from tests.world import World, open_world
 
 ASH, BO, DEE, KIT = "ash@706.example.org", "bo@706.example.org", "dee@706.example.org", "kit@707.example.org"
 NIA, OLU, PAT = "nia@rz1.example.org", "olu@rz2.example.org", "pat@operations.example.org"
-LOGINS = {Role.SOCIAL_WORKER: ASH, Role.DUTY_WORKER: DEE, Role.CLINICIAN: NIA, Role.OPERATOR: PAT}
+LIZ = "liz@706.example.org"
+LOGINS = {
+    Role.SOCIAL_WORKER: ASH,
+    Role.DUTY_WORKER: DEE,
+    Role.CLINICIAN: NIA,
+    Role.OPERATOR: PAT,
+    Role.LIST_OFFICER: LIZ,
+}
 NORTHFOLD, EASTMERE, FENWICK = authority_owner("706"), authority_owner("707"), organisation_owner("RZ1")
 HOSPITAL = Site(code="RZ1", name="Fenwick General Hospital", telephone="01632 960301")
 TWIN = "L9,9990000034,Twin,Sam,2016-01-01,ZZ99 1AA,child_protection_plan,2025-01-01,,W1,North"
@@ -119,6 +126,7 @@ async def add_people(world: World) -> None:
         (KIT, Role.SOCIAL_WORKER, EASTMERE, "W7"),
         (NIA, Role.CLINICIAN, FENWICK, None),
         (OLU, Role.CLINICIAN, organisation_owner("RZ2"), None),
+        (LIZ, Role.LIST_OFFICER, NORTHFOLD, None),
         (PAT, Role.OPERATOR, BROKER_OWNER, None),
     )
     for login, role, owner, worker in people:

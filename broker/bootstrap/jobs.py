@@ -10,6 +10,7 @@ from broker import topics
 from broker.bootstrap.engines import open_trimmed_log, open_watched_database
 from broker.bootstrap.rules import rules_of
 from broker.bootstrap.safety import load_keyring
+from broker.bootstrap.tracing import open_tracing
 from broker.clock import SystemClock
 from broker.jobs.retention import RetentionRules
 from broker.jobs.runner import JobOptions, JobRunner
@@ -27,17 +28,22 @@ async def open_part(settings: Settings) -> AsyncIterator[JobRunner]:
         topic=settings.name_on_log(topics.ATTENDANCES),
     )
     options = JobOptions(lease=timedelta(seconds=settings.job_lease_s))
+    keyring = load_keyring(settings)
+    tracing = open_tracing(settings, database, keyring)
     try:
         yield JobRunner(
             database,
-            load_keyring(settings),
+            keyring,
             SystemClock(),
             rules_of(settings),
             options,
+            tracing=tracing,
             retention=retention,
             log=log_,
         )
     finally:
         if log_ is not None:
             await log_.close()
+        if tracing is not None:
+            await tracing.close()
         await database.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from broker.announcement import Rules
+from broker.domain.coverage import CoverageRules
 from broker.domain.visibility import Windows
 from broker.settings import Settings
 
@@ -16,6 +17,13 @@ def rules_of(settings: Settings) -> Rules:
         look_back=timedelta(hours=settings.look_back_hours),
         list_stale=timedelta(hours=settings.list_stale_hours),
         windows=Windows(plan_days=settings.plan_shown_days, unborn_days=settings.unborn_plan_shown_days),
+        coverage=CoverageRules(
+            unverified=timedelta(days=settings.coverage_unverified_days),
+            limit=timedelta(hours=settings.coverage_escalation_hours),
+            habit_factor=settings.list_habit_factor,
+            every=timedelta(minutes=settings.coverage_count_minutes),
+            is_tracing=bool(settings.pds_base_url),
+        ),
         topics_enabled=bool(settings.kafka_bootstrap_servers),
         review_bits_min=settings.review_weight_bits_min,
     )

@@ -110,3 +110,26 @@ def _end_when_all_refused(report: ImportReport | UploadReport) -> None:
     """A script must notice a file of which nothing was taken: most likely it is not the file that was meant."""
     if report.refused and not report.loaded:
         raise typer.Exit(EXIT_NOT_WELL)
+
+
+def show_coverage(
+    authority: Annotated[str, typer.Option(help="ODS code of the authority whose list is meant.")],
+    as_json: JsonOption = False,
+) -> None:
+    """How much of a list is known to alert, what is wrong and since when. Names nobody."""
+    from broker.bootstrap.coverage import read_coverage
+
+    report = run(lambda settings, database: read_coverage(settings, database, authority))
+    if as_json:
+        print_json(report)
+        return
+    if not report.is_tracing:
+        console.print("No Personal Demographics Service is configured (CPIS_PDS_BASE_URL): nothing is checked.")
+    console.print(f"List confirmed: {report.list_confirmed_at or 'never'}")
+    for day in report.days:
+        percent = f"{100 * day.covered / day.entries:.1f} %" if day.entries else "-"
+        console.print(f"{day.counted_on}  {day.entries} entries, {percent} covered, {day.unverified} not checked")
+    for item in report.items:
+        code = f" ({item.record_code})" if item.record_code else ""
+        console.print(f"  {item.reason.value.replace('_', ' ')}{code}: {item.age_days} days, with {item.held_by}")
+    console.print(f"{len(report.items)} to be mended" + (", the oldest shown" if report.is_cut else ""))

@@ -31,6 +31,7 @@ def compose_alert(
     matched: Sequence[tuple[ChildListEntry, Match]],
     now: datetime,
     late: bool,
+    list_confirmed_at: datetime | None = None,
 ) -> SocialCareAlert:
     """One alert of one visit for one authority; it lists every plan that authority has for the person."""
     # The baby's own entry says more of the baby than the mother's.
@@ -66,6 +67,7 @@ def compose_alert(
         agrees=agrees,
         differs=differs,
         nhs_number_status=facts.nhs_number_status,
+        list_confirmed_at=list_confirmed_at,
         reason=explain_alert(
             agrees,
             differs,

@@ -16,6 +16,7 @@ from schemas.alert import IdentityFact, ReplyOutcome
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
 from schemas.directory import Site
+from schemas.identifiers import NhsNumber
 from schemas.record import PositionOutcome
 
 REVIEW_BITS_MIN: Final = 20.0
@@ -29,6 +30,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     entry_id: str
     authority: str
     entry: ChildListEntry
+    aliases: tuple[NhsNumber, ...] = ()
+    """Numbers that PDS links with the entry's own: one supersedes the other."""
+    is_dead: bool = False
+    """Its number is dead: it finds nobody."""
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +99,7 @@ def decide(
     matched: list[tuple[Candidate, Match]] = []
     doubts: list[Doubt] = []
     for candidate in candidates:
-        if standing_on(candidate.entry, on, rules.windows) is Standing.HIDDEN:
+        if candidate.is_dead or standing_on(candidate.entry, on, rules.windows) is Standing.HIDDEN:
             continue
         judgement, likeness = _judge(facts, candidate, known, rules)
         if isinstance(judgement, Match):
@@ -124,11 +129,11 @@ def decide(
 def _judge(facts: Attendance, candidate: Candidate, known: Known, rules: MatchRules) -> tuple[Judgement, Likeness]:
     """What the rules say; where they leave room, what a person said; without a number, how much weighs."""
     entry = candidate.entry
-    judgement = match_child(facts, entry)
+    judgement = match_child(facts, entry, candidate.aliases)
     if isinstance(judgement, Match) or (facts.nhs_number and isinstance(judgement, NoMatch)):
         return judgement, _UNWEIGHED
     if candidate.entry_id in known.confirmed:
-        return confirm_match(facts, entry), _UNWEIGHED
+        return confirm_match(facts, entry, candidate.aliases), _UNWEIGHED
     likeness = compare_with_entry(facts, entry)
     if isinstance(judgement, NoMatch) and (likeness.is_possible_twin or likeness.weight >= rules.review_bits_min):
         reason = "perhaps a twin" if likeness.is_possible_twin else "much speaks for the same person"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from datetime import date, timedelta
 from typing import Final
@@ -13,6 +13,7 @@ from broker.domain.names import names_agree, sound_surnames, surnames_agree
 from schemas.alert import IdentityFact
 from schemas.attendance import Attendance, PersonName
 from schemas.child_list import ChildListEntry, PlanType
+from schemas.identifiers import NhsNumber
 
 NEWBORN = timedelta(days=28)
 """A plan for an unborn child that begins so shortly after a birth may be about that very child."""
@@ -42,18 +43,20 @@ class Unsure(msgspec.Struct, frozen=True, kw_only=True):
 Judgement = Match | NoMatch | Unsure
 
 
-def match_child(attendance: Attendance, entry: ChildListEntry) -> Judgement:
+def match_child(attendance: Attendance, entry: ChildListEntry, aliases: Collection[NhsNumber] = ()) -> Judgement:
     """Judge one list entry against one attendance.
 
     Equal NHS numbers match when the date of birth or the name agrees; the other differing is flagged, because a
     changed surname is the commonest mismatch. Equal numbers with neither agreeing go to a person. The number's trace
     status is recorded elsewhere and is no gate. Without a number, an equal date of birth and an alike name go to a
-    person, and so does an alike surname alone: twins. Two different valid numbers are two people.
+    person, and so does an alike surname alone: twins. Two different valid numbers are two people, unless PDS says that
+    one supersedes the other: ``aliases`` are the numbers that count as the entry's own.
 
     An unborn child's entry holds the mother's number, name and date of birth: it matches her, and a child of hers born
     since the plan began whose message names her.
     """
-    if _names_as_mother(attendance, entry):
+    numbers = (entry.nhs_number, *aliases)
+    if _names_as_mother(attendance, entry, numbers):
         return _match_newborn(attendance, entry)
     birth_date_agrees = None if attendance.birth_date is None else attendance.birth_date == entry.birth_date
     name_agrees = names_agree(attendance.names, entry.name)
@@ -67,7 +70,7 @@ def match_child(attendance: Attendance, entry: ChildListEntry) -> Judgement:
             reason = "same surname and date of birth but another given name, perhaps a twin; no usable NHS number"
             return _doubt(attendance, entry, (agrees, differs), reason)
         return NoMatch()
-    if attendance.nhs_number != entry.nhs_number:
+    if attendance.nhs_number not in numbers:
         return NoMatch()
     agrees = (IdentityFact.NHS_NUMBER, *agrees)
     if birth_date_agrees or name_agrees:
@@ -76,8 +79,8 @@ def match_child(attendance: Attendance, entry: ChildListEntry) -> Judgement:
     return _doubt(attendance, entry, (agrees, differs), reason)
 
 
-def _names_as_mother(attendance: Attendance, entry: ChildListEntry) -> bool:
-    is_named = attendance.mother_nhs_number == entry.nhs_number != attendance.nhs_number
+def _names_as_mother(attendance: Attendance, entry: ChildListEntry, numbers: Collection[NhsNumber]) -> bool:
+    is_named = attendance.mother_nhs_number in numbers and attendance.nhs_number not in numbers
     return is_named and entry.plan_type is PlanType.UNBORN
 
 
@@ -93,12 +96,13 @@ def _match_newborn(attendance: Attendance, entry: ChildListEntry) -> Judgement:
     return Match(agrees=(IdentityFact.MOTHER,), differs=())
 
 
-def confirm_match(attendance: Attendance, entry: ChildListEntry) -> Match:
+def confirm_match(attendance: Attendance, entry: ChildListEntry, aliases: Collection[NhsNumber] = ()) -> Match:
     """The match of two that a person says are one; what agrees and differs is said all the same."""
-    if _names_as_mother(attendance, entry):
+    numbers = (entry.nhs_number, *aliases)
+    if _names_as_mother(attendance, entry, numbers):
         return Match(agrees=(IdentityFact.MOTHER,), differs=(), by_person=True)
     agrees, differs = _see_facts(attendance, entry)
-    if attendance.nhs_number == entry.nhs_number:
+    if attendance.nhs_number in numbers:
         agrees = (IdentityFact.NHS_NUMBER, *agrees)
     return Match(agrees=agrees, differs=differs, by_person=True)
 

@@ -12,6 +12,8 @@ from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry, ListFreshness
 from schemas.directory import Authority, Site
 
+_DAYS_MIN: Final = 2
+"""Fewer are said in hours."""
 _STRENGTH: Final = {ReplyOutcome.NO_RECORD: 0, ReplyOutcome.IDENTITY_TO_BE_CHECKED: 0, ReplyOutcome.MATCH: 1}
 
 
@@ -41,7 +43,7 @@ def summarise_lists(
     )
 
 
-CORRECTION: Final = "Correction: what the earlier reply for this visit rested on was taken back as an error."
+CORRECTION: Final = "Correction: what the earlier reply for this visit rested on was corrected or taken back."
 
 
 def word_match(differs: Sequence[IdentityFact], *, all_ended: bool, by_mother: bool, is_told: bool) -> str:
@@ -72,8 +74,21 @@ def word_reply(outcome: ReplyOutcome, lists: ListsSearched, now: datetime, diffe
     )
 
 
+def word_ages(confirmed: Sequence[datetime | None], now: datetime, stale: timedelta) -> str:
+    """How old the lists of a match are, where one is old: what it says may have changed since."""
+    oldest = min((at for at in confirmed if at is not None), default=None)
+    if oldest is None or now - oldest <= stale:
+        return ""
+    days = (now - oldest).days
+    age = f"{days} days" if days >= _DAYS_MIN else f"{int((now - oldest).total_seconds() // 3600)} hours"
+    return f" The list is {age} old: the plan may have changed since, please ring and ask."
+
+
 def show_plans(
-    entries: Sequence[tuple[str, ChildListEntry]], authorities: Mapping[str, Authority], on: date
+    entries: Sequence[tuple[str, ChildListEntry]],
+    authorities: Mapping[str, Authority],
+    on: date,
+    confirmed: Mapping[str, datetime | None] | None = None,
 ) -> tuple[PlanShown, ...]:
     """The plans as a clinician sees them on a day, with whom to ring. ``entries`` are (authority code, entry)."""
     shown = []
@@ -88,6 +103,7 @@ def show_plans(
                 authority_name=authority.name,
                 office_telephone=authority.office_telephone,
                 emergency_telephone=authority.emergency_telephone,
+                list_confirmed_at=(confirmed or {}).get(code),
             )
         )
     return tuple(shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-import msgspec
+from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.announcement import (
@@ -26,7 +26,7 @@ from broker.storage.alerts import Ground, alert_role, derive_alert_id
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import Database
 from broker.storage.jobs import ClaimedJob
-from broker.storage.tables import ENTRY_TAKEN_BACK
+from broker.storage.tables import ENTRY_CORRECTED, ENTRY_TAKEN_BACK
 from broker.storage.visits import Thread
 from schemas.alert import ReplyOutcome
 
@@ -34,7 +34,7 @@ from schemas.alert import ReplyOutcome
 async def look_back(database: Database, keyring: Keyring, rules: Rules, job: ClaimedJob, now: datetime) -> int:
     """Match one entry against recent visits; what it finds alerts late, once. Returns the alerts raised.
 
-    An entry that was taken back withdraws the alerts that rest on nothing else.
+    An entry that was taken back, or given another NHS number, withdraws the alerts that rest on nothing else.
     """
     async with database.writing() as connection:
         occasion = open_occasion(keyring, await directory.load_directory(connection), rules, now)
@@ -55,20 +55,24 @@ async def _take_up(
         return []
     if candidates[0].entry.deleted_on is not None:
         return await _withdraw(connection, occasion, candidates[0], since)
-    return await _match_entry(connection, occasion, candidates[0], since)
+    if candidates[0].is_dead:
+        return []
+    told = await _withdraw_corrected(connection, occasion, candidates[0])
+    return told + await _match_entry(connection, occasion, candidates[0], since)
 
 
 async def _match_entry(
     connection: AsyncConnection, occasion: Occasion, candidate: Candidate, since: datetime
 ) -> list[Announcement]:
     keyring, entry = occasion.keyring, candidate.entry
-    number = index_nhs_number(keyring, entry.nhs_number)
+    numbers = _index_numbers(keyring, candidate)
     # The alert lists every plan, so the person's other entries are looked at too.
-    others = (await child_lists.find_by_nhs_number(connection, keyring, [number])).get(number, [])
-    candidates = [candidate, *(other for other in others if other.entry_id != candidate.entry_id)]
+    listed = (await child_lists.find_by_nhs_number(connection, keyring, numbers)).values()
+    others = {other.entry_id: other for found in listed for other in found if other.entry_id != candidate.entry_id}
+    candidates = [candidate, *others.values()]
     visit_ids = await visits.find_by_person(
         connection,
-        nhs_index=number,
+        nhs_indexes=numbers,
         blocks=[index_block(keyring, block) for block in entry_blocks(entry)],
         since=since,
     )
@@ -89,8 +93,8 @@ async def _withdraw(
     """Withdraw what rests on the entry alone, and tell the departments that were told of it."""
     keyring, authority = occasion.keyring, taken_back.authority
     raised_at = await alerts.find_resting_on(connection, taken_back.entry_id)
-    number = index_nhs_number(keyring, taken_back.entry.nhs_number)
-    recent = await visits.find_by_person(connection, nhs_index=number, blocks=[], since=since)
+    numbers = _index_numbers(keyring, taken_back)
+    recent = await visits.find_by_person(connection, nhs_indexes=numbers, blocks=[], since=since)
     # Visits are locked before anything of theirs is touched, as the consumer does it.
     threads = await visits.load_known_threads(connection, keyring, {*raised_at, *recent})
     await reviews.close_reviews_of_entry(connection, taken_back.entry_id, occasion.now)
@@ -107,9 +111,43 @@ async def _withdraw(
         thread.take_back(authority)
         decision = _decide(occasion, thread, candidates, at)
         if thread.visit_id not in recent:
-            decision = msgspec.structs.replace(decision, to_alert=(), doubts=())
+            decision = replace(decision, to_alert=(), doubts=())
         told.append(announce(occasion, thread, thread.facts(), decision, late=True))
     return told
+
+
+async def _withdraw_corrected(
+    connection: AsyncConnection, occasion: Occasion, candidate: Candidate
+) -> list[Announcement]:
+    """Withdraw what rests on the entry alone of visits whose NHS number is not the entry's any more.
+
+    Two different valid numbers are two people: those visits were of somebody else.
+    """
+    keyring, authority = occasion.keyring, candidate.authority
+    raised_at = await alerts.find_resting_on(connection, candidate.entry_id)
+    told: list[Announcement] = []
+    for thread in (await visits.load_known_threads(connection, keyring, raised_at)).values():
+        facts = thread.facts()
+        said = {number for number in (facts.nhs_number, facts.mother_nhs_number) if number}
+        if not thread.is_here or not said or said & {candidate.entry.nhs_number, *candidate.aliases}:
+            continue
+        at = raised_at[thread.visit_id]
+        candidates = await child_lists.find_candidates(connection, keyring, facts)
+        if authority in {each.authority for each, _ in _decide(occasion, thread, candidates, at).matched}:
+            continue
+        withdrawn = await alerts.withdraw_alerts(
+            connection, thread.visit_id, authority, rule=ENTRY_CORRECTED, now=occasion.now
+        )
+        told += [announce_withdrawal(occasion, authority, alert_id, ENTRY_CORRECTED) for alert_id in withdrawn]
+        thread.take_back(authority)
+        decision = _decide(occasion, thread, candidates, at)
+        told.append(announce(occasion, thread, facts, replace(decision, to_alert=(), doubts=()), late=True))
+    return told
+
+
+def _index_numbers(keyring: Keyring, candidate: Candidate) -> list[bytes]:
+    """The blind indexes under which the person may come: the entry's number and those that PDS links with it."""
+    return [index_nhs_number(keyring, number) for number in (candidate.entry.nhs_number, *candidate.aliases)]
 
 
 def _rests_on(
@@ -118,8 +156,8 @@ def _rests_on(
     """Whether anybody was told of the visit because of this entry, and of nothing else of its authority."""
     if not thread.is_here or (taken_back.authority not in thread.alerted and thread.replied is not ReplyOutcome.MATCH):
         return False
-    entry = msgspec.structs.replace(taken_back.entry, deleted_on=None)
-    as_it_was = _decide(occasion, thread, [msgspec.structs.replace(taken_back, entry=entry)], at)
+    entry = replace(taken_back.entry, deleted_on=None)
+    as_it_was = _decide(occasion, thread, [replace(taken_back, entry=entry)], at)
     still = _decide(occasion, thread, candidates, at)
     return bool(as_it_was.matched) and taken_back.authority not in {each.authority for each, _ in still.matched}
 

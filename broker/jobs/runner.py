@@ -11,15 +11,18 @@ import msgspec
 
 from broker.announcement import Rules
 from broker.domain.visits import LONDON
+from broker.jobs.coverage import count_coverage
 from broker.jobs.look_back import look_back
 from broker.jobs.missed import find_missed
 from broker.jobs.retention import RetentionRules, drop_replies, reduce_visits, trim_log
+from broker.jobs.tracing import Tracing
 from broker.keyring import Keyring
 from broker.ports import Clock, TrimmedLog
 from broker.storage import audit, child_lists, deadlines, directory, jobs
 from broker.storage.audit import Act
 from broker.storage.database import Database
-from broker.storage.jobs import ClaimedJob
+from broker.storage.jobs import COVERAGE, ClaimedJob
+from broker.storage.tables import CoverageItem
 from broker.telemetry import LogEvent, log
 from schemas.identifiers import BROKER_OWNER
 
@@ -35,10 +38,12 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     night_begins: timedelta = timedelta(hours=2)
     """After midnight in London: then the visits of the day are matched again."""
     night_lease: timedelta = timedelta(hours=1)
+    counts_max: int = 4
+    """Lists counted in one round."""
 
 
 class JobRunner:
-    """Runs look-backs and hands over what is overdue, until stopped."""
+    """Runs look-backs, counts coverage and hands over what is overdue, until stopped."""
 
     def __init__(
         self,
@@ -50,13 +55,18 @@ class JobRunner:
         *,
         retention: RetentionRules | None = None,
         log: TrimmedLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
-        """``log`` is the embedded one, which drops nothing by itself."""
+        """``log`` is the embedded one, which drops nothing by itself.
+
+        ``tracing`` runs beside all else: however slowly PDS answers, nothing waits for it.
+        """
         self._database = database
         self._keyring = keyring
         self._clock = clock
         self._rules = rules
         self._options = options
+        self._tracing = tracing
         self._stopping = asyncio.Event()
         self._retention = retention or RetentionRules()
         self._log = log
@@ -65,6 +75,7 @@ class JobRunner:
         """The night's job, and the last visit that was matched again."""
         self._swept: date | None = None
         self._dropped_at: datetime | None = None
+        self._has_seeded = False
         self.alive_at = self.worked_at = time.monotonic()
         """When the part last looked for work, and when it last could (monotonic seconds)."""
 
@@ -74,10 +85,13 @@ class JobRunner:
 
     async def run(self) -> None:
         """Work until stopped; whatever fails is said and tried again."""
-        while not self._stopping.is_set():
-            found = await self.run_once()
-            if not found:
-                await self._pause()
+        async with asyncio.TaskGroup() as beside:
+            if self._tracing is not None:
+                beside.create_task(self._tracing.run(self._stopping))
+            while not self._stopping.is_set():
+                found = await self.run_once()
+                if not found:
+                    await self._pause()
 
     async def run_once(self) -> int:
         """One round; returns how much was done."""
@@ -89,6 +103,7 @@ class JobRunner:
             ("blocks", self._block_anew),
             ("missed", self._find_missed),
             ("retention", self._drop_old),
+            ("coverage", self._count_coverage),
         )
         for kind, work in works:
             try:
@@ -117,13 +132,29 @@ class JobRunner:
             self.alive_at = time.monotonic()
         return len(claimed)
 
+    async def _count_coverage(self) -> int:
+        now = self._clock.now()
+        async with self._database.writing() as connection:
+            if not self._has_seeded:
+                # Lists that were loaded before anybody counted them.
+                await jobs.seed_counts(connection, self._keyring, now)
+            claimed = await jobs.claim_jobs(
+                connection, jobs_max=self._options.counts_max, lease=self._options.lease, now=now, kind=COVERAGE
+            )
+        self._has_seeded = True
+        for job in claimed:
+            await count_coverage(self._database, self._keyring, self._rules, job, now)
+            self.alive_at = time.monotonic()
+        return 0
+
     async def _hand_over_overdue(self) -> int:
         now = self._clock.now()
         async with self._database.writing() as connection:
             moved = []
             for kind in deadlines.HELD_AFTERWARDS:
+                limit = self._rules.coverage.limit if kind is CoverageItem else self._rules.escalation
                 moved += await deadlines.hand_over_overdue(
-                    connection, kind, now=now, limit=self._rules.escalation, rows_max=self._options.overdue_max
+                    connection, kind, now=now, limit=limit, rows_max=self._options.overdue_max
                 )
             acts = [
                 Act(

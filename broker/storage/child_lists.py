@@ -13,14 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.decision import Candidate
 from broker.domain.matching import BLOCKS_VERSION, entry_blocks, visitor_blocks
 from broker.keyring import Keyring
+from broker.storage import coverage, jobs, traces
+from broker.storage.aliases import Alias, find_aliases
 from broker.storage.database import upsert
+from broker.storage.jobs import COVERAGE, derive_job_id
 from broker.storage.rows import insert_rows, update_rows
 from broker.storage.tables import EntryBlock, ListEntry, ListUpload, ListVersion, table
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
-from schemas.identifiers import authority_owner
+from schemas.identifiers import NhsNumber, authority_owner
 
 _uploads, _entries, _blocks, _versions = table(ListUpload), table(ListEntry), table(EntryBlock), table(ListVersion)
+_is_alive = _entries.c.dead_at.is_(None)
 QUERY_VALUES_MAX = 500
 """Values in one IN list; SQLite and PostgreSQL both take more, plans stay cacheable."""
 
@@ -67,6 +71,8 @@ async def save_entries(
     # The same file once more confirms that the list still stands: it is as fresh as today.
     statement = upsert(connection, _uploads).values(values)
     await connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+    await coverage.note_confirmation(connection, upload.authority, now)
+    await jobs.bring_forward(connection, derive_job_id(keyring, COVERAGE, upload.authority), now)
     by_id = {derive_entry_id(keyring, upload.authority, entry): entry for entry in entries}
     stored = {candidate.entry_id: candidate.entry for candidate in await load_entries(connection, keyring, by_id)}
     changed = {entry_id: entry for entry_id, entry in by_id.items() if stored.get(entry_id) != entry}
@@ -76,22 +82,35 @@ async def save_entries(
 
 
 async def load_entries(connection: AsyncConnection, keyring: Keyring, entry_ids: Iterable[str]) -> list[Candidate]:
-    """The entries with these ids."""
-    return [
-        _open(keyring, row)
+    """The entries with these ids; also dead ones."""
+    rows = [
+        row
         for part in _parts(sorted(set(entry_ids)))
         for row in await connection.execute(select(_entries).where(_entries.c.id.in_(part)))
     ]
+    return await _open_all(connection, keyring, rows)
+
+
+async def load_list(connection: AsyncConnection, keyring: Keyring, authority: str) -> list[Candidate]:
+    """Every entry of an authority's list; also dead ones, and those that ended or were taken back."""
+    statement = select(_entries).where(_entries.c.owner == authority_owner(authority)).order_by(_entries.c.id)
+    return await _open_all(connection, keyring, list(await connection.execute(statement)))
 
 
 async def find_by_nhs_number(
     connection: AsyncConnection, keyring: Keyring, indexes: Iterable[bytes]
 ) -> dict[bytes, list[Candidate]]:
-    """Entries by blind index of their NHS number."""
+    """Entries by blind index of their NHS number, or of one that PDS links with it; none that is dead."""
     found: dict[bytes, list[Candidate]] = {}
     for part in _parts(sorted(set(indexes))):
-        for row in await connection.execute(select(_entries).where(_entries.c.nhs_index.in_(part))):
-            found.setdefault(bytes(row.nhs_index), []).append(_open(keyring, row))
+        pairs = await find_aliases(connection, keyring, part)
+        linked = {index for pair in pairs for index in (pair.old_index, pair.new_index)}
+        statement = select(_entries).where(_entries.c.nhs_index.in_([*part, *(linked - set(part))]), _is_alive)
+        for row in await connection.execute(statement):
+            candidate = _open(keyring, row, pairs)
+            own = bytes(row.nhs_index)
+            for index in {own, *_linked_with(row, pairs)} & set(part):
+                found.setdefault(index, []).append(candidate)
     return found
 
 
@@ -104,7 +123,7 @@ async def find_by_block(
         statement = (
             select(_entries, _blocks.c.block)
             .join(_blocks, _blocks.c.entry_id == _entries.c.id)
-            .where(_blocks.c.block.in_(part))
+            .where(_blocks.c.block.in_(part), _is_alive)
         )
         for row in await connection.execute(statement):
             found.setdefault(bytes(row.block), []).append(_open(keyring, row))
@@ -157,6 +176,7 @@ async def _write_entries(
     )
     await _write_versions(connection, rows, now)
     await _write_blocks(connection, keyring, [(entry_id, owner, entry) for entry_id, entry in entries.items()])
+    await traces.open_traces(connection, keyring, upload.authority, entries, now)
 
 
 async def _write_versions(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]], now: datetime) -> None:
@@ -214,9 +234,39 @@ async def _write_blocks(
     await insert_rows(connection, _blocks, blocks, ignore_existing=True)
 
 
-def _open(keyring: Keyring, row: Any) -> Candidate:
+async def _open_all(connection: AsyncConnection, keyring: Keyring, rows: Sequence[Any]) -> list[Candidate]:
+    pairs = [
+        pair
+        for part in _parts(sorted({bytes(row.nhs_index) for row in rows}))
+        for pair in await find_aliases(connection, keyring, part)
+    ]
+    by_index: dict[bytes, list[Alias]] = {}
+    for pair in pairs:
+        by_index.setdefault(pair.old_index, []).append(pair)
+        by_index.setdefault(pair.new_index, []).append(pair)
+    return [_open(keyring, row, by_index.get(bytes(row.nhs_index), ())) for row in rows]
+
+
+def _open(keyring: Keyring, row: Any, pairs: Sequence[Alias] = ()) -> Candidate:
     plain = keyring.open(bytes(row.sealed), about=f"entry/{row.id}")
-    return Candidate(entry_id=row.id, authority=row.authority, entry=msgspec.json.decode(plain, type=ChildListEntry))
+    return Candidate(
+        entry_id=row.id,
+        authority=row.authority,
+        entry=msgspec.json.decode(plain, type=ChildListEntry),
+        aliases=tuple(_linked_with(row, pairs).values()),
+        is_dead=row.dead_at is not None,
+    )
+
+
+def _linked_with(row: Any, pairs: Sequence[Alias]) -> dict[bytes, NhsNumber]:
+    """The numbers that an entry's owner has linked with the entry's own, by their index."""
+    own = bytes(row.nhs_index)
+    linked = {}
+    for pair in pairs:
+        if pair.owner == row.owner and own in (pair.old_index, pair.new_index):
+            other = pair.new_index if own == pair.old_index else pair.old_index
+            linked[other] = pair.other_side(own)
+    return linked
 
 
 def _parts(values: Sequence[Any]) -> list[Sequence[Any]]:

@@ -11,9 +11,14 @@ from sqlmodel import SQLModel
 
 from broker.domain.alerts import DUTY_DESK
 from broker.storage.quarantine import OPERATORS
-from broker.storage.tables import Alert, Quarantined, Review, table
+from broker.storage.tables import Alert, CoverageItem, Quarantined, Review, table
 
-HELD_AFTERWARDS: dict[type[SQLModel], str] = {Alert: DUTY_DESK, Review: DUTY_DESK, Quarantined: OPERATORS}
+HELD_AFTERWARDS: dict[type[SQLModel], str] = {
+    Alert: DUTY_DESK,
+    Review: DUTY_DESK,
+    Quarantined: OPERATORS,
+    CoverageItem: DUTY_DESK,
+}
 """What can be overdue, and who holds it then."""
 
 

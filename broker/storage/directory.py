@@ -14,7 +14,7 @@ from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.tables import AuthorityRow, ListUpload, LoginRow, Owner, SiteRow, WorkerRow, table
 from schemas.child_list import ListFreshness
-from schemas.directory import Authority, KeptAnswer, Sender, Site, Worker
+from schemas.directory import Authority, KeptAnswer, Role, Sender, Site, Worker
 from schemas.identifiers import OwnerId, authority_owner, organisation_owner
 
 _owners, _authorities, _sites, _workers = table(Owner), table(AuthorityRow), table(SiteRow), table(WorkerRow)
@@ -77,6 +77,12 @@ async def load_directory(connection: AsyncConnection) -> Directory:
         freshness=[ListFreshness(authority=code, confirmed_at=confirmed.get(code)) for code in authorities],
         reachable_workers=frozenset((row.owner.removeprefix("authority:"), row.worker) for row in reachable),
     )
+
+
+async def find_duty_desks(connection: AsyncConnection) -> frozenset[str]:
+    """The owners that have somebody on duty who can sign in."""
+    statement = select(_logins.c.owner).where(_logins.c.role == Role.DUTY_WORKER.value, _logins.c.disabled_at.is_(None))
+    return frozenset((await connection.execute(statement)).scalars())
 
 
 async def save_authority(

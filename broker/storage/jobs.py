@@ -1,4 +1,4 @@
-"""Work for later, claimed like lanes.
+"""Work for later, claimed like lanes: look-backs, traces of entries, and the count of who is covered.
 
 A look-back job must not run while a visit that could not see the changed list is still uncommitted. On PostgreSQL it
 waits behind a barrier: a transaction id taken once the job itself is visible. A visit that wrote its marker before has
@@ -16,17 +16,21 @@ import msgspec
 from sqlalchemy import or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.tables import ItemState, Job, table
+from broker.storage.tables import ItemState, Job, ListUpload, table
+from schemas.identifiers import authority_owner
 
-_jobs = table(Job)
+_jobs, _uploads = table(Job), table(ListUpload)
 LOOK_BACK: Final = "look_back"
 """Compare a list entry with recent visits; its subject is the entry's id."""
 FIND_MISSED: Final = "find_missed"
 """Match every visit that is kept again; its subject is the night."""
+TRACE: Final = "trace"
+COVERAGE: Final = "coverage"
 _SET_BARRIER = text(
     "UPDATE jobs SET barrier = CAST(CAST(pg_current_xact_id() AS text) AS bigint) "
-    "WHERE state = 'open' AND barrier IS NULL AND due_at <= :now"
+    "WHERE state = 'open' AND kind = 'look_back' AND barrier IS NULL AND due_at <= :now"
 )
 _BARRIER_PASSED = text("barrier <= CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)")
 
@@ -40,6 +44,11 @@ class ClaimedJob(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     epoch: int
     due_at: datetime
+
+
+def derive_job_id(keyring: Keyring, kind: str, subject: str) -> str:
+    """One job of a kind for each subject."""
+    return keyring.derive_id("job", kind, subject)
 
 
 async def add_jobs(
@@ -77,6 +86,17 @@ async def add_jobs(
     )
 
 
+async def seed_counts(connection: AsyncConnection, keyring: Keyring, now: datetime) -> None:
+    """Have every list counted for which nobody ever asked it."""
+    authorities = list((await connection.execute(select(_uploads.c.authority).distinct())).scalars())
+    counted = set((await connection.execute(select(_jobs.c.subject).where(_jobs.c.kind == COVERAGE))).scalars())
+    work = [
+        (derive_job_id(keyring, COVERAGE, authority), authority_owner(authority), authority)
+        for authority in sorted(set(authorities) - counted)
+    ]
+    await add_jobs(connection, COVERAGE, work, now)
+
+
 async def set_barriers(connection: AsyncConnection, now: datetime) -> None:
     """Give every waiting job that has none its barrier. Call it in a transaction of its own, which must take its id
     after it has seen the job."""
@@ -87,12 +107,12 @@ async def set_barriers(connection: AsyncConnection, now: datetime) -> None:
 async def claim_jobs(
     connection: AsyncConnection, *, jobs_max: int, lease: timedelta, now: datetime, kind: str = LOOK_BACK
 ) -> list[ClaimedJob]:
-    """Claim jobs of a kind that are due and whose barrier has passed."""
+    """Claim jobs of a kind that are due; look-backs only when their barrier has passed."""
     free = or_(_jobs.c.leased_until.is_(None), _jobs.c.leased_until <= now)
     due = select(_jobs.c.id).where(
         _jobs.c.kind == kind, _jobs.c.state == ItemState.OPEN.value, _jobs.c.due_at <= now, free
     )
-    if connection.dialect.name == "postgresql":
+    if kind == LOOK_BACK and connection.dialect.name == "postgresql":
         due = due.where(_BARRIER_PASSED)
     due = due.order_by(_jobs.c.due_at, _jobs.c.id).limit(jobs_max).with_for_update(skip_locked=True)
     statement = (
@@ -121,10 +141,29 @@ async def list_waiting(connection: AsyncConnection, kind: str) -> set[str]:
     return {row.subject for row in await connection.execute(statement)}
 
 
-async def finish_job(connection: AsyncConnection, job: ClaimedJob, now: datetime) -> None:
-    """Mark the job done, unless it was opened again or claimed by another meanwhile."""
-    await connection.execute(
+async def finish_job(connection: AsyncConnection, job: ClaimedJob, now: datetime) -> bool:
+    """Mark the job done; False when it was opened again or claimed by another meanwhile."""
+    statement = (
         update(_jobs)
         .where(_jobs.c.id == job.id, _jobs.c.epoch == job.epoch)
         .values(state=ItemState.DONE.value, done_at=now, leased_until=None)
+        .returning(_jobs.c.id)
     )
+    return (await connection.execute(statement)).one_or_none() is not None
+
+
+async def put_off_job(connection: AsyncConnection, job: ClaimedJob, due_at: datetime) -> bool:
+    """Have the job done again at a later time; False as with ``finish_job``."""
+    statement = (
+        update(_jobs)
+        .where(_jobs.c.id == job.id, _jobs.c.epoch == job.epoch)
+        .values(due_at=due_at, leased_until=None)
+        .returning(_jobs.c.id)
+    )
+    return (await connection.execute(statement)).one_or_none() is not None
+
+
+async def bring_forward(connection: AsyncConnection, job_id: str, due_at: datetime) -> None:
+    """Have a job that waits done at ``due_at`` at the latest."""
+    is_later = (_jobs.c.state == ItemState.OPEN.value) & (_jobs.c.due_at > due_at)
+    await connection.execute(update(_jobs).where(_jobs.c.id == job_id, is_later).values(due_at=due_at))

@@ -7,7 +7,7 @@ SQLModel's table models do not validate; closed vocabularies are held by CHECK c
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Dialect,
     ForeignKey,
@@ -31,9 +32,11 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
+from schemas.coverage import CoverageReason
 from schemas.delivery import ChannelName, DeliveryState
 from schemas.directory import KeptAnswer
 from schemas.record import PositionOutcome
+from schemas.trace import TraceState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -86,6 +89,8 @@ ENTRY_TAKEN_BACK = "entry_taken_back"
 """The rule by which alerts and reviews are closed whose entry was an error."""
 
 
+ENTRY_CORRECTED = "entry_corrected"
+"""The rule by which alerts are closed whose entry was given another NHS number."""
 CONFIRMATION_UNDONE = "confirmation_undone"
 """The rule by which alerts are closed that rested on what a person confirmed and took back."""
 
@@ -110,7 +115,7 @@ class MissedCause(StrEnum):
 
 
 class ItemState(StrEnum):
-    """States of reviews, missed alerts, quarantined messages, replays and jobs."""
+    """States of reviews, missed alerts, quarantined messages, replays, jobs and coverage items."""
 
     OPEN = "open"
     DONE = "done"
@@ -255,6 +260,8 @@ class ListEntry(SQLModel, table=True):
     blocks_version: int = Field(
         default=1, sa_column=Column(Integer, nullable=False, index=True, server_default=text("1"))
     )
+    dead_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    """When its NHS number was found to be dead: from then on it finds nobody, until it is given another."""
 
 
 class ListVersion(SQLModel, table=True):
@@ -270,6 +277,85 @@ class ListVersion(SQLModel, table=True):
     upload_id: str
     known_from: datetime = Field(sa_column=_at(nullable=False))
     known_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+
+
+class EntryTrace(SQLModel, table=True):
+    """What the Personal Demographics Service says of an entry's identity. ``identity`` is a keyed hash of what was
+    compared; ``sealed`` the finding, or None before the first. ``code`` says why there is no newer one."""
+
+    __tablename__: ClassVar[Any] = "entry_traces"
+    __table_args__ = (_one_of("state", TraceState),)
+    entry_id: str = Field(sa_column=Column(String, ForeignKey("list_entries.id"), primary_key=True))
+    owner: str = Field(sa_column=_owner())
+    state: str
+    identity: bytes = Field(sa_column=_bytes(nullable=False))
+    nhs_index: bytes = Field(sa_column=_bytes(nullable=False))
+    sealed: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
+    code: str | None = None
+    attempts: int = 0
+    opened_at: datetime = Field(sa_column=_at(nullable=False))
+    checked_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    next_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+
+
+class NumberAlias(SQLModel, table=True):
+    """An NHS number that PDS says was superseded by another, for the entries of one owner; undone, never deleted."""
+
+    __tablename__: ClassVar[Any] = "number_aliases"
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    old_index: bytes = Field(sa_column=_bytes(nullable=False, index=True))
+    new_index: bytes = Field(sa_column=_bytes(nullable=False, index=True))
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    made_at: datetime = Field(sa_column=_at(nullable=False))
+    undone_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    undone_by: str | None = None
+
+
+class ListConfirmation(SQLModel, table=True):
+    """When an authority's list was confirmed by an upload: the habit is read from these."""
+
+    __tablename__: ClassVar[Any] = "list_confirmations"
+    authority: str = Field(primary_key=True)
+    confirmed_at: datetime = Field(sa_column=_at(primary_key=True))
+    owner: str = Field(sa_column=_owner(indexed=False))
+
+
+class CoverageItem(SQLModel, table=True):
+    """Something that keeps an entry, or a list, from alerting as it should. The list has no ``entry_id``."""
+
+    __tablename__: ClassVar[Any] = "coverage_items"
+    __table_args__ = (
+        _one_of("reason", CoverageReason),
+        _one_of("state", ItemState),
+        Index("ix_coverage_items_owner_state", "owner", "state"),
+        Index("ix_coverage_items_state_due_by", "state", "due_by"),
+    )
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=Column(String, ForeignKey("owners.id"), nullable=False))
+    entry_id: str | None = Field(
+        default=None, sa_column=Column(String, ForeignKey("list_entries.id"), nullable=True, index=True)
+    )
+    reason: str
+    held_by: str
+    level: int = 0
+    state: str
+    opened_at: datetime = Field(sa_column=_at(nullable=False))
+    due_by: datetime = Field(sa_column=_at(nullable=False))
+    closed_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    noted_by: str | None = None
+
+
+class CoverageDay(SQLModel, table=True):
+    """How much of a list was covered on a London day, as last counted on it."""
+
+    __tablename__: ClassVar[Any] = "coverage_days"
+    authority: str = Field(primary_key=True)
+    counted_on: date = Field(sa_column=Column(Date, primary_key=True))
+    owner: str = Field(sa_column=_owner(indexed=False))
+    entries: int
+    covered: int
+    unverified: int
 
 
 class EntryBlock(SQLModel, table=True):

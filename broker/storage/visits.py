@@ -256,13 +256,13 @@ async def find_latest_by_patient(
 
 
 async def find_by_person(
-    connection: AsyncConnection, *, nhs_index: bytes, blocks: Sequence[bytes], since: datetime
+    connection: AsyncConnection, *, nhs_indexes: Sequence[bytes], blocks: Sequence[bytes], since: datetime
 ) -> list[str]:
-    """Visits not older than ``since`` of an NHS number or of a child of hers, or of a block when it has no number."""
+    """Visits not older than ``since`` of NHS numbers or of a child of hers, or of a block when they have no number."""
     statement = select(_visits.c.id).where(
         _visits.c.heard_at >= since,
-        (_visits.c.nhs_index == nhs_index)
-        | (_visits.c.mother_index == nhs_index)
+        _visits.c.nhs_index.in_(list(nhs_indexes))
+        | _visits.c.mother_index.in_(list(nhs_indexes))
         | (_visits.c.nhs_index.is_(None) & _visits.c.birth_index.in_(list(blocks))),
     )
     blocked = (

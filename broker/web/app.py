@@ -22,7 +22,7 @@ from broker.ports import Clock
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.telemetry import LogEvent, innermost_line, log
-from broker.web import auth, clinician, history, inbox, operations, reviews, sign_in
+from broker.web import auth, clinician, coverage, history, inbox, operations, reviews, sign_in
 from broker.web import pages as surroundings
 from broker.web.auth import NotSignedIn, PasswordCheck
 from broker.web.operations import Status
@@ -44,6 +44,9 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("POST", "/as-at", history.show_as_at),
     ("GET", "/missed", history.show_missed),
     ("POST", "/missed/{missed_id}/settle", history.settle_missed),
+    ("GET", "/coverage", coverage.show_coverage),
+    ("POST", "/coverage/{item_id}/note", coverage.note_item),
+    ("POST", "/coverage/{item_id}/part", coverage.part_numbers),
     ("GET", "/replies", clinician.show_replies),
     ("GET", "/operations", operations.show_operations),
     ("GET", "/_ping", operations.ping),

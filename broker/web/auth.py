@@ -65,6 +65,7 @@ ANONYMOUS: Final = Everyone.ANONYMOUS
 SIGNED_IN: Final = frozenset(Role)
 _SOCIAL_CARE: Final = frozenset({Role.SOCIAL_WORKER, Role.DUTY_WORKER})
 _DUTY_DESK: Final = frozenset({Role.DUTY_WORKER})
+_LISTS: Final = frozenset({Role.LIST_OFFICER, Role.DUTY_WORKER})
 _CLINICIANS: Final = frozenset({Role.CLINICIAN})
 _OPERATORS: Final = frozenset({Role.OPERATOR})
 
@@ -86,6 +87,9 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/as-at"): _DUTY_DESK,
     ("GET", "/missed"): _DUTY_DESK,
     ("POST", "/missed/{missed_id}/settle"): _DUTY_DESK,
+    ("GET", "/coverage"): _LISTS,
+    ("POST", "/coverage/{item_id}/note"): _LISTS,
+    ("POST", "/coverage/{item_id}/part"): _LISTS,
     ("GET", "/replies"): _CLINICIANS,
     ("GET", "/operations"): _OPERATORS,
     ("GET", "/_status"): _OPERATORS,

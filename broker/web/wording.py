@@ -13,6 +13,7 @@ from broker.domain.visits import LONDON, age_on, london_day
 from schemas.alert import IdentityFact, ReplyOutcome
 from schemas.attendance import Event
 from schemas.child_list import PlanType
+from schemas.coverage import CoverageReason
 from schemas.directory import Role
 
 _TELEPHONE: Final = re.compile(r"[+(]?[0-9][0-9 ()-]{4,30}", re.ASCII)
@@ -93,8 +94,21 @@ OUTCOMES: Final[Mapping[ReplyOutcome, str]] = {
 ROLES: Final[Mapping[Role, str]] = {
     Role.SOCIAL_WORKER: "Social worker",
     Role.DUTY_WORKER: "Duty worker",
+    Role.LIST_OFFICER: "List officer",
     Role.CLINICIAN: "Clinician",
     Role.OPERATOR: "Operator",
+}
+
+
+COVERAGE_REASONS: Final[Mapping[CoverageReason, str]] = {
+    CoverageReason.INVALIDATED: "Dead NHS number",
+    CoverageReason.MISMATCH: "Details differ",
+    CoverageReason.NOT_FOUND: "NHS number not found",
+    CoverageReason.SUPERSEDED: "Superseded: new number needed",
+    CoverageReason.NO_ROUTE: "Nobody to ask",
+    CoverageReason.UNVERIFIED: "Not checked yet",
+    CoverageReason.RESTRICTED: "Restricted person",
+    CoverageReason.LIST_STALE: "List out of date",
 }
 
 
@@ -193,5 +207,6 @@ FILTERS: Final[Mapping[str, Callable[..., str]]] = {
     "plan_type": PLAN_TYPES.__getitem__,
     "outcome": OUTCOMES.__getitem__,
     "role": ROLES.__getitem__,
+    "coverage_reason": COVERAGE_REASONS.__getitem__,
     "upper_first": upper_first,
 }

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from broker.bootstrap import check_safety
 from broker.settings import Environment, Settings
-from schemas.alert import AlertWithdrawn, ClinicianReply, SocialCareAlert
+from schemas.alert import AlertWithdrawn, ClinicianReply, CoverageNotice, SocialCareAlert
 
 ROOT: Final = Path(__file__).parents[2]
 REGENERATE: Final = "python -m tests.house.reference"
@@ -30,7 +30,8 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "Pages": ("http", "public", "session", "login"),
         "Handling messages": ("batch", "poll", "contact", "silent", "poison"),
         "Sending": ("delivery", "dispatch", "webhook"),
-        "Rules and jobs": ("escalation", "look", "plan", "unborn", "review", "list", "job", "no"),
+        "Rules and jobs": ("escalation", "look", "plan", "unborn", "review", "list", "coverage", "job", "no"),
+        "Personal Demographics Service": ("pds",),
     }
 )
 """Heading to the first words of the settings under it."""
@@ -155,6 +156,7 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = MappingProxyType(
     {
         "docs/reference/settings.md": render_settings,
         "schemas/json/social-care-alert.json": lambda: render_schema(SocialCareAlert, "social-care-alert"),
+        "schemas/json/coverage-notice.json": lambda: render_schema(CoverageNotice, "coverage-notice"),
         "schemas/json/alert-withdrawn.json": lambda: render_schema(AlertWithdrawn, "alert-withdrawn"),
         "schemas/json/clinician-reply.json": lambda: render_schema(ClinicianReply, "clinician-reply"),
     }

@@ -15,6 +15,7 @@ from broker.storage import outbox
 from broker.storage.tables import AlertState, ItemState
 from schemas.delivery import DeliveryState, Outcome, OutcomeClass
 from schemas.record import PositionOutcome
+from schemas.trace import TraceState
 from tests.house.reference import ROOT, read_code, read_rows
 
 STATES = "docs/states.md"
@@ -27,6 +28,8 @@ KINDS: dict[str, type[StrEnum]] = {
     "Quarantined messages": ItemState,
     "Replays": ItemState,
     "Jobs": ItemState,
+    "Coverage items": ItemState,
+    "Identities of entries": TraceState,
 }
 NOW = datetime(2026, 2, 14, 3, 12, tzinfo=UTC)
 
@@ -55,6 +58,8 @@ def states_in(value: ast.expr) -> set[str]:
     """The states that an expression written to a column ``state`` stands for."""
     if ast.unparse(value) == "step.state.value":
         return settled_states()
+    if ast.unparse(value) == "found.value":
+        return {state.value for state in TraceState if state is not TraceState.UNVERIFIED}
     named = re.findall(r"(\w+State)\.(\w+)", ast.unparse(value))
     kinds = {kind.__name__: kind for kind in KINDS.values()}
     return {str(kinds[kind][name].value) for kind, name in named}

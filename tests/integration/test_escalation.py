@@ -46,8 +46,9 @@ async def held(world: World) -> dict[str, tuple[str, int, str]]:
     found = {}
     async with world.database.reading() as connection:
         for model in HELD_AFTERWARDS:
-            row = (await connection.execute(select(table(model)))).one()
-            found[table(model).name] = (row.held_by, row.level, row.state)
+            row = (await connection.execute(select(table(model)))).one_or_none()
+            if row is not None:
+                found[table(model).name] = (row.held_by, row.level, row.state)
     return found
 
 

@@ -20,9 +20,11 @@ from broker.storage.database import Database
 from broker.storage.migrations import _config, migrate, schema
 from broker.storage.revision import is_current, newest
 from broker.storage.tables import Owner, StoredOffset, table
+from schemas.coverage import CoverageReason
 from schemas.delivery import ChannelName, DeliveryState
 from schemas.directory import KeptAnswer
 from schemas.record import PositionOutcome
+from schemas.trace import TraceState
 from tests.world import World
 
 assert tables
@@ -302,6 +304,44 @@ ROWS: dict[str, dict[str, Any]] = {
         "due_at": NOW,
         "epoch": 0,
     },
+    "entry_traces": {
+        "entry_id": "e1",
+        "owner": "authority:706",
+        "state": "unverified",
+        "identity": b"",
+        "nhs_index": b"",
+        "attempts": 0,
+        "opened_at": NOW,
+    },
+    "coverage_items": {
+        "id": "c1",
+        "owner": "authority:706",
+        "reason": "mismatch",
+        "held_by": "list_officers",
+        "level": 0,
+        "state": "open",
+        "opened_at": NOW,
+        "due_by": NOW,
+    },
+}
+UPLOAD: dict[str, Any] = {
+    "id": "u1",
+    "owner": "authority:706",
+    "authority": "706",
+    "file_hash": "h",
+    "uploaded_by": "o",
+    "uploaded_at": NOW,
+    "rows_loaded": 1,
+    "rows_refused": 0,
+}
+ENTRY: dict[str, Any] = {
+    "id": "e1",
+    "owner": "authority:706",
+    "authority": "706",
+    "upload_id": "u1",
+    "nhs_index": b"",
+    "sealed": b"",
+    "changed_at": NOW,
 }
 CLOSED: dict[str, tuple[str, list[str]]] = {
     "handled_positions": ("outcome", [outcome.value for outcome in PositionOutcome]),
@@ -314,6 +354,8 @@ CLOSED: dict[str, tuple[str, list[str]]] = {
     "sites": ("not_understood", [answer.value for answer in KeptAnswer]),
     "missed_alerts": ("state", [state.value for state in tables.ItemState]),
     "jobs": ("state", [state.value for state in tables.ItemState]),
+    "entry_traces": ("state", [state.value for state in TraceState]),
+    "coverage_items": ("reason", [reason.value for reason in CoverageReason]),
 }
 
 
@@ -323,6 +365,8 @@ async def insert(world: World, name: str, row: dict[str, Any]) -> None:
     async with world.database.writing() as connection:
         await connection.execute(found["visits"].insert(), VISIT)
         await connection.execute(found["lanes"].insert(), LANE)
+        await connection.execute(found["list_uploads"].insert(), UPLOAD)
+        await connection.execute(found["list_entries"].insert(), ENTRY)
         await connection.execute(found[name].insert(), row)
         await connection.rollback()
 

@@ -158,6 +158,7 @@ def test_a_plan_is_shown_with_whom_to_ring_and_nothing_of_the_child() -> None:
         "authority_name",
         "office_telephone",
         "emergency_telephone",
+        "list_confirmed_at",
     }
     assert plan.plan_type is PlanType.CHILD_PROTECTION
     assert (plan.office_telephone, plan.emergency_telephone) == ("01632 960101", "01632 960102")

@@ -1,0 +1,111 @@
+"""Superseded NHS numbers: pairs that PDS itself links, each for the entries of one owner. A person may undo a pair.
+
+Only a superseded record makes one. What a search finds never does: after an adoption the new number must stay unlinked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.keyring import Keyring
+from broker.storage.database import upsert
+from broker.storage.rows import is_among
+from broker.storage.tables import NumberAlias, table
+from schemas.identifiers import NhsNumber
+
+_aliases = table(NumberAlias)
+
+
+class Alias(msgspec.Struct, frozen=True, kw_only=True):
+    """Two numbers of one person. ``old_index`` and ``new_index`` are blind."""
+
+    id: str
+    owner: str
+    old_index: bytes
+    new_index: bytes
+    old: NhsNumber
+    new: NhsNumber
+    made_at: datetime
+    undone_at: datetime | None = None
+    undone_by: str | None = None
+
+    def other_side(self, nhs_index: bytes) -> NhsNumber:
+        """The number that goes with the one that has this index."""
+        return self.old if nhs_index == self.new_index else self.new
+
+
+class _Numbers(msgspec.Struct, frozen=True):
+    old: NhsNumber
+    new: NhsNumber
+
+
+def derive_alias_id(keyring: Keyring, owner: str, old: NhsNumber, new: NhsNumber) -> str:
+    """One pair for each owner."""
+    return keyring.derive_id("alias", owner, old, new)
+
+
+async def add_alias(
+    connection: AsyncConnection, keyring: Keyring, owner: str, *, old: NhsNumber, new: NhsNumber, now: datetime
+) -> bool:
+    """Link two numbers for an owner's entries; False when the pair exists, also when a person has undone it."""
+    alias_id = derive_alias_id(keyring, owner, old, new)
+    values = {
+        "id": alias_id,
+        "owner": owner,
+        "old_index": keyring.index("nhs", old),
+        "new_index": keyring.index("nhs", new),
+        "sealed": keyring.seal(msgspec.json.encode(_Numbers(old, new)), about=f"alias/{alias_id}"),
+        "made_at": now,
+    }
+    statement = upsert(connection, _aliases).values(values).on_conflict_do_nothing().returning(_aliases.c.id)
+    return (await connection.execute(statement)).one_or_none() is not None
+
+
+async def undo_alias(connection: AsyncConnection, alias_id: str, *, by: str, now: datetime) -> bool:
+    """Part two numbers again; False when they are parted already."""
+    standing = (_aliases.c.id == alias_id, _aliases.c.undone_at.is_(None))
+    statement = update(_aliases).where(*standing).values(undone_at=now, undone_by=by).returning(_aliases.c.id)
+    return (await connection.execute(statement)).one_or_none() is not None
+
+
+async def find_aliases(
+    connection: AsyncConnection, keyring: Keyring, indexes: Collection[bytes], *, owner: str | None = None
+) -> list[Alias]:
+    """Pairs that stand, of numbers with these indexes on either side."""
+    if not indexes:
+        return []
+    either = or_(
+        is_among(connection, _aliases.c.new_index, indexes), is_among(connection, _aliases.c.old_index, indexes)
+    )
+    statement = select(_aliases).where(either, _aliases.c.undone_at.is_(None))
+    if owner is not None:
+        statement = statement.where(_aliases.c.owner == owner)
+    return [_open(keyring, row) for row in await connection.execute(statement)]
+
+
+async def load_alias(connection: AsyncConnection, keyring: Keyring, alias_id: str) -> Alias | None:
+    """One pair, also when it was undone."""
+    row = (await connection.execute(select(_aliases).where(_aliases.c.id == alias_id))).one_or_none()
+    return None if row is None else _open(keyring, row)
+
+
+def _open(keyring: Keyring, row: Any) -> Alias:
+    plain = keyring.open(bytes(row.sealed), about=f"alias/{row.id}")
+    numbers = msgspec.json.decode(plain, type=_Numbers)
+    return Alias(
+        id=row.id,
+        owner=row.owner,
+        old_index=bytes(row.old_index),
+        new_index=bytes(row.new_index),
+        old=numbers.old,
+        new=numbers.new,
+        made_at=row.made_at,
+        undone_at=row.undone_at,
+        undone_by=row.undone_by,
+    )
