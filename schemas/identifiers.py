@@ -1,4 +1,4 @@
-"""Identifiers of the field: NHS numbers, ODS codes, owners."""
+"""Identifiers of the field: NHS numbers, ODS codes, URNs of schools, owners."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Final, NewType
 NhsNumber = NewType("NhsNumber", str)
 """Ten digits that pass the modulus 11 check (NHS Data Dictionary, NHS NUMBER)."""
 
+SchoolUrn = NewType("SchoolUrn", str)
+"""Unique reference number of an educational establishment in England: six digits (Get Information about Schools)."""
+
 OwnerId = NewType("OwnerId", str)
 """Who a row belongs to: ``authority:706``, ``organisation:RXX``, ``broker:operations``."""
 
 _SPACES_AND_HYPHENS: Final = str.maketrans("", "", " \u00a0\u2009\u202f-\u2010\u2011\u2012\u2013")
 _WEIGHTED_ZEROS: Final = ord("0") * sum(range(1, 11))
 _ODS_CODE: Final = re.compile(r"[A-Z0-9]{3,10}", re.ASCII)
+_URN: Final = re.compile(r"[1-9][0-9]{5}", re.ASCII)
 
 
 def parse_nhs_number(text: str) -> NhsNumber | None:
@@ -36,6 +40,12 @@ def parse_ods_code(text: str) -> str | None:
     # Checked before: some letters beyond ASCII have capitals within it.
     code = code.upper() if code.isascii() else ""
     return code if _ODS_CODE.fullmatch(code) else None
+
+
+def parse_school_urn(text: str) -> SchoolUrn | None:
+    """Return the unique reference number of a school or college, or None. It has no check digit."""
+    digits = text.strip()
+    return SchoolUrn(digits) if _URN.fullmatch(digits) else None
 
 
 def authority_owner(code: str) -> OwnerId:

@@ -16,6 +16,15 @@ from pydantic.fields import FieldInfo
 from broker.bootstrap import check_safety
 from broker.settings import Environment, Settings
 from schemas.alert import AlertWithdrawn, ClinicianReply, CoverageNotice, SocialCareAlert
+from schemas.encompass import (
+    FullNotice,
+    IncidentWithdrawal,
+    MinimalNotice,
+    PoliceIncident,
+    SchoolNoticeNudge,
+    SchoolNoticeWithdrawn,
+    StandardNotice,
+)
 
 ROOT: Final = Path(__file__).parents[2]
 REGENERATE: Final = "python -m tests.house.reference"
@@ -128,13 +137,13 @@ def _describe_limits(field: FieldInfo) -> str:
 
 
 def render_schema(model: type[msgspec.Struct], name: str) -> str:
-    """The JSON Schema of what a recipient is sent."""
+    """The JSON Schema of what a recipient is sent, or a sender sends."""
     schema = msgspec.json.schema(model)
     _note_instants(schema["$defs"])
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:cpis-broker:schema:{name}",
-        "$comment": f"Made from schemas/alert.py by: {REGENERATE}",
+        "$comment": f"Made from {model.__module__.replace('.', '/')}.py by: {REGENERATE}",
     }
     return msgspec.json.format(msgspec.json.encode(head | schema), indent=2).decode() + "\n"
 
@@ -159,6 +168,15 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = MappingProxyType(
         "schemas/json/coverage-notice.json": lambda: render_schema(CoverageNotice, "coverage-notice"),
         "schemas/json/alert-withdrawn.json": lambda: render_schema(AlertWithdrawn, "alert-withdrawn"),
         "schemas/json/clinician-reply.json": lambda: render_schema(ClinicianReply, "clinician-reply"),
+        "schemas/json/police-incident.json": lambda: render_schema(PoliceIncident, "police-incident"),
+        "schemas/json/incident-withdrawal.json": lambda: render_schema(IncidentWithdrawal, "incident-withdrawal"),
+        "schemas/json/school-notice-minimal.json": lambda: render_schema(MinimalNotice, "school-notice-minimal"),
+        "schemas/json/school-notice-standard.json": lambda: render_schema(StandardNotice, "school-notice-standard"),
+        "schemas/json/school-notice-full.json": lambda: render_schema(FullNotice, "school-notice-full"),
+        "schemas/json/school-notice-withdrawn.json": lambda: render_schema(
+            SchoolNoticeWithdrawn, "school-notice-withdrawn"
+        ),
+        "schemas/json/school-notice-nudge.json": lambda: render_schema(SchoolNoticeNudge, "school-notice-nudge"),
     }
 )
 """Path to what makes its text."""
