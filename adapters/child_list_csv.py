@@ -5,136 +5,29 @@ A bad row never loses the good ones: it comes back with its row number, its fiel
 
 from __future__ import annotations
 
-import csv
-import io
-import ipaddress
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date
-from typing import Final, TypeVar
-from urllib.parse import urlsplit
-
 import msgspec
 
+from adapters.csv_rows import FIELD_CHARACTERS_MAX, FieldProblem, Fields, MalformedFile, RowProblem, Rows, read_csv
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, PlanType
 from schemas.directory import Authority, KeptAnswer, Role, Site, Worker
-from schemas.identifiers import parse_nhs_number, parse_ods_code
+from schemas.identifiers import parse_nhs_number
 
-Row = TypeVar("Row")
-FIELD_CHARACTERS_MAX: Final = 500
-_BEARER_TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
-
-
-class RowProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a row was refused. ``row`` counts the header as 1; ``advice`` never holds the value."""
-
-    row: int
-    field: str
-    advice: str
-
-
-class MalformedFile(Exception):
-    """The file as a whole cannot be read: nothing was taken from it."""
-
-
-class _FieldProblem(Exception):
-    def __init__(self, field: str, advice: str) -> None:
-        super().__init__(field)
-        self.field = field
-        self.advice = advice
-
-
-class _Fields:
-    """One row's fields, each asked for by name."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._values = values
-
-    def optional(self, name: str) -> str | None:
-        text = (self._values.get(name) or "").strip()
-        if len(text) > FIELD_CHARACTERS_MAX or "\x00" in text:
-            raise _FieldProblem(name, f"must be plain text of at most {FIELD_CHARACTERS_MAX} characters")
-        return text or None
-
-    def required(self, name: str) -> str:
-        text = self.optional(name)
-        if text is None:
-            raise _FieldProblem(name, "is missing")
-        return text
-
-    def day(self, name: str) -> date:
-        try:
-            return date.fromisoformat(self.required(name))
-        except ValueError as error:
-            raise _FieldProblem(name, "must be a date like 2026-01-31") from error
-
-    def optional_day(self, name: str) -> date | None:
-        return self.day(name) if self.optional(name) else None
-
-    def ods_code(self, name: str) -> str:
-        code = parse_ods_code(self.required(name))
-        if code is None:
-            raise _FieldProblem(name, "must be an ODS code of 3 to 10 letters and digits")
-        return code
-
-    def port(self, name: str) -> int | None:
-        text = self.optional(name)
-        if text is None:
-            return None
-        if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
-            raise _FieldProblem(name, "must be a port number")
-        return int(text)
-
-    def networks(self, name: str) -> tuple[str, ...]:
-        words = self.words(name)
-        try:
-            for word in words:
-                ipaddress.ip_network(word, strict=False)
-        except ValueError as error:
-            raise _FieldProblem(name, "must be networks like 10.1.0.0/16, with spaces between them") from error
-        return words
-
-    def web_address(self, name: str) -> str | None:
-        text = self.optional(name)
-        if text is None:
-            return None
-        try:
-            parts = urlsplit(text)
-            is_complete = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
-            # Credentials in an address would stand where everybody reads them.
-            is_complete = is_complete and parts.username is None
-        except ValueError:
-            is_complete = False
-        if not is_complete:
-            raise _FieldProblem(name, "must be an address like https://alerts.example.org/path")
-        return text
-
-    def bearer_token(self, name: str) -> str | None:
-        text = self.optional(name)
-        if text is not None and not _BEARER_TOKEN.fullmatch(text):
-            raise _FieldProblem(
-                name, "must be a bearer token: letters, digits and -._~+/, with = at the end (RFC 6750)"
-            )
-        return text
-
-    def flag(self, name: str, *, unsaid: bool = False) -> bool:
-        text = (self.optional(name) or ("yes" if unsaid else "no")).casefold()
-        if text not in _FLAGS:
-            raise _FieldProblem(name, "must be yes or no")
-        return _FLAGS[text]
-
-    def words(self, name: str) -> tuple[str, ...]:
-        return tuple((self.optional(name) or "").split())
-
-    def one_of(self, name: str, known: Sequence[str]) -> str:
-        text = self.required(name)
-        if text not in known:
-            raise _FieldProblem(name, "must be one of " + ", ".join(known))
-        return text
-
-
-_FLAGS: Final = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+__all__ = [
+    "FIELD_CHARACTERS_MAX",
+    "AuthorityLine",
+    "ClinicianLine",
+    "MalformedFile",
+    "RowProblem",
+    "Rows",
+    "SiteLine",
+    "WorkerLine",
+    "read_authorities",
+    "read_children",
+    "read_clinicians",
+    "read_sites",
+    "read_workers",
+]
 
 
 class AuthorityLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,78 +65,38 @@ class ClinicianLine(msgspec.Struct, frozen=True, kw_only=True):
     password: str | None
 
 
-Rows = Iterator[tuple[int, Row | RowProblem]]
-"""What stands in each row, with the row's number as a spreadsheet shows it: the header is 1, blank lines count."""
-
-
 def read_children(file: bytes) -> Rows[ChildListEntry]:
     """One entry or problem per row of a child list. Raises MalformedFile, at once or on the way."""
-    return _read(file, ("local_id", "nhs_number", "family_name", "birth_date", "plan_type", "start_date"), _child)
+    return read_csv(file, ("local_id", "nhs_number", "family_name", "birth_date", "plan_type", "start_date"), _child)
 
 
 def read_authorities(file: bytes) -> Rows[AuthorityLine]:
     """One authority or problem per row."""
-    return _read(file, ("code", "name", "office_telephone", "emergency_telephone"), _authority)
+    return read_csv(file, ("code", "name", "office_telephone", "emergency_telephone"), _authority)
 
 
 def read_workers(file: bytes) -> Rows[WorkerLine]:
     """One worker or problem per row."""
-    return _read(file, ("code", "authority", "name"), _worker)
+    return read_csv(file, ("code", "authority", "name"), _worker)
 
 
 def read_sites(file: bytes) -> Rows[SiteLine]:
     """One site or problem per row."""
-    return _read(file, ("code", "name"), _site)
+    return read_csv(file, ("code", "name"), _site)
 
 
 def read_clinicians(file: bytes) -> Rows[ClinicianLine]:
     """One clinician or problem per row."""
-    return _read(file, ("login", "name", "organisation"), _clinician)
+    return read_csv(file, ("login", "name", "organisation"), _clinician)
 
 
-def _read(file: bytes, columns: Sequence[str], compose: Callable[[_Fields], Row]) -> Rows[Row]:
-    rows = _read_rows(file)
-    _, header = next(rows, (1, []))
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise MalformedFile("the file has no column " + ", ".join(missing))
-    named = [column for column in header if column]
-    if len(set(named)) < len(named):
-        raise MalformedFile("two columns of the file have the same name")
-    return _compose_rows(rows, header, compose)
-
-
-def _read_rows(file: bytes) -> Iterator[tuple[int, list[str]]]:
-    number = 0
-    try:
-        for number, row in enumerate(csv.reader(io.StringIO(file.decode("utf-8-sig"), newline=""), strict=True), 1):
-            if row:
-                yield number, row
-    except UnicodeDecodeError as error:
-        raise MalformedFile("the file is not CSV in UTF-8") from error
-    except csv.Error as error:
-        raise MalformedFile(f"row {number + 1} is not CSV") from error
-
-
-def _compose_rows(
-    rows: Iterator[tuple[int, list[str]]], header: Sequence[str], compose: Callable[[_Fields], Row]
-) -> Rows[Row]:
-    for number, row in rows:
-        try:
-            if len(row) > len(header):
-                raise _FieldProblem("row", "has more fields than the header")
-            yield number, compose(_Fields(dict(zip(header, row, strict=False))))
-        except _FieldProblem as problem:
-            yield number, RowProblem(row=number, field=problem.field, advice=problem.advice)
-
-
-def _child(fields: _Fields) -> ChildListEntry:
+def _child(fields: Fields) -> ChildListEntry:
     nhs_number = parse_nhs_number(fields.required("nhs_number"))
     if nhs_number is None:
-        raise _FieldProblem("nhs_number", "must be a valid NHS number of ten digits; please check it")
+        raise FieldProblem("nhs_number", "must be a valid NHS number of ten digits; please check it")
     start_on, end_on = fields.day("start_date"), fields.optional_day("end_date")
     if end_on is not None and end_on < start_on:
-        raise _FieldProblem("end_date", "must not be before the start date")
+        raise FieldProblem("end_date", "must not be before the start date")
     return ChildListEntry(
         local_id=fields.required("local_id"),
         nhs_number=nhs_number,
@@ -259,7 +112,7 @@ def _child(fields: _Fields) -> ChildListEntry:
     )
 
 
-def _authority(fields: _Fields) -> AuthorityLine:
+def _authority(fields: Fields) -> AuthorityLine:
     return AuthorityLine(
         authority=Authority(
             code=fields.ods_code("code"),
@@ -274,7 +127,7 @@ def _authority(fields: _Fields) -> AuthorityLine:
     )
 
 
-def _worker(fields: _Fields) -> WorkerLine:
+def _worker(fields: Fields) -> WorkerLine:
     roles = (Role.SOCIAL_WORKER.value, Role.DUTY_WORKER.value, Role.LIST_OFFICER.value)
     role = fields.one_of("role", roles) if fields.optional("role") else Role.SOCIAL_WORKER.value
     return WorkerLine(
@@ -290,11 +143,11 @@ def _worker(fields: _Fields) -> WorkerLine:
     )
 
 
-def _site(fields: _Fields) -> SiteLine:
+def _site(fields: Fields) -> SiteLine:
     reply_host, reply_port = fields.optional("reply_host"), fields.port("reply_port")
     if (reply_host is None) != (reply_port is None):
         missing = "reply_host" if reply_host is None else "reply_port"
-        raise _FieldProblem(missing, "is missing: reply_host and reply_port belong together")
+        raise FieldProblem(missing, "is missing: reply_host and reply_port belong together")
     answers = [answer.value for answer in KeptAnswer]
     wished = fields.one_of("not_understood", answers) if fields.optional("not_understood") else KeptAnswer.ACCEPT.value
     return SiteLine(
@@ -316,7 +169,7 @@ def _site(fields: _Fields) -> SiteLine:
     )
 
 
-def _clinician(fields: _Fields) -> ClinicianLine:
+def _clinician(fields: Fields) -> ClinicianLine:
     return ClinicianLine(
         login=fields.required("login"),
         name=fields.required("name"),
