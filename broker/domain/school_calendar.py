@@ -13,13 +13,12 @@ from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final
-from zoneinfo import ZoneInfo
 
 import msgspec
 
+from broker.domain.visits import LONDON
 from schemas.encompass import CalendarDays, DayKind
 
-LONDON: Final = ZoneInfo("Europe/London")
 _DAY: Final = timedelta(days=1)
 _MONDAY_ORDINAL: Final = 1
 """``date.toordinal`` of a Monday: 1 January of the year 1."""
@@ -29,7 +28,7 @@ _SEPTEMBER: Final = 9
 
 
 class SchoolHours(msgspec.Struct, frozen=True, kw_only=True):
-    """When an establishment's day starts, and how notices are timed by it. All local times are Europe/London."""
+    """When an establishment's day starts, and how notices are timed by it: whole minutes, Europe/London."""
 
     starts_at_local: time = time(8, 30)
     margin: timedelta = timedelta(minutes=15)
@@ -141,9 +140,9 @@ def time_notice(known_at: datetime, calendar: SchoolCalendar, hours: SchoolHours
     """
     assert known_at.utcoffset() is not None, "an instant has an offset"
     local = known_at.astimezone(LONDON)
-    today, wall = local.date(), local.replace(tzinfo=None)
-    starts, cut_off = (datetime.combine(today, clock) for clock in (hours.starts_at_local, hours.cut_off_local))
-    is_early = wall < starts
+    today, minute = local.date(), _minute_of_day(local)
+    starts, cut_off = _minute_of_day(hours.starts_at_local), _minute_of_day(hours.cut_off_local)
+    is_early = minute < starts
     found = calendar.next_school_day(today if is_early else today + _DAY)
     start, due_by, remind_at = _bell(found.on, hours)
     if due_by <= known_at:
@@ -152,7 +151,7 @@ def time_notice(known_at: datetime, calendar: SchoolCalendar, hours: SchoolHours
     flag = None
     if found.on == today:
         flag = Flag.BEFORE_THE_BELL
-    elif starts <= wall < cut_off and calendar.is_school_day(today):
+    elif starts <= minute < cut_off and calendar.is_school_day(today):
         flag = Flag.DURING_SCHOOL
     return NoticeTiming(
         send_at=known_at.astimezone(UTC),
@@ -167,6 +166,10 @@ def time_notice(known_at: datetime, calendar: SchoolCalendar, hours: SchoolHours
 def due_by(known_at: datetime, calendar: SchoolCalendar, hours: SchoolHours) -> datetime:
     """The instant (UTC) before which the notice must have been sent."""
     return time_notice(known_at, calendar, hours).due_by
+
+
+def _minute_of_day(clock: datetime | time) -> int:
+    return clock.hour * 60 + clock.minute
 
 
 def _skips_a_weekday(today: date, next_day: date, calendar: SchoolCalendar) -> bool:

@@ -8,7 +8,6 @@ from datetime import UTC, date, datetime, time, timedelta
 import pytest
 
 from broker.domain.school_calendar import (
-    LONDON,
     Flag,
     NoticeTiming,
     SchoolCalendar,
@@ -17,6 +16,7 @@ from broker.domain.school_calendar import (
     due_by,
     time_notice,
 )
+from broker.domain.visits import LONDON
 from schemas.encompass import CalendarDays, DayKind
 from schemas.identifiers import SchoolUrn
 
