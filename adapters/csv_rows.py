@@ -48,14 +48,15 @@ class FieldProblem(Exception):
 class Fields:
     """One row's fields, each asked for by name. Every method raises FieldProblem."""
 
-    def __init__(self, values: Mapping[str, str]) -> None:
+    def __init__(self, values: Mapping[str, str], characters_max: int = FIELD_CHARACTERS_MAX) -> None:
         self._values = values
+        self._characters_max = characters_max
 
     def optional(self, name: str) -> str | None:
         """The text of a field without the blanks around it; None where there is none."""
         text = (self._values.get(name) or "").strip()
-        if len(text) > FIELD_CHARACTERS_MAX or "\x00" in text:
-            raise FieldProblem(name, f"must be plain text of at most {FIELD_CHARACTERS_MAX} characters")
+        if len(text) > self._characters_max or "\x00" in text:
+            raise FieldProblem(name, f"must be plain text of at most {self._characters_max} characters")
         return text or None
 
     def required(self, name: str) -> str:
@@ -179,7 +180,13 @@ Rows = Iterator[tuple[int, Row | RowProblem]]
 """What stands in each row, with the row's number as a spreadsheet shows it: the header is 1, blank lines count."""
 
 
-def read_csv(file: bytes, columns: Sequence[str], compose: Callable[[Fields], Row]) -> Rows[Row]:
+def read_csv(
+    file: bytes,
+    columns: Sequence[str],
+    compose: Callable[[Fields], Row],
+    *,
+    characters_max: int = FIELD_CHARACTERS_MAX,
+) -> Rows[Row]:
     """One noun or problem per row; ``columns`` must be there. Raises MalformedFile, at once or on the way."""
     rows = _read_rows(file)
     _, header = next(rows, (1, []))
@@ -189,7 +196,7 @@ def read_csv(file: bytes, columns: Sequence[str], compose: Callable[[Fields], Ro
     named = [column for column in header if column]
     if len(set(named)) < len(named):
         raise MalformedFile("two columns of the file have the same name")
-    return _compose_rows(rows, header, compose)
+    return _compose_rows(rows, header, compose, characters_max)
 
 
 def _read_rows(file: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -205,12 +212,15 @@ def _read_rows(file: bytes) -> Iterator[tuple[int, list[str]]]:
 
 
 def _compose_rows(
-    rows: Iterator[tuple[int, list[str]]], header: Sequence[str], compose: Callable[[Fields], Row]
+    rows: Iterator[tuple[int, list[str]]],
+    header: Sequence[str],
+    compose: Callable[[Fields], Row],
+    characters_max: int,
 ) -> Rows[Row]:
     for number, row in rows:
         try:
             if len(row) > len(header):
                 raise FieldProblem("row", "has more fields than the header")
-            yield number, compose(Fields(dict(zip(header, row, strict=False))))
+            yield number, compose(Fields(dict(zip(header, row, strict=False)), characters_max))
         except FieldProblem as problem:
             yield number, RowProblem(row=number, field=problem.field, advice=problem.advice)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import asyncio
 import base64
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from joserfc import jwe
 from joserfc.jwk import OctKey
 from prometheus_client.metrics import MetricWrapperBase
 
-from adapters import child_list_csv, fhir_bundle, kafka_options
+from adapters import child_list_csv, fhir_bundle, kafka_options, school_csv
 from adapters.child_list_csv import RowProblem
 from adapters.fhir import read_bundle
 from adapters.fhir_reply import FhirReplyChannel
@@ -237,19 +237,24 @@ def test_the_bundle_of_the_how_to_is_read_without_a_fault() -> None:
 
 # CSV
 
-FILES = {
-    "Child list": ("_child", child_list_csv.read_children),
-    "Authorities": ("_authority", child_list_csv.read_authorities),
-    "Workers": ("_worker", child_list_csv.read_workers),
-    "Sites": ("_site", child_list_csv.read_sites),
-    "Clinicians": ("_clinician", child_list_csv.read_clinicians),
+FILES: dict[str, tuple[str, Callable[[bytes], Any], str]] = {
+    "Child list": ("_child", child_list_csv.read_children, "csv.md"),
+    "Authorities": ("_authority", child_list_csv.read_authorities, "csv.md"),
+    "Workers": ("_worker", child_list_csv.read_workers, "csv.md"),
+    "Sites": ("_site", child_list_csv.read_sites, "csv.md"),
+    "Clinicians": ("_clinician", child_list_csv.read_clinicians, "csv.md"),
+    "Schools": ("_school", school_csv.read_schools, "encompass-csv.md"),
+    "Safeguarding contacts": ("_contact", school_csv.read_safeguarding_contacts, "encompass-csv.md"),
+    "Pupils": ("_pupil", school_csv.read_pupils, "encompass-csv.md"),
+    "Term dates": ("_days", school_csv.read_term_dates, "encompass-csv.md"),
 }
 
 
 def columns_read(function: str) -> set[str]:
     """Every column that a row's function asks for."""
-    tree = ast.parse(Path(child_list_csv.__file__).read_text(encoding="utf-8"))
-    [body] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    trees = [ast.parse(inspect.getsource(module)) for module in (child_list_csv, school_csv)]
+    nodes = [node for tree in trees for node in tree.body]
+    [body] = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == function]
     return {
         node.args[0].value
         for node in ast.walk(body)
@@ -263,29 +268,31 @@ def columns_read(function: str) -> set[str]:
 
 @pytest.mark.parametrize("heading", FILES)
 def test_the_columns_of_a_file_are_those_that_are_read(heading: str) -> None:
-    listed = {read_code(row[0])[0] for row in read_rows(f"{REFERENCE}/csv.md", heading) if read_code(row[0])}
-    assert listed == columns_read(FILES[heading][0])
+    function, _, page = FILES[heading]
+    listed = {read_code(row[0])[0] for row in read_rows(f"{REFERENCE}/{page}", heading) if read_code(row[0])}
+    assert listed == columns_read(function)
 
 
 @pytest.mark.parametrize("heading", FILES)
 def test_the_example_of_a_file_is_read_without_a_problem(heading: str) -> None:
-    example = block_of("csv.md", "csv", f"## {heading}\n").encode()
-    rows = list(FILES[heading][1](example))
+    _, read, page = FILES[heading]
+    rows = list(read(block_of(page, "csv", f"## {heading}\n").encode()))
     assert rows
     assert not [row for _, row in rows if isinstance(row, RowProblem)]
 
 
 @pytest.mark.parametrize("heading", FILES)
 def test_a_column_is_required_exactly_when_the_reference_says_so(heading: str) -> None:
-    example = block_of("csv.md", "csv", f"## {heading}\n").splitlines()
+    _, read, page = FILES[heading]
+    example = block_of(page, "csv", f"## {heading}\n").splitlines()
     columns = example[0].split(",")
-    for column, required, *_ in read_rows(f"{REFERENCE}/csv.md", heading):
+    for column, required, *_ in read_rows(f"{REFERENCE}/{page}", heading):
         place = columns.index(read_code(column)[0])
         values = example[1].split(",")
         values[place] = ""
         if column in ("`reply_host`", "`reply_port`"):
             values[columns.index("reply_host")] = values[columns.index("reply_port")] = ""
-        [(_, row)] = list(FILES[heading][1]("\n".join([example[0], ",".join(values)]).encode()))
+        [(_, row)] = list(read("\n".join([example[0], ",".join(values)]).encode()))
         assert isinstance(row, RowProblem) == (required == "yes"), column
 
 
