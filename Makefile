@@ -30,7 +30,7 @@ test: engines lint ## run every test, after installing what tests need (PYTEST_A
 bench: engines ## measure the broker beside its peers, for half an hour (ARGS="--quick --json FILE": a few minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-engines: .venv/.tools ## install what only tests need: Java, Maven, Chromium, Apache Kafka, where missing
+engines: .venv/.tools ## install what only tests need: Java, Maven, Chromium, Kafka, MESH, where missing
 	@tests/install_engines.sh
 	@$(BIN)/python -m tests.engines
 
@@ -73,8 +73,8 @@ format: .venv/.tools ## put the code into ruff's form
 
 lock: ## choose the newest allowed versions and write both lock files (needs uv)
 	@command -v uv >/dev/null || { echo "error: uv is not on PATH: pip install uv" >&2; exit 1; }
-	$(COMPILE_LOCK) --upgrade pyproject.toml -o requirements.lock
-	$(COMPILE_LOCK) --upgrade pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE_LOCK) --upgrade pyproject.toml --extra mesh -o requirements.lock
+	$(COMPILE_LOCK) --upgrade pyproject.toml --extra mesh --group dev -c requirements.lock -o requirements-dev.lock
 
 clean: ## remove .venv and caches; never var, which holds data
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist ./*.egg-info

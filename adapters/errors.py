@@ -4,6 +4,7 @@
     - Unreadable          bytes that cannot be understood; ``reason`` is a closed word
         - NotHl7          not an HL7 v2 message at all
         - NotAnAttendance understood, and of no concern to the broker
+    - MailboxUnavailable  a mailbox did not do what it was asked; ``code`` is a closed word
     - LogError
         - NotDurable      an append was not confirmed; the caller must not acknowledge
         - LogUnavailable  the log cannot be reached or does not answer in time
@@ -36,6 +37,17 @@ class NotHl7(Unreadable):
 
 class NotAnAttendance(Unreadable):
     """A message of a type or event the broker does not act on; its reason is ``not_an_attendance``."""
+
+
+class MailboxUnavailable(AdapterError):
+    """A mailbox cannot be reached, does not let us in, or does not have what was asked for: try again later.
+
+    ``code`` is a closed word for logs (``http_403``), never an address or contents.
+    """
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class LogError(AdapterError):

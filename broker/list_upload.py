@@ -6,12 +6,12 @@ leaves a look-back job in the same transaction: a visit in flight and a list cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import msgspec
 
-from adapters.child_list_csv import RowProblem, read_children
+from adapters.child_list_csv import RowProblem, Rows, read_children
 from broker.keyring import Keyring
 from broker.ports import Clock
 from broker.storage import audit, child_lists, directory, jobs
@@ -46,12 +46,14 @@ async def upload_children(
     file: bytes,
     uploaded_by: str,
     dry_run: bool = False,
+    read: Callable[[bytes], Rows[ChildListEntry]] = read_children,
 ) -> UploadReport:
-    """Load a CSV list. Raises MalformedFile or UnknownAuthority, and then nothing was stored.
+    """Load a list, CSV unless ``read`` reads another form.
 
+    Raises MalformedFile or UnknownAuthority, and then nothing was stored.
     A file of which every row was refused is on record, but does not count as a confirmed list.
     """
-    rows = list(read_children(file))
+    rows = list(read(file))
     problems = [row for _, row in rows if isinstance(row, RowProblem)]
     entries, repeated = _without_repeats(keyring, authority, rows)
     refused = tuple(sorted((*problems, *repeated), key=lambda problem: problem.row))

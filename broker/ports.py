@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from schemas.delivery import Outcome, Parcel
+from schemas.mesh import MeshMessage
 from schemas.record import LogRecord, Partition, PartitionExtent
 from schemas.trace import Answer, Question
 
@@ -136,6 +137,30 @@ class Tracer(Protocol):
 
     async def ask(self, question: Question) -> Answer:
         """Ask once. Never raises for what the other side does: that is an answer."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class Mailbox(Protocol):
+    """A MESH mailbox. Raises MailboxUnavailable, but where it says otherwise."""
+
+    async def list_waiting(self) -> Sequence[str]:
+        """The ids of messages that are not acknowledged, oldest first; not all of them when there are many."""
+        ...
+
+    async def take(self, message_id: str) -> MeshMessage:
+        """A message with its contents; it stays in the mailbox."""
+        ...
+
+    async def acknowledge(self, message_id: str) -> None:
+        """Say that the message is safe here; it leaves the mailbox."""
+        ...
+
+    async def send(self, recipient: str, body: bytes, *, workflow: str, local_id: str) -> Outcome:
+        """Try once. Never raises for what the other side does: that is an outcome."""
         ...
 
     async def close(self) -> None:

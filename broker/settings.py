@@ -133,6 +133,24 @@ class Settings(BaseSettings):
         default=None, description="Certificate authority of departments' FHIR servers"
     )
 
+    mesh_url: str = Field(default="", description="Where MESH is; empty: no lists by MESH. Needs the extra mesh")
+    mesh_mailbox: str = Field(default="", description="Our mailbox; nobody else may take messages from it")
+    mesh_password: SecretStr = Field(default=SecretStr(""), description="Password of the mailbox")
+    mesh_shared_key: SecretStr = Field(default=SecretStr(""), description="MESH's key of the environment")
+    mesh_ca_file: Path | None = Field(
+        default=None, description="Certificate authority of MESH; without it NHS England's own for its addresses"
+    )
+    mesh_certificate_file: Path | None = Field(default=None, description="Our certificate for MESH")
+    mesh_key_file: Path | None = Field(default=None, description="Its key")
+    mesh_upload_workflow: str = Field(default="", description="Workflow id of child lists that come in")
+    mesh_report_workflow: str = Field(default="", description="Workflow id of the reports that go back")
+    mesh_senders: str = Field(default="", description="MAILBOX=AUTHORITY,...: whose lists come from which mailbox")
+    mesh_poll_s: float = Field(default=60.0, gt=0, le=3600, description="How often the mailbox is looked into")
+    mesh_timeout_s: float = Field(default=60.0, gt=0, le=600, description="One exchange with MESH")
+    mesh_message_bytes_max: int = Field(
+        default=67_108_864, ge=1024, description="A larger message stays in the mailbox, for a person to decide"
+    )
+
     escalation_minutes: float = Field(
         default=15.0, gt=0, description="Unacknowledged alerts and reviews go to the duty desk"
     )

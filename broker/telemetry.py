@@ -59,6 +59,9 @@ class LogEvent(StrEnum):
     JOB_FAILED = "job_failed"  # kind, error
     TRACING_RESTS = "tracing_rests"  # code, seconds
     LIST_LATE = "list_late"  # authority, hours
+    MESH_UNAVAILABLE = "mesh_unavailable"  # error
+    MESH_KEPT = "mesh_kept"  # owner, reason
+    MESH_NOT_ANSWERED = "mesh_not_answered"  # code
     LIBRARY = "library"  # logger, level, error, count
     CRASHED = "crashed"  # part, error, at
 

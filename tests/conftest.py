@@ -17,7 +17,7 @@ from typing import Protocol
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
-from tests.engines import KafkaServer, PostgresServer, chromium_path
+from tests.engines import KafkaServer, MeshSandbox, PostgresServer, chromium_path
 
 KAFKA_VARIABLE = "CPIS_TEST_KAFKA_BOOTSTRAP_SERVERS"
 
@@ -200,6 +200,17 @@ def postgres_url(postgres_server: PostgresServer, request: pytest.FixtureRequest
     name = f"{words[:40]}_{uuid.uuid4().hex[:8]}"
     yield postgres_server.create_database(name)
     postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def mesh_sandbox() -> Iterator[MeshSandbox]:
+    """NHS England's MESH sandbox of this run: do not stop it, and empty it first."""
+    server = MeshSandbox()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real servers for tests: Apache Kafka, PostgreSQL, a TCP proxy that can misbehave, and where Chromium is.
+"""Real servers for tests: Apache Kafka, PostgreSQL, MESH, a TCP proxy that can misbehave, and where Chromium is.
 
 Nothing here knows pytest, so scripts can start the same servers. ``python -m tests.engines`` fetches what
 would otherwise be fetched by the first test that needs Kafka.
@@ -17,6 +17,7 @@ import asyncio
 import atexit
 import base64
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -668,6 +669,68 @@ async def _execute_sql(port: int, statement: str) -> None:
         await connection.close()
 
 
+# MESH
+
+
+MESH_SANDBOX = "mesh-sandbox==1.0.137"
+MESH_KEY, MESH_PASSWORD = "TestKey", "password"
+"""What every mailbox of the sandbox is opened with."""
+
+
+def mesh_sandbox_dir() -> Path:
+    """Where NHS England's MESH sandbox is kept: an environment of its own, outside the repository."""
+    cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return cache_dir / "cpis-broker" / f"{MESH_SANDBOX.replace('==', '-')}-{python}"
+
+
+def install_mesh_sandbox(limit_s: float = 300) -> Path:
+    """Install the sandbox with pip unless it is there, and return its directory.
+
+    It pins versions that the product does not, so it has an environment of its own. The mark is written last: what was
+    interrupted is begun afresh. Raises EngineError.
+    """
+    directory = mesh_sandbox_dir()
+    mark = directory / "installed"
+    if mark.exists():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with (directory.parent / "mesh-sandbox.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if mark.exists():
+            return directory
+        log_path = directory.parent / "mesh-sandbox.log"
+        make = [sys.executable, "-m", "venv", "--clear", str(directory)]
+        _run("Making the environment of the MESH sandbox", make, log_path=log_path, limit_s=limit_s)
+        pip = [str(directory / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
+        _run("pip", [*pip, "install", MESH_SANDBOX], log_path=log_path, limit_s=limit_s)
+        mark.touch()
+    return directory
+
+
+class MeshSandbox(_Server):
+    """NHS England's MESH sandbox on loopback, with its own three mailboxes; messages are in its memory."""
+
+    START_LIMIT_S = 60.0
+    STOP_SIGNAL = signal.SIGTERM
+
+    def __init__(self) -> None:
+        super().__init__("MESH")
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    def start(self) -> None:
+        """Start, and return once it answers."""
+        programs = install_mesh_sandbox() / "bin"
+        environment = [f"SHARED_KEY={MESH_KEY}", "AUTH_MODE=full", "STORE_MODE=memory"]
+        serve = ["-m", "uvicorn", "mesh_sandbox.api:app", f"--host={LOOPBACK}", f"--port={self.port}"]
+        command = ["/usr/bin/env", *environment, str(programs / "python"), *serve]
+        self._launch(command, lambda: _answers(self.port), self.START_LIMIT_S)
+
+
 # A link that can fail
 
 
@@ -807,6 +870,9 @@ def main() -> int:
         if not kafka_jars_dir().is_dir():
             print(f"Fetching Apache Kafka {kafka_version()} (about 45 MB) ...", flush=True)
         print(f"Apache Kafka {kafka_version()}: {install_kafka()}")
+        if not mesh_sandbox_dir().is_dir():
+            print("Installing NHS England's MESH sandbox (about 20 MB) ...", flush=True)
+        print(f"MESH sandbox: {install_mesh_sandbox()}")
         print(f"PostgreSQL: {postgres_programs_dir()}")
         print(f"Chromium: {chromium_path()}")
     except EngineError as error:

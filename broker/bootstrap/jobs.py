@@ -1,9 +1,10 @@
-"""The part that looks back and sees to what is past its limit."""
+"""The part that looks back and sees to what is past its limit, and to the mailbox of MESH where there is one."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 
 from broker import topics
@@ -12,38 +13,80 @@ from broker.bootstrap.rules import rules_of
 from broker.bootstrap.safety import load_keyring
 from broker.bootstrap.tracing import open_tracing
 from broker.clock import SystemClock
+from broker.jobs.mesh_inbox import MeshInbox
 from broker.jobs.retention import RetentionRules
 from broker.jobs.runner import JobOptions, JobRunner
 from broker.settings import Settings
 
 
+class JobsPart:
+    """Who does the jobs, and beside it the mailbox: a MESH that does not answer holds up nothing else."""
+
+    def __init__(self, runner: JobRunner, inbox: MeshInbox | None) -> None:
+        self._runner = runner
+        self._inbox = inbox
+
+    @property
+    def alive_at(self) -> float:
+        """When the part last looked for work."""
+        return self._runner.alive_at
+
+    @property
+    def worked_at(self) -> float:
+        """When it last could."""
+        return self._runner.worked_at
+
+    def stop(self) -> None:
+        """End after what is in hand. A message that is in hand is taken up again later."""
+        self._runner.stop()
+
+    async def run(self) -> None:
+        """Work until stopped."""
+        if self._inbox is None:
+            await self._runner.run()
+            return
+        reading = asyncio.create_task(self._inbox.run())
+        try:
+            await self._runner.run()
+        finally:
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
+
+
 @asynccontextmanager
-async def open_part(settings: Settings) -> AsyncIterator[JobRunner]:
+async def open_part(settings: Settings) -> AsyncIterator[JobsPart]:
     """Who does the jobs."""
-    database, log_ = open_watched_database(settings), open_trimmed_log(settings)
-    retention = RetentionRules(
+    async with AsyncExitStack() as stack:
+        database, log_, keyring = open_watched_database(settings), open_trimmed_log(settings), load_keyring(settings)
+        stack.push_async_callback(database.close)
+        if log_ is not None:
+            stack.push_async_callback(log_.close)
+        tracing = open_tracing(settings, database, keyring)
+        if tracing is not None:
+            stack.push_async_callback(tracing.close)
+        runner = JobRunner(
+            database,
+            keyring,
+            SystemClock(),
+            rules_of(settings),
+            JobOptions(lease=timedelta(seconds=settings.job_lease_s)),
+            tracing=tracing,
+            retention=_retention_of(settings),
+            log=log_,
+        )
+        inbox = None
+        if settings.mesh_url:
+            from broker.bootstrap.mesh import open_inbox
+
+            inbox = await stack.enter_async_context(open_inbox(settings))
+        yield JobsPart(runner, inbox)
+
+
+def _retention_of(settings: Settings) -> RetentionRules:
+    return RetentionRules(
         log=timedelta(days=settings.log_retention_days),
         no_record_replies=timedelta(days=settings.no_record_reply_days),
         group=settings.name_on_log(topics.ATTENDANCES_GROUP),
         topic=settings.name_on_log(topics.ATTENDANCES),
     )
-    options = JobOptions(lease=timedelta(seconds=settings.job_lease_s))
-    keyring = load_keyring(settings)
-    tracing = open_tracing(settings, database, keyring)
-    try:
-        yield JobRunner(
-            database,
-            keyring,
-            SystemClock(),
-            rules_of(settings),
-            options,
-            tracing=tracing,
-            retention=retention,
-            log=log_,
-        )
-    finally:
-        if log_ is not None:
-            await log_.close()
-        if tracing is not None:
-            await tracing.close()
-        await database.close()

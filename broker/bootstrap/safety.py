@@ -50,18 +50,23 @@ def check_safety(settings: Settings) -> list[str]:
         problems.append("CPIS_WEBHOOK_ALLOW_PRIVATE: only with the hosts named in CPIS_WEBHOOK_ALLOWED_HOSTS")
     if settings.fhir_reply_allow_private and not settings.fhir_reply_allowed_hosts:
         problems.append("CPIS_FHIR_REPLY_ALLOW_PRIVATE: only with the hosts named in CPIS_FHIR_REPLY_ALLOWED_HOSTS")
-    for name in ("pds_base_url", "pds_token_url"):
-        address = getattr(settings, name)
-        if address and not address.startswith("https://"):
-            problems.append(f"CPIS_{name.upper()}: PDS must be asked by https")
-    if settings.pds_base_url and not settings.pds_token_url:
-        problems.append("CPIS_PDS_TOKEN_URL: PDS asks for an access token")
     if not settings.mllp_reply_tls:
         problems.append("CPIS_MLLP_REPLY_TLS: replies must be encrypted")
     if settings.kafka_bootstrap_servers and settings.kafka_security_protocol in ("PLAINTEXT", "SASL_PLAINTEXT"):
         problems.append("CPIS_KAFKA_SECURITY_PROTOCOL: without TLS only in development")
     if settings.kafka_bootstrap_servers and settings.kafka_replication_factor < KAFKA_REPLICAS_MIN:
         problems.append("CPIS_KAFKA_REPLICATION_FACTOR: an attendance that stands on fewer than 3 servers can be lost")
+    return problems + _check_national_services(settings)
+
+
+def _check_national_services(settings: Settings) -> list[str]:
+    problems = []
+    for name, service in (("pds_base_url", "PDS"), ("pds_token_url", "PDS"), ("mesh_url", "MESH")):
+        address = getattr(settings, name)
+        if address and not address.startswith("https://"):
+            problems.append(f"CPIS_{name.upper()}: {service} must be asked by https")
+    if settings.pds_base_url and not settings.pds_token_url:
+        problems.append("CPIS_PDS_TOKEN_URL: PDS asks for an access token")
     return problems
 
 

@@ -51,6 +51,13 @@ def check_config() -> None:
         bootstrap.load_keyring(settings)
     except bootstrap.ConfigurationError as error:
         problems.append(str(error))
+    if settings.mesh_url:
+        from broker.bootstrap.mesh import inbox_options
+
+        try:
+            inbox_options(settings)
+        except bootstrap.ConfigurationError as error:
+            problems.append(str(error))
     problems += asyncio.run(bootstrap.check_engines(settings))
     for problem in problems:
         errors.print(f"[bold]not safe:[/bold] {problem}")

@@ -93,7 +93,7 @@ def show_quarantined(
     if kept.body is None:
         fail("its bytes do not open: the key they are kept under is not in CPIS_FIELD_KEYS", EXIT_NOT_WELL)
     if raw is not None:
-        _write_private(raw, kept.body)
+        write_private(raw, kept.body)
         console.print(f"{len(kept.body)} bytes written to {raw}, readable only by you", soft_wrap=True, markup=False)
         return
     _print_kept(kept.item, kept.body)
@@ -178,7 +178,8 @@ def _print_kept(item: StoredQuarantined, body: bytes) -> None:
     console.print(f"\n{show_message(body, encoding=encoding)}", markup=False, soft_wrap=True)
 
 
-def _write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
+    """Write a new file that only its owner can read; end with a sentence where that cannot be."""
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)

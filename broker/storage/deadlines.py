@@ -1,4 +1,7 @@
-"""Nothing waits without an owner and a limit: alerts, reviews and quarantined messages past their limit move up."""
+"""Nothing waits without an owner and a limit: what is past its limit moves up.
+
+Alerts, reviews, quarantined messages and files of MESH.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from sqlmodel import SQLModel
 
 from broker.domain.alerts import DUTY_DESK
 from broker.storage.quarantine import OPERATORS
-from broker.storage.tables import Alert, CoverageItem, Quarantined, Review, table
+from broker.storage.tables import Alert, CoverageItem, MeshFile, Quarantined, Review, table
 
 HELD_AFTERWARDS: dict[type[SQLModel], str] = {
     Alert: DUTY_DESK,
     Review: DUTY_DESK,
     Quarantined: OPERATORS,
     CoverageItem: DUTY_DESK,
+    MeshFile: OPERATORS,
 }
 """What can be overdue, and who holds it then."""
 

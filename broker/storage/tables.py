@@ -358,6 +358,35 @@ class CoverageDay(SQLModel, table=True):
     unverified: int
 
 
+class MeshFile(SQLModel, table=True):
+    """A message of the MESH mailbox: claimed, taken, acknowledged, answered, or kept for a person with its bytes."""
+
+    __tablename__: ClassVar[Any] = "mesh_files"
+    __table_args__ = (_one_of("state", ItemState), Index("ix_mesh_files_state_due_by", "state", "due_by"))
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    sender: str = ""
+    reason: str = ""
+    detail: str = ""
+    sealed: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
+    answer_sealed: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
+    answer_due_at: datetime | None = Field(default=None, sa_column=_at(nullable=True, index=True))
+    answer_attempts: int = 0
+    attempts: int = 0
+    leased_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    held_by: str
+    level: int = 0
+    state: str
+    kept_at: datetime = Field(sa_column=_at(nullable=False))
+    due_by: datetime = Field(sa_column=_at(nullable=False))
+    handled_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    acknowledged_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    answered_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    decided_by: str | None = None
+    decision: str | None = None
+
+
 class EntryBlock(SQLModel, table=True):
     """A keyed block under which an entry is found without an NHS number."""
 

@@ -39,6 +39,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "Pages": ("http", "public", "session", "login"),
         "Handling messages": ("batch", "poll", "contact", "silent", "poison"),
         "Sending": ("delivery", "dispatch", "webhook"),
+        "Lists by MESH": ("mesh",),
         "Rules and jobs": ("escalation", "look", "plan", "unborn", "review", "list", "coverage", "job", "no"),
         "Personal Demographics Service": ("pds",),
     }
@@ -77,7 +78,7 @@ def _render_production() -> str:
     """What must be set outside development, in the words of the check itself."""
     default = Settings(_env_file=None, environment=Environment.PRODUCTION)  # type: ignore[call-arg]
     private = {"webhook_allow_private": True, "fhir_reply_allow_private": True}
-    changes = {**private, "kafka_bootstrap_servers": "x:1", "kafka_replication_factor": 1}
+    changes = {**private, "kafka_bootstrap_servers": "x:1", "kafka_replication_factor": 1, "mesh_url": "http://x"}
     unsafe = default.model_copy(update={**_defaults(), **changes, "environment": Environment.PRODUCTION})
     lines = ["## What production asks for", ""]
     lines += ["With `CPIS_ENVIRONMENT=production`, which is the default, nothing starts while one of these holds:", ""]

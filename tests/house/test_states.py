@@ -26,6 +26,7 @@ KINDS: dict[str, type[StrEnum]] = {
     "Reviews": ItemState,
     "Missed alerts": ItemState,
     "Quarantined messages": ItemState,
+    "Files of MESH": ItemState,
     "Replays": ItemState,
     "Jobs": ItemState,
     "Coverage items": ItemState,

@@ -356,6 +356,7 @@ CLOSED: dict[str, tuple[str, list[str]]] = {
     "jobs": ("state", [state.value for state in tables.ItemState]),
     "entry_traces": ("state", [state.value for state in TraceState]),
     "coverage_items": ("reason", [reason.value for reason in CoverageReason]),
+    "mesh_files": ("state", [state.value for state in tables.ItemState]),
 }
 
 

@@ -48,12 +48,12 @@ def test_every_number_has_limits_and_its_unit_in_its_name() -> None:
 
 
 def test_every_secret_is_kept_out_of_what_is_shown() -> None:
-    shown = repr(
-        production(field_keys="k1:SECRET", index_key="SECRET", kafka_sasl_password="SECRET", pds_api_key="SECRET")
-    )
+    mesh = {"mesh_password": "SECRET", "mesh_shared_key": "SECRET"}
+    known = {"field_keys": "k1:SECRET", "index_key": "SECRET", "kafka_sasl_password": "SECRET", "pds_api_key": "SECRET"}
+    shown = repr(production(**known, **mesh))
     assert "SECRET" not in shown
     secret = {name for name, field in Settings.model_fields.items() if field.annotation is SecretStr}
-    assert secret == {"field_keys", "index_key", "kafka_sasl_password", "pds_api_key"}
+    assert secret == {*known, *mesh}
 
 
 def test_production_is_the_default() -> None:
