@@ -323,6 +323,14 @@ ROWS: dict[str, dict[str, Any]] = {
         "opened_at": NOW,
         "due_by": NOW,
     },
+    "mesh_files": {
+        "id": "m1",
+        "owner": "authority:706",
+        "held_by": "operators",
+        "state": "open",
+        "kept_at": NOW,
+        "due_by": NOW,
+    },
 }
 UPLOAD: dict[str, Any] = {
     "id": "u1",
