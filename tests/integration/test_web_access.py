@@ -49,8 +49,9 @@ from tests.world import World
 
 
 async def visit_route(client: Client, method: str, path: str, alert: str) -> httpx.Response:
-    address = path.replace("/alerts/{alert_id}", alert).replace("{name}", "style.css").replace("{review_id}", "0" * 32)
-    address = address.replace("{missed_id}", "0" * 32)
+    address = path.replace("/alerts/{alert_id}", alert).replace("{name}", "style.css")
+    for parameter in ("{review_id}", "{missed_id}", "{item_id}"):
+        address = address.replace(parameter, "0" * 32)
     assert "{" not in address, f"say what stands for the parameters of {path}"
     return await (client.post(address) if method == "POST" else client.get(address))
 
