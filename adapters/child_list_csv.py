@@ -10,8 +10,9 @@ import msgspec
 from adapters.csv_rows import FIELD_CHARACTERS_MAX, FieldProblem, Fields, MalformedFile, RowProblem, Rows, read_csv
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, PlanType
-from schemas.directory import Authority, KeptAnswer, Role, Site, Worker
+from schemas.directory import Authority, CareSetting, KeptAnswer, Role, Site, Worker
 from schemas.identifiers import parse_nhs_number
+from schemas.office_hours import OFFICE_HOURS_USUAL, parse_office_hours
 
 __all__ = [
     "FIELD_CHARACTERS_MAX",
@@ -113,6 +114,9 @@ def _child(fields: Fields) -> ChildListEntry:
 
 
 def _authority(fields: Fields) -> AuthorityLine:
+    hours = fields.optional("office_hours") or OFFICE_HOURS_USUAL
+    if parse_office_hours(hours) is None:
+        raise FieldProblem("office_hours", "must be hours like Mon-Thu 09:00-17:00 Fri 09:00-16:30")
     return AuthorityLine(
         authority=Authority(
             code=fields.ods_code("code"),
@@ -121,6 +125,7 @@ def _authority(fields: Fields) -> AuthorityLine:
             emergency_telephone=fields.required("emergency_telephone"),
             webhook_url=fields.web_address("webhook_url"),
             alerts_for_ended_plans=fields.flag("alerts_for_ended_plans", unsaid=True),
+            office_hours=hours,
         ),
         webhook_secret=fields.optional("webhook_secret"),
         topic_secret=fields.optional("topic_secret"),
@@ -148,6 +153,11 @@ def _site(fields: Fields) -> SiteLine:
     if (reply_host is None) != (reply_port is None):
         missing = "reply_host" if reply_host is None else "reply_port"
         raise FieldProblem(missing, "is missing: reply_host and reply_port belong together")
+    settings = [setting.value for setting in CareSetting]
+    setting = fields.one_of("care_setting", settings) if fields.optional("care_setting") else settings[0]
+    is_suppressed = fields.flag("notices_suppressed")
+    if is_suppressed and setting != CareSetting.SEXUAL_HEALTH:
+        raise FieldProblem("notices_suppressed", "may be yes only where care_setting is sexual_health")
     answers = [answer.value for answer in KeptAnswer]
     wished = fields.one_of("not_understood", answers) if fields.optional("not_understood") else KeptAnswer.ACCEPT.value
     return SiteLine(
@@ -162,6 +172,8 @@ def _site(fields: Fields) -> SiteLine:
             replies_for_adults=fields.flag("replies_for_adults"),
             peers=fields.networks("peers"),
             not_understood=KeptAnswer(wished),
+            care_setting=CareSetting(setting),
+            notices_suppressed=is_suppressed,
         ),
         credential=fields.optional("credential"),
         topic_secret=fields.optional("topic_secret"),

@@ -219,8 +219,14 @@ def _care_team(plan: PlanShown, kinds: list[Element], period: Element, subject: 
         "name": plan.authority_name,
         "subject": subject,
         "period": period,
-        "telecom": [{"system": "phone", "value": value, "use": use} for use, value in telephones],
+        "telecom": [_telephone(use, value, plan.telephone_now) for use, value in telephones],
     }
+
+
+def _telephone(use: str, value: str, answered: str | None) -> Element:
+    """``rank`` 1 is to be rung first (R4, 2.24.0.14): the one that is answered now."""
+    telephone: Element = {"system": "phone", "value": value, "use": use}
+    return {**telephone, "rank": 1 if value == answered else 2} if answered else telephone
 
 
 def _provenance(reply: ClinicianReply, header_id: str, application: str, at: datetime) -> Element:

@@ -67,7 +67,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _RESIDUE: Final = b"\x0b\x1c\r\n\t "
-_SEGMENTS: Final = ("MSH", "EVN", "PID", "PV1", "PV2", "MSA")
+_WAS_NOT_BROUGHT: Final = {"3": True, "5": False, "6": False, "7": False}
+"""ZU3-3 (HSCIC ITK HL7 v2): 3 did not attend; 5 on time, 6 late and seen, 7 late and not seen. Others say neither."""
+_SEGMENTS: Final = ("MSH", "EVN", "PID", "PV1", "PV2", "ZU3", "MSA")
 _BATCH_HEADERS: Final = (b"FHS", b"BHS")
 
 
@@ -182,6 +184,7 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
         arrival_mode=read.text("PV2", 38),
         complaint=read.text("PV2", 3, 2) or read.text("PV2", 3),
         disposition=read.text("PV1", 36),
+        was_not_brought=_WAS_NOT_BROUGHT.get(read.text("ZU3", 3) or ""),
     )
 
 
@@ -350,6 +353,7 @@ class Observation(Enum):
     PLAN_AUTHORITY = ("PLAN-AUTHORITY", "ST", "Responsible local authority")
     OFFICE_TELEPHONE = ("OFFICE-TELEPHONE", "ST", "Office hours telephone")
     EMERGENCY_TELEPHONE = ("EMERGENCY-TELEPHONE", "ST", "Emergency duty team telephone")
+    TELEPHONE_NOW = ("TELEPHONE-NOW", "ST", "Telephone answered now")
     DIFFERS = ("DIFFERS", "ST", "Differs between attendance and list")
     AUTHORITY_TOLD = ("AUTHORITY-TOLD", "ST", "Local authority told of the attendance")
     LISTS_SEARCHED = ("LISTS-SEARCHED", "NM", "Number of local authority lists searched")
@@ -457,3 +461,5 @@ def _plan_values(plan: PlanShown) -> Iterator[tuple[Observation, str]]:
     yield Observation.PLAN_AUTHORITY, escape(plan.authority_name)
     yield Observation.OFFICE_TELEPHONE, escape(plan.office_telephone)
     yield Observation.EMERGENCY_TELEPHONE, escape(plan.emergency_telephone)
+    if plan.telephone_now:
+        yield Observation.TELEPHONE_NOW, escape(plan.telephone_now)

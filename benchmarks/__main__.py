@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from benchmarks.ask import measure_asks
 from benchmarks.door import measure_door
 from benchmarks.figures import Figure, Profile, Report, describe, describe_profile
 from benchmarks.hotspots import profile_consumer, profile_intake
@@ -40,6 +41,7 @@ Say = Callable[[str], None]
 MEASUREMENTS: dict[str, Callable[[Installation, Scale, Say], Awaitable[list[Figure]]]] = {
     "reply": measure_replies,
     "door": measure_door,
+    "ask": measure_asks,
     "line": measure_line,
 }
 """In this order: what the line leaves to be delivered would be in the way of the replies."""

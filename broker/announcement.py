@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -12,15 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters.fhir_writer import FHIR_JSON, build_reply_bundle
 from adapters.hl7v2 import build_reply
-from broker.domain.alerts import DUTY_DESK, allocated_workers, compose_alert, describe_attendance
+from broker.domain.alerts import DUTY_DESK, allocated_workers, compose_alert, compose_look_up_alert, describe_attendance
+from broker.domain.care_settings import Notice
 from broker.domain.coverage import CoverageRules
 from broker.domain.decision import REVIEW_BITS_MIN, Candidate, Decision, Doubt, MatchRules, differing_facts
 from broker.domain.replies import CORRECTION, show_plans, summarise_lists, word_ages, word_match, word_reply
 from broker.domain.visibility import Windows
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
-from broker.storage import alerts, outbox, replies, reviews, visits
-from broker.storage.alerts import NewAlert, alert_role, derive_alert_id
+from broker.storage import accesses, alerts, outbox, replies, reviews, visits
+from broker.storage.accesses import AccessKind, Author, NewAccess
+from broker.storage.alerts import LOOK_UP_ROLE, NewAlert, alert_role, derive_alert_id
 from broker.storage.audit import Act
 from broker.storage.directory import Directory
 from broker.storage.outbox import NewDelivery
@@ -32,6 +34,7 @@ from schemas.alert import AlertWithdrawn, ClinicianReply, IdentityFact, ListedCh
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
 from schemas.delivery import ChannelName
+from schemas.directory import Site
 from schemas.identifiers import authority_owner, organisation_owner
 
 ALERT_RAISED = "uk.cpis-broker.alert.raised.v1"
@@ -51,6 +54,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     list_stale: timedelta
     windows: Windows = Windows()
     coverage: CoverageRules = CoverageRules()
+    look_up_escalation: timedelta = timedelta(hours=24)
+    proclaimed_days: frozenset[date] = frozenset()
+    """Bank holidays that no rule gives."""
     topics_enabled: bool
     """Whether the Kafka topics for recipients are served; the embedded log has no outside readers."""
     review_bits_min: float = REVIEW_BITS_MIN
@@ -87,6 +93,7 @@ class Announcement(msgspec.Struct, kw_only=True):
     """Reviews, as (visit id, entry id), in whose place an alert comes."""
     replied: list[tuple[str, ReplyOutcome, int]] = msgspec.field(default_factory=list)
     """Visits with their answer, and how often one was taken back."""
+    accesses: list[NewAccess] = msgspec.field(default_factory=list)
 
 
 def announce(occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision, *, late: bool) -> Announcement:
@@ -107,6 +114,7 @@ def announce(occasion: Occasion, thread: Thread, facts: Attendance, decision: De
         told.replied.append((thread.visit_id, decision.reply, thread.corrections))
         told.deliveries.extend(_reply_deliveries(occasion, reply, facts))
         told.acts.append(_act(organisation_owner(facts.sender), "reply.given", reply.reply_id))
+    told.accesses = _note_accesses(occasion, thread, facts, decision)
     told.settled = [
         (thread.visit_id, candidate.entry_id)
         for candidate, _ in decision.matched
@@ -129,7 +137,37 @@ async def save_announcements(
     )
     await replies.save_replies(connection, keyring, [reply for each in told for reply in each.replies])
     await visits.note_replies(connection, [pair for each in told for pair in each.replied])
+    await accesses.save_accesses(connection, keyring, [access for each in told for access in each.accesses])
     await outbox.add_deliveries(connection, keyring, [sent for each in told for sent in each.deliveries], now)
+
+
+def announce_look_up(occasion: Occasion, visit_id: str, site: Site, found: Sequence[Candidate]) -> Announcement:
+    """Tell the authorities whose entries were found that somebody asked. ``visit_id`` is the look-up's own thread."""
+    told, on = Announcement(), london_day(occasion.now)
+    quiet = occasion.match_rules.quiet_when_ended
+    wanted = [each for each in found if each.authority not in quiet or not each.entry.has_ended(on)]
+    for authority in dict.fromkeys(each.authority for each in wanted):
+        own = [each for each in found if each.authority == authority]
+        entries = [each.entry for each in own]
+        alert = NewAlert(
+            alert=compose_look_up_alert(
+                alert_id=derive_alert_id(occasion.keyring, visit_id, authority, LOOK_UP_ROLE),
+                authority=authority,
+                site=site,
+                entries=entries,
+                now=occasion.now,
+                list_confirmed_at=_confirmed(occasion).get(authority),
+            ),
+            visit_id=visit_id,
+            role=LOOK_UP_ROLE,
+            held_by=_first_holder(authority, entries, occasion.directory),
+            due_by=occasion.now + occasion.rules.look_up_escalation,
+            entries=tuple((each.entry_id, each.entry.allocated_worker) for each in own),
+        )
+        told.alerts.append(alert)
+        told.deliveries.extend(_alert_deliveries(occasion, alert))
+        told.acts.append(_act(authority_owner(authority), "alert.raised", alert.alert.alert_id))
+    return told
 
 
 WITHDRAWN_BECAUSE: Final = {
@@ -166,6 +204,30 @@ def announce_withdrawal(occasion: Occasion, authority: str, alert_id: str, rule:
         ],
         acts=[_act(authority_owner(authority), "alert.withdrawn", alert_id)],
     )
+
+
+def _note_accesses(occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision) -> list[NewAccess]:
+    """A visit that matched has had access to the record; where a site keeps to itself who comes, nothing is kept."""
+    is_news = bool(decision.to_alert) or decision.reply is ReplyOutcome.MATCH
+    if not is_news or decision.treatment.notice is Notice.SUPPRESSED:
+        return []
+    site = occasion.directory.sites.get(facts.sender)
+    came_at = facts.arrived_at or facts.event_at or facts.message_at or occasion.now
+    author = Author(
+        kind=AccessKind.ATTENDED,
+        organisation=facts.sender,
+        organisation_name=site.name if site is not None else facts.sender,
+    )
+    return [
+        NewAccess(
+            nhs_number=number,
+            author=author,
+            at=min(came_at, occasion.now),
+            is_unscheduled=decision.treatment.is_told,
+            visit_id=thread.visit_id,
+        )
+        for number in dict.fromkeys(candidate.entry.nhs_number for candidate, _ in decision.matched)
+    ]
 
 
 def _compose_alert(
@@ -229,7 +291,13 @@ def _compose_reply(
     )
     shown = [(candidate.authority, candidate.entry) for candidate, _ in decision.matched]
     differs = differing_facts(decision.matched)
-    plans = show_plans(shown, occasion.directory.authorities, london_day(occasion.now), _confirmed(occasion))
+    plans = show_plans(
+        shown,
+        occasion.directory.authorities,
+        occasion.now,
+        _confirmed(occasion),
+        occasion.rules.proclaimed_days,
+    )
     told = [code for code in dict.fromkeys(code for code, _ in shown) if code in thread.alerted | {*decision.to_alert}]
     return ClinicianReply(
         reply_id=derive_reply_id(occasion.keyring, thread.visit_id, outcome, thread.corrections),

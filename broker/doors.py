@@ -7,12 +7,10 @@ No route is without that rule. ``join_doors`` puts the doors and the pages behin
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -24,7 +22,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.intake import ACCEPTED, NOT_DURABLE, FhirAnswer, Intake
-from broker.senders import Senders
+from broker.senders import Senders, read_basic
 from broker.telemetry import MESSAGES_REFUSED, LogEvent, innermost_line, log
 from schemas.directory import Sender
 from schemas.identifiers import parse_ods_code
@@ -82,10 +80,15 @@ def create_doors(intake: Intake, senders: Senders, limits: DoorLimits) -> FastAP
     return doors
 
 
-def join_doors(doors: ASGIApp, pages: ASGIApp) -> ASGIApp:
-    """Both behind one port; the doors take what is under ``/FHIR/``."""
+def join_doors(
+    doors: ASGIApp, pages: ASGIApp, reads: ASGIApp | None = None, read_paths: Container[str] = ()
+) -> ASGIApp:
+    """All behind one port; the doors take what is under ``/FHIR/`` but ``read_paths``, which go to ``reads``."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if reads is not None and scope["type"] == "http" and scope["path"] in read_paths:
+            await reads(scope, receive, send)
+            return
         is_door = scope["type"] == "http" and scope["path"].startswith("/FHIR/")
         await (doors if is_door else pages)(scope, receive, send)
 
@@ -118,7 +121,7 @@ async def accept_bundle(request: Request) -> Response:
 async def _admit(request: Request) -> None:
     """Let a permitted sender in; raises HTTPException 401 for everybody else, alike for every reason."""
     senders: Senders = request.app.state.senders
-    code, credential = _read_basic(request.headers.get("authorization", ""))
+    code, credential = read_basic(request.headers.get("authorization", ""))
     sender: Sender | None = senders.admit(
         parse_ods_code(code) or "", credential, request.client.host if request.client else ""
     )
@@ -127,15 +130,6 @@ async def _admit(request: Request) -> None:
         log(LogEvent.MESSAGE_REFUSED, sender=parse_ods_code(code), reason="sender_not_permitted")
         raise HTTPException(401, headers={"WWW-Authenticate": 'Basic realm="cpis-broker", charset="UTF-8"'})
     request.state.sender = sender
-
-
-def _read_basic(header: str) -> tuple[str, bytes]:
-    scheme, _, encoded = header.partition(" ")
-    try:
-        user, _, credential = base64.b64decode(encoded.strip(), validate=True).partition(b":")
-    except (binascii.Error, ValueError):
-        return "", b""
-    return (user.decode("ascii", "replace"), credential) if scheme.lower() == "basic" else ("", b"")
 
 
 def _check_content(request: Request) -> None:

@@ -6,6 +6,8 @@ held to networks as well.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import ipaddress
 import os
@@ -21,6 +23,16 @@ from broker.telemetry import LogEvent, log
 from schemas.directory import Sender, SendersSnapshot
 
 SNAPSHOT_NAME = "senders.json"
+
+
+def read_basic(header: str) -> tuple[str, bytes]:
+    """User and password of an Authorization header (HTTP basic, RFC 7617); both empty when it is none."""
+    scheme, _, encoded = header.partition(" ")
+    try:
+        user, _, credential = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+    except (binascii.Error, ValueError):
+        return "", b""
+    return (user.decode("ascii", "replace"), credential) if scheme.lower() == "basic" else ("", b"")
 
 
 def digest_credential(keyring: Keyring, sender: str, credential: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -168,6 +169,12 @@ class Settings(BaseSettings):
         default=7.0, ge=2, le=3650, description="Contents of replies without a match are kept so long"
     )
     list_stale_hours: float = Field(default=72.0, gt=0, description="An older list is named stale in replies")
+    proclaimed_bank_holidays: str = Field(
+        default="", description="2027-05-10,...: bank holidays that no rule gives; offices are closed"
+    )
+    look_up_escalation_hours: float = Field(
+        default=24.0, gt=0, le=168, description="Unacknowledged alerts of a mere look-up go to the duty desk"
+    )
     list_habit_factor: int = Field(
         default=3, ge=1, le=100, description="... and chased when it is older than so many of its usual intervals"
     )
@@ -205,6 +212,20 @@ class Settings(BaseSettings):
             raise ValueError("must be at most a third of CPIS_DELIVERY_LEASE_S")
         return timeout_s
 
+    @field_validator("proclaimed_bank_holidays")
+    @classmethod
+    def _are_days(cls, days: str) -> str:
+        try:
+            _read_days(days)
+        except ValueError as error:
+            raise ValueError("must be days like 2027-05-10, with commas between them") from error
+        return days
+
+    @property
+    def proclaimed_days(self) -> frozenset[date]:
+        """The bank holidays that no rule gives."""
+        return _read_days(self.proclaimed_bank_holidays)
+
     @property
     def is_development(self) -> bool:
         """Whether unsafe defaults may start."""
@@ -218,3 +239,7 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         """The database URL, the default filled in."""
         return self.database_url or f"sqlite+aiosqlite:///{(self.data_dir / 'broker.sqlite').absolute()}"
+
+
+def _read_days(days: str) -> frozenset[date]:
+    return frozenset(date.fromisoformat(day.strip()) for day in days.split(",") if day.strip())

@@ -32,6 +32,15 @@ class ReplyOutcome(StrEnum):
     IDENTITY_TO_BE_CHECKED = "identity_to_be_checked"
 
 
+class AlertKind(StrEnum):
+    """What an alert is of."""
+
+    ATTENDED = "attended"
+    LOOKED_UP = "looked_up"
+    """A department asked about the person. That does not prove that the person is there."""
+    NOT_BROUGHT = "was_not_brought"
+
+
 class ListedChild(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The person as the authority itself listed them."""
 
@@ -70,6 +79,7 @@ class SocialCareAlert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     alert_id: str
     authority: str
     raised_at: datetime
+    kind: AlertKind = AlertKind.ATTENDED
     late: bool = False
     """True when the look-back found the visit after the list had changed, or an update gave the identity."""
     is_newborn: bool = False
@@ -123,6 +133,8 @@ class PlanShown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     emergency_telephone: str
     list_confirmed_at: datetime | None = None
     """When the authority last confirmed the list on which the plan stands."""
+    telephone_now: str | None = None
+    """The one of the two that was answered when the reply was given (office hours, bank holidays)."""
 
 
 class ListsSearched(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -107,6 +107,8 @@ class Attendance(msgspec.Struct, frozen=True, kw_only=True):
     complaint: str | None = None
     disposition: str | None = None
     """PV1-36."""
+    was_not_brought: bool | None = None
+    """The person did not come to an appointment (ZU3-3, attended or did not attend, is 3); False: they came."""
     is_fhir: bool = False
     """The message came as a FHIR Bundle, and not as HL7 v2."""
     is_degraded: bool = False

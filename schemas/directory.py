@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from schemas.identifiers import OwnerId
+from schemas.office_hours import OFFICE_HOURS_USUAL
 
 
 class KeptAnswer(StrEnum):
@@ -15,6 +16,30 @@ class KeptAnswer(StrEnum):
     ACCEPT = "AA"
     ERROR = "AE"
     REJECT = "AR"
+
+
+class CareSetting(StrEnum):
+    """What kind of care a site gives (the settings of CP-IS; ``broker.domain.care_settings`` says what follows)."""
+
+    NOT_CLASSIFIED = "not_classified"
+    EMERGENCY_DEPARTMENT = "emergency_department"
+    WALK_IN_CENTRE = "walk_in_centre"
+    MINOR_INJURY_UNIT = "minor_injury_unit"
+    GP_OUT_OF_HOURS = "gp_out_of_hours"
+    NHS_111 = "nhs_111"
+    AMBULANCE = "ambulance"
+    MATERNITY = "maternity"
+    PAEDIATRIC_WARD = "paediatric_ward"
+    OTHER_UNSCHEDULED = "other_unscheduled"
+    SEXUAL_HEALTH = "sexual_health"
+    GENERAL_PRACTICE = "general_practice"
+    CAMHS = "camhs"
+    SEXUAL_ASSAULT_REFERRAL_CENTRE = "sexual_assault_referral_centre"
+    TERMINATION_OF_PREGNANCY = "termination_of_pregnancy"
+    SCHOOL_NURSING_AND_HEALTH_VISITING = "school_nursing_and_health_visiting"
+    COMMUNITY_PAEDIATRICS = "community_paediatrics"
+    DENTISTRY = "dentistry"
+    OTHER_SCHEDULED = "other_scheduled"
 
 
 class Role(StrEnum):
@@ -39,6 +64,8 @@ class Authority(msgspec.Struct, frozen=True, kw_only=True):
     webhook_url: str | None = None
     alerts_for_ended_plans: bool = True
     """Whether it is told of the visit of a person whose plan has ended and is still shown."""
+    office_hours: str = OFFICE_HOURS_USUAL
+    """When the office telephone is answered, in London; at other times and on bank holidays the emergency one is."""
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +95,9 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[str, ...] = ()
     """Networks its messages may come from (CIDR). Empty: any."""
     not_understood: KeptAnswer = KeptAnswer.ACCEPT
+    care_setting: CareSetting = CareSetting.NOT_CLASSIFIED
+    notices_suppressed: bool = False
+    """A local rule of a sexual-health site: no authority is told who comes to it."""
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):

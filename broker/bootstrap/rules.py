@@ -24,6 +24,8 @@ def rules_of(settings: Settings) -> Rules:
             every=timedelta(minutes=settings.coverage_count_minutes),
             is_tracing=bool(settings.pds_base_url),
         ),
+        look_up_escalation=timedelta(hours=settings.look_up_escalation_hours),
+        proclaimed_days=settings.proclaimed_days,
         topics_enabled=bool(settings.kafka_bootstrap_servers),
         review_bits_min=settings.review_weight_bits_min,
     )

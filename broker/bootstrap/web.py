@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from adapters import fhir_models
 from broker import topics
@@ -22,6 +23,8 @@ from broker.senders import SNAPSHOT_NAME, Senders
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.web.app import create_app
+from broker.web.fhir_api import PATHS, create_fhir_api
+from broker.web.look_up import LookUps
 from broker.web.operations import PartShown, Status, compose_status
 
 assert fhir_models, "loaded with the part, so that no Bundle waits for it"
@@ -74,28 +77,34 @@ async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
     )
     senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
     intake = Intake(log_, settings.name_on_log(topics.ATTENDANCES), keyring, senders, SystemClock())
+    look_ups = LookUps(database, keyring, SystemClock(), rules_of(settings))
+    reads = create_fhir_api(look_ups, senders)
     limits = DoorLimits(
         body_bytes_max=settings.fhir_bundle_bytes_max,
         body_timeout_s=settings.fhir_body_timeout_s,
         requests_max=settings.fhir_requests_max,
     )
-    server = _Server(
-        uvicorn.Config(
-            join_doors(create_doors(intake, senders, limits), pages),
-            host=settings.http_host,
-            port=settings.http_port,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            limit_concurrency=settings.http_connections_max,
-            timeout_graceful_shutdown=10,
-        )
-    )
+    app = join_doors(create_doors(intake, senders, limits), pages, reads, PATHS)
+    server = _Server(configure_server(app, settings))
     try:
         yield WebPart(server)
     finally:
         await log_.close()
         await database.close()
+
+
+def configure_server(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """How HTTP is served. Without an access log: addresses hold what people ask about."""
+    return uvicorn.Config(
+        app,
+        host=settings.http_host,
+        port=settings.http_port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        limit_concurrency=settings.http_connections_max,
+        timeout_graceful_shutdown=10,
+    )
 
 
 async def read_status(settings: Settings, database: Database) -> Status:

@@ -7,7 +7,7 @@ from datetime import date, datetime
 
 from broker.domain.matching import Match
 from broker.domain.visits import london_day
-from schemas.alert import AttendanceFacts, IdentityFact, ListedChild, Plan, SocialCareAlert
+from schemas.alert import AlertKind, AttendanceFacts, IdentityFact, ListedChild, Plan, SocialCareAlert
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry, PlanType
 from schemas.directory import Site
@@ -17,6 +17,11 @@ _NEWBORN = (
     "Please put the baby on your list under the baby's own NHS number."
 )
 _CONFIRMED = "Your authority has confirmed that the person who attends is the person on your list."
+_NOT_BROUGHT = "The department says that the person was not brought to an appointment. "
+_LOOKED_UP = (
+    "Looked up, not attended: somebody at the department asked by NHS number whether this person is on a list. That "
+    "does not prove that the person is there. No attendance has to follow: ring to find out."
+)
 _PREGNANT = " The unborn child plan is for her child."
 DUTY_DESK = "duty"
 """Holder of an alert that no allocated worker can be asked to take."""
@@ -44,31 +49,19 @@ def compose_alert(
         alert_id=alert_id,
         authority=authority,
         raised_at=now,
+        kind=AlertKind.NOT_BROUGHT if facts.was_not_brought else AlertKind.ATTENDED,
         late=late,
         is_newborn=is_newborn,
-        child=ListedChild(
-            local_id=entry.local_id,
-            nhs_number=entry.nhs_number,
-            family=entry.name.family,
-            given=entry.name.given,
-            birth_date=entry.birth_date,
-        ),
-        plans=tuple(
-            Plan(
-                plan_type=entry.plan_type,
-                start_on=entry.start_on,
-                end_on=entry.end_on,
-                has_ended=entry.has_ended(on),
-            )
-            for entry, _ in matched
-        ),
+        child=_describe_child(entry),
+        plans=_describe_plans([entry for entry, _ in matched], on),
         allocated_workers=allocated_workers([entry for entry, _ in matched]),
         attendance=describe_attendance(facts, site),
         agrees=agrees,
         differs=differs,
         nhs_number_status=facts.nhs_number_status,
         list_confirmed_at=list_confirmed_at,
-        reason=explain_alert(
+        reason=(_NOT_BROUGHT if facts.was_not_brought else "")
+        + explain_alert(
             agrees,
             differs,
             [entry for entry, _ in matched],
@@ -76,6 +69,60 @@ def compose_alert(
             late=late,
             by_person=any(match.by_person for _, match in matched),
         ),
+    )
+
+
+def compose_look_up_alert(
+    *,
+    alert_id: str,
+    authority: str,
+    site: Site,
+    entries: Sequence[ChildListEntry],
+    now: datetime,
+    list_confirmed_at: datetime | None,
+) -> SocialCareAlert:
+    """The alert of a look-up: somebody at a site asked about the person by NHS number."""
+    entry, on = entries[0], london_day(now)
+    return SocialCareAlert(
+        alert_id=alert_id,
+        authority=authority,
+        raised_at=now,
+        kind=AlertKind.LOOKED_UP,
+        child=_describe_child(entry),
+        plans=_describe_plans(entries, on),
+        allocated_workers=allocated_workers(entries),
+        attendance=AttendanceFacts(
+            organisation_code=site.code,
+            organisation_name=site.name,
+            organisation_telephone=site.telephone,
+            department=None,
+            arrived_at=None,
+            arrival_mode=None,
+            complaint=None,
+            left_at=None,
+        ),
+        agrees=(IdentityFact.NHS_NUMBER,),
+        differs=(),
+        nhs_number_status=None,
+        list_confirmed_at=list_confirmed_at,
+        reason=_LOOKED_UP + (" Every plan has ended." if all(each.has_ended(on) for each in entries) else ""),
+    )
+
+
+def _describe_child(entry: ChildListEntry) -> ListedChild:
+    return ListedChild(
+        local_id=entry.local_id,
+        nhs_number=entry.nhs_number,
+        family=entry.name.family,
+        given=entry.name.given,
+        birth_date=entry.birth_date,
+    )
+
+
+def _describe_plans(entries: Sequence[ChildListEntry], on: date) -> tuple[Plan, ...]:
+    return tuple(
+        Plan(plan_type=entry.plan_type, start_on=entry.start_on, end_on=entry.end_on, has_ended=entry.has_ended(on))
+        for entry in entries
     )
 
 

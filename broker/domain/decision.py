@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from broker.domain.care_settings import Treatment, treat_attendance
 from broker.domain.likeness import Likeness, compare_with_entry
 from broker.domain.matching import Judgement, Match, NoMatch, Unsure, confirm_match, doubt_child, match_child
 from broker.domain.replies import reply_is_due, reply_is_new
@@ -80,6 +81,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     to_alert: tuple[str, ...]
     doubts: tuple[Doubt, ...]
     reply: ReplyOutcome | None
+    treatment: Treatment = treat_attendance(None)
+    """Whether the care setting lets an authority be told."""
 
 
 def decide(
@@ -94,8 +97,10 @@ def decide(
     """Decide about a visit as it is now known, on a Europe/London day.
 
     Current plans count, and for some time those that ended. An authority is alerted once per visit, an entry reviewed
-    once per visit, and a visit is answered once, or again when a match is found after all.
+    once per visit, and a visit is answered once, or again when a match is found after all. Where the site's care
+    setting is silent the department is answered, and no authority hears of it.
     """
+    treatment = treat_attendance(site, was_not_brought=bool(facts.was_not_brought))
     matched: list[tuple[Candidate, Match]] = []
     doubts: list[Doubt] = []
     for candidate in candidates:
@@ -110,12 +115,23 @@ def decide(
     wanted = [
         candidate.authority
         for candidate, _ in matched
+        if treatment.is_told
         if candidate.authority not in rules.quiet_when_ended or not candidate.entry.has_ended(on)
     ]
     to_alert = tuple(code for code in dict.fromkeys(wanted) if code not in known.alerted)
-    new_doubts = tuple(doubt for doubt in doubts if doubt.candidate.entry_id not in known.reviewed)
+    new_doubts = tuple(
+        doubt for doubt in doubts if treatment.is_told and doubt.candidate.entry_id not in known.reviewed
+    )
     due = known.is_corrected or reply_is_due(answer, facts, site, on)
-    outcome, reason = _outcome(bool(to_alert), bool(new_doubts), known, due, facts, is_matched=bool(matched))
+    outcome, reason = _outcome(
+        known,
+        facts,
+        treatment,
+        alerts=bool(to_alert),
+        reviews=bool(new_doubts),
+        reply_due=due,
+        is_listed=bool(matched) or (bool(doubts) and not treatment.is_told),
+    )
     return Decision(
         outcome=outcome,
         reason=reason,
@@ -123,6 +139,7 @@ def decide(
         to_alert=to_alert,
         doubts=new_doubts,
         reply=answer if due and reply_is_new(answer, known.replied) else None,
+        treatment=treatment,
     )
 
 
@@ -159,16 +176,23 @@ def _answer(facts: Attendance, is_matched: bool, doubts: Sequence[Doubt]) -> Rep
 
 
 def _outcome(
-    alerts: bool, reviews: bool, known: Known, reply_due: bool, facts: Attendance, *, is_matched: bool
+    known: Known,
+    facts: Attendance,
+    treatment: Treatment,
+    *,
+    alerts: bool,
+    reviews: bool,
+    reply_due: bool,
+    is_listed: bool,
 ) -> tuple[PositionOutcome, str]:
     if alerts:
-        return PositionOutcome.ALERTED, ""
+        return PositionOutcome.ALERTED, treatment.rule
     if reviews:
-        return PositionOutcome.UNDER_REVIEW, ""
+        return PositionOutcome.UNDER_REVIEW, treatment.rule
     if not known.is_new:
         return PositionOutcome.UPDATED, ""
-    if is_matched:
-        return PositionOutcome.SILENT_BY_RULE, "ended_plan"
+    if is_listed:
+        return PositionOutcome.SILENT_BY_RULE, "ended_plan" if treatment.is_told else treatment.rule
     if not reply_due:
         return PositionOutcome.SILENT_BY_RULE, "adult"
     return PositionOutcome.NO_RECORD, "" if facts.nhs_number else "no_usable_nhs_number"

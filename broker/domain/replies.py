@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Final
 
-from broker.domain.visits import is_adult
+from broker.domain.office_calendar import answered_telephone
+from broker.domain.visits import is_adult, london_day
 from schemas.alert import IdentityFact, ListsSearched, PlanShown, ReplyOutcome
 from schemas.attendance import Attendance
-from schemas.child_list import ChildListEntry, ListFreshness
+from schemas.child_list import ChildListEntry, ListFreshness, PlanType
 from schemas.directory import Authority, Site
 
 _DAYS_MIN: Final = 2
@@ -41,6 +42,22 @@ def summarise_lists(
         own_authorities_missing=tuple(code for code in own if code not in confirmed),
         own_authorities_stale=tuple(code for code in own if code in confirmed and now - confirmed[code] > stale),
     )
+
+
+def word_look_up(
+    plan_types: Collection[PlanType], lists: ListsSearched, now: datetime, *, all_ended: bool, is_told: bool
+) -> str:
+    """What somebody who asks by NHS number is told in plain words. ``plan_types`` are those shown; none: a miss."""
+    if not plan_types:
+        return word_reply(ReplyOutcome.NO_RECORD, lists, now)
+    if all_ended:
+        who = "This person was on a local authority's child protection or looked-after list; every plan has ended."
+    elif set(plan_types) == {PlanType.UNBORN}:
+        who = "This person is on a local authority's list: her unborn child has a protection plan."
+    else:
+        who = "This person is on a local authority's child protection or looked-after list."
+    told = "Social care is told that you looked." if is_told else "Social care is not told that you looked."
+    return f"{who} {told} That is no referral: ring if you are worried."
 
 
 CORRECTION: Final = "Correction: what the earlier reply for this visit rested on was corrected or taken back."
@@ -87,11 +104,15 @@ def word_ages(confirmed: Sequence[datetime | None], now: datetime, stale: timede
 def show_plans(
     entries: Sequence[tuple[str, ChildListEntry]],
     authorities: Mapping[str, Authority],
-    on: date,
+    now: datetime,
     confirmed: Mapping[str, datetime | None] | None = None,
+    proclaimed: Collection[date] = (),
 ) -> tuple[PlanShown, ...]:
-    """The plans as a clinician sees them on a day, with whom to ring. ``entries`` are (authority code, entry)."""
-    shown = []
+    """The plans as a clinician sees them now, with whom to ring. ``entries`` are (authority code, entry).
+
+    ``proclaimed`` are bank holidays that no rule gives.
+    """
+    shown, on = [], london_day(now)
     for code, entry in entries:
         authority = authorities[code]
         shown.append(
@@ -104,6 +125,7 @@ def show_plans(
                 office_telephone=authority.office_telephone,
                 emergency_telephone=authority.emergency_telephone,
                 list_confirmed_at=(confirmed or {}).get(code),
+                telephone_now=answered_telephone(authority, now, proclaimed),
             )
         )
     return tuple(shown)

@@ -19,6 +19,7 @@ from broker.announcement import (
 )
 from broker.domain.decision import Candidate, Decision, decide
 from broker.domain.matching import entry_blocks
+from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.storage import alerts, audit, child_lists, directory, jobs, reviews, visits
@@ -101,6 +102,9 @@ async def _withdraw(
     told: list[Announcement] = []
     for thread in threads.values():
         at = raised_at.get(thread.visit_id, occasion.now)
+        if not thread.messages:
+            told += await _withdraw_look_up(connection, occasion, thread, taken_back)
+            continue
         candidates = await child_lists.find_candidates(connection, keyring, thread.facts())
         if not _rests_on(occasion, thread, taken_back, candidates, at):
             continue
@@ -116,6 +120,24 @@ async def _withdraw(
     return told
 
 
+async def _withdraw_look_up(
+    connection: AsyncConnection, occasion: Occasion, thread: Thread, taken_back: Candidate
+) -> list[Announcement]:
+    """Withdraw the alert of a look-up, unless the authority lists the person under another plan."""
+    number = index_nhs_number(occasion.keyring, taken_back.entry.nhs_number)
+    listed = (await child_lists.find_by_nhs_number(connection, occasion.keyring, [number])).get(number, [])
+    on, windows = london_day(occasion.now), occasion.rules.windows
+    if any(
+        each.authority == taken_back.authority and standing_on(each.entry, on, windows) is not Standing.HIDDEN
+        for each in listed
+    ):
+        return []
+    withdrawn = await alerts.withdraw_alerts(
+        connection, thread.visit_id, taken_back.authority, rule=ENTRY_TAKEN_BACK, now=occasion.now
+    )
+    return [announce_withdrawal(occasion, taken_back.authority, alert_id, ENTRY_TAKEN_BACK) for alert_id in withdrawn]
+
+
 async def _withdraw_corrected(
     connection: AsyncConnection, occasion: Occasion, candidate: Candidate
 ) -> list[Announcement]:
@@ -127,6 +149,8 @@ async def _withdraw_corrected(
     raised_at = await alerts.find_resting_on(connection, candidate.entry_id)
     told: list[Announcement] = []
     for thread in (await visits.load_known_threads(connection, keyring, raised_at)).values():
+        if not thread.messages:
+            continue  # looked up only
         facts = thread.facts()
         said = {number for number in (facts.nhs_number, facts.mother_nhs_number) if number}
         if not thread.is_here or not said or said & {candidate.entry.nhs_number, *candidate.aliases}:

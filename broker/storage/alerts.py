@@ -12,13 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.database import upsert
+from broker.storage.rows import is_among
 from broker.storage.tables import Alert, AlertEntry, AlertState, AuthorityRow, Visit, table
 from schemas.alert import SocialCareAlert
 from schemas.identifiers import authority_owner
+from schemas.look_up import AuthorityNotified
 
 _alerts, _entries = table(Alert), table(AlertEntry)
 _visits, _authorities = table(Visit), table(AuthorityRow)
 SOCIAL_CARE_ROLE = "social_care"
+LOOK_UP_ROLE = "look_up"
 
 
 class NewAlert(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,6 +219,40 @@ async def load_authorities_told(
     for visit_id, name, acknowledged_at in await connection.execute(statement):
         told.setdefault(visit_id, []).append(AuthorityTold(authority_name=name, acknowledged_at=acknowledged_at))
     return told
+
+
+async def list_told_of(
+    connection: AsyncConnection, organisation: str, entry_ids: Sequence[str], since: datetime, *, rows_max: int
+) -> list[AuthorityNotified]:
+    """The alerts that an organisation (its owner id) caused of the person of these entries, newest first."""
+    resting = select(_entries.c.alert_id).where(is_among(connection, _entries.c.entry_id, entry_ids))
+    statement = (
+        select(
+            _authorities.c.name,
+            _alerts.c.raised_at,
+            _alerts.c.acknowledged_at,
+            (_alerts.c.role == LOOK_UP_ROLE).label("is_look_up"),
+        )
+        .join(_visits, _visits.c.id == _alerts.c.visit_id)
+        .join(_authorities, _authorities.c.code == _alerts.c.authority)
+        .where(
+            _alerts.c.id.in_(resting),
+            _visits.c.owner == organisation,
+            _alerts.c.raised_at >= since,
+            _alerts.c.withdrawn_at.is_(None),
+        )
+        .order_by(_alerts.c.raised_at.desc(), _alerts.c.id)
+        .limit(rows_max)
+    )
+    return [
+        AuthorityNotified(
+            authority_name=row.name,
+            told_at=row.raised_at,
+            acknowledged_at=row.acknowledged_at,
+            is_look_up=row.is_look_up,
+        )
+        for row in await connection.execute(statement)
+    ]
 
 
 async def withdraw_alerts(

@@ -14,7 +14,7 @@ from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.tables import AuthorityRow, ListUpload, LoginRow, Owner, SiteRow, WorkerRow, table
 from schemas.child_list import ListFreshness
-from schemas.directory import Authority, KeptAnswer, Role, Sender, Site, Worker
+from schemas.directory import Authority, CareSetting, KeptAnswer, Role, Sender, Site, Worker
 from schemas.identifiers import OwnerId, authority_owner, organisation_owner
 
 _owners, _authorities, _sites, _workers = table(Owner), table(AuthorityRow), table(SiteRow), table(WorkerRow)
@@ -126,6 +126,7 @@ async def save_site(
         "authorities": " ".join(site.authorities),
         "peers": " ".join(site.peers),
         "not_understood": site.not_understood.value,
+        "care_setting": site.care_setting.value,
         "owner": owner,
         "credential_digest": credential_digest,
         "sealed": keyring.seal(msgspec.json.encode(secrets), about=f"secrets/{owner}"),
@@ -182,6 +183,12 @@ async def find_site(connection: AsyncConnection, code: str) -> Site | None:
     return None if row is None else _site(row)
 
 
+async def list_not_classified(connection: AsyncConnection, *, rows_max: int) -> list[Site]:
+    """Sites whose care setting nobody has named yet."""
+    unsaid = select(_sites).where(_sites.c.care_setting == CareSetting.NOT_CLASSIFIED.value)
+    return [_site(row) for row in await connection.execute(unsaid.order_by(_sites.c.code).limit(rows_max))]
+
+
 async def find_credential_digest(connection: AsyncConnection, code: str) -> bytes | None:
     """The keyed digest of a site's credential, or None when the site is unknown."""
     found = await connection.execute(select(_sites.c.credential_digest).where(_sites.c.code == code))
@@ -197,6 +204,7 @@ def _authority(row: Any) -> Authority:
         emergency_telephone=row.emergency_telephone,
         webhook_url=row.webhook_url,
         alerts_for_ended_plans=row.alerts_for_ended_plans,
+        office_hours=row.office_hours,
     )
 
 
@@ -212,4 +220,6 @@ def _site(row: Any) -> Site:
         replies_for_adults=row.replies_for_adults,
         peers=tuple(row.peers.split()),
         not_understood=KeptAnswer(row.not_understood),
+        care_setting=CareSetting(row.care_setting),
+        notices_suppressed=row.notices_suppressed,
     )

@@ -26,6 +26,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     text,
     true,
 )
@@ -34,7 +35,8 @@ from sqlmodel import Field, SQLModel
 
 from schemas.coverage import CoverageReason
 from schemas.delivery import ChannelName, DeliveryState
-from schemas.directory import KeptAnswer
+from schemas.directory import CareSetting, KeptAnswer
+from schemas.office_hours import OFFICE_HOURS_USUAL
 from schemas.record import PositionOutcome
 from schemas.trace import TraceState
 
@@ -135,6 +137,10 @@ def _at(**options: Any) -> Any:
     return Column(UtcDateTime, **options)
 
 
+def _quote(words: str) -> str:
+    return f"'{words}'"
+
+
 def _bytes(**options: Any) -> Any:
     return Column(LargeBinary, **options)
 
@@ -173,6 +179,10 @@ class AuthorityRow(SQLModel, table=True):
     webhook_url: str | None = None
     alerts_for_ended_plans: bool = Field(default=True, sa_column=Column(Boolean, nullable=False, server_default=true()))
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
+    office_hours: str = Field(
+        default=OFFICE_HOURS_USUAL,
+        sa_column=Column(String, nullable=False, server_default=text(_quote(OFFICE_HOURS_USUAL))),
+    )
 
 
 class SiteRow(SQLModel, table=True):
@@ -193,6 +203,11 @@ class SiteRow(SQLModel, table=True):
     credential_digest: bytes = Field(sa_column=_bytes(nullable=False))
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
     reply_url: str | None = None
+    care_setting: str = Field(
+        default=CareSetting.NOT_CLASSIFIED.value,
+        sa_column=Column(String, nullable=False, server_default=text(_quote(CareSetting.NOT_CLASSIFIED))),
+    )
+    notices_suppressed: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
 
 
 class WorkerRow(SQLModel, table=True):
@@ -553,6 +568,23 @@ class Reply(SQLModel, table=True):
     outcome: str
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
     replied_at: datetime = Field(sa_column=_at(nullable=False))
+
+
+class Access(SQLModel, table=True):
+    """Somebody's look at one person's record. ``is_counted``: the first of its author within 24 hours, from
+    unscheduled care.
+    """
+
+    __tablename__: ClassVar[Any] = "accesses"
+    __table_args__ = (Index("ix_accesses_nhs_index_at", "nhs_index", "at"),)
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner(indexed=False))
+    nhs_index: bytes = Field(sa_column=_bytes(nullable=False))
+    author_index: bytes = Field(sa_column=_bytes(nullable=False))
+    at: datetime = Field(sa_column=_at(nullable=False))
+    is_unscheduled: bool
+    is_counted: bool
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
 
 
 class Lane(SQLModel, table=True):

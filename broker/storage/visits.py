@@ -229,6 +229,12 @@ async def _load_what_was_decided(connection: AsyncConnection, threads: Mapping[s
             thread.rejected.add(row.entry_id)
 
 
+async def open_look_up(connection: AsyncConnection, visit_id: str, sender: str, now: datetime) -> None:
+    """Open a thread for a mere look-up: nobody came, so it has no messages and is found by no person's index."""
+    row = {"id": visit_id, "owner": organisation_owner(sender), "sender": sender, "opened_at": now, "heard_at": now}
+    await insert_rows(connection, _visits, [row], ignore_existing=True)
+
+
 async def find_messages(connection: AsyncConnection, wanted: Iterable[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
     """Of (visit id, marker), those that are a message of that visit."""
     pairs = sorted(set(wanted))

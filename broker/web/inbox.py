@@ -14,13 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from broker.domain.alerts import DUTY_DESK
-from broker.storage import alerts, audit, coverage, directory, logins, reviews, visits
+from broker.storage import accesses, alerts, audit, coverage, directory, logins, reviews, visits
 from broker.storage.alerts import StoredAlert
 from broker.storage.audit import Act
 from broker.storage.reviews import StoredReview
 from broker.storage.tables import AlertState
 from broker.web.auth import is_automatic, signed_in_of
 from broker.web.chronology import Chronology, tell_visit
+from broker.web.look_up import ACCESSES_SHOWN_MAX
 from broker.web.pages import Pages, pages_of
 from schemas.directory import Person, Role
 
@@ -128,6 +129,9 @@ async def show_alert(request: Request, alert_id: str) -> Response:
         stored = await _load_alert(connection, pages, person, alert_id)
         chronology = await _load_chronology(connection, pages, stored.visit_id)
         colleagues = await load_colleagues(connection, pages, person)
+        looked = await accesses.list_counted(
+            connection, pages.keyring, stored.alert.child.nhs_number, rows_max=ACCESSES_SHOWN_MAX
+        )
         await alerts.note_opened(connection, alert_id, now)
         await audit.record_acts(connection, [act_of(person, "alert.read", alert_id)], now)
     return pages.render(
@@ -136,6 +140,7 @@ async def show_alert(request: Request, alert_id: str) -> Response:
         row=describe_row(stored, colleagues, now),
         facts=chronology.facts if chronology is not None else stored.alert.attendance,
         lines=chronology.lines if chronology is not None else (),
+        accesses=looked,
     )
 
 

@@ -40,7 +40,18 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "Handling messages": ("batch", "poll", "contact", "silent", "poison"),
         "Sending": ("delivery", "dispatch", "webhook"),
         "Lists by MESH": ("mesh",),
-        "Rules and jobs": ("escalation", "look", "plan", "unborn", "review", "list", "coverage", "job", "no"),
+        "Rules and jobs": (
+            "escalation",
+            "look",
+            "plan",
+            "unborn",
+            "review",
+            "list",
+            "coverage",
+            "job",
+            "no",
+            "proclaimed",
+        ),
         "Personal Demographics Service": ("pds",),
     }
 )

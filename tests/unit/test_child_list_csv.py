@@ -339,3 +339,21 @@ def test_a_site_may_be_answered_elsewhere_and_send_from_anywhere() -> None:
     line = only(read_sites(csv_file(SITE | {"reply_host": "", "reply_port": "", "peers": ""})))
     assert isinstance(line, SiteLine)
     assert (line.site.reply_host, line.site.reply_port, line.site.peers) == (None, None, ())
+
+
+def test_only_a_sexual_health_site_may_keep_who_comes_to_itself() -> None:
+    head = b"code,name,care_setting,notices_suppressed\n"
+    rows = list(
+        read_sites(head + b"RZ1,Quayside,sexual_health,yes\nRZ2,Fenwick,emergency_department,yes\nRZ3,Sandhill,,\n")
+    )
+    assert [(row.field if isinstance(row, RowProblem) else row.site.care_setting.value) for _, row in rows] == [
+        "sexual_health",
+        "notices_suppressed",
+        "not_classified",
+    ]
+
+
+def test_office_hours_that_nobody_can_read_are_refused() -> None:
+    head = b"code,name,office_telephone,emergency_telephone,office_hours\n"
+    [(_, row)] = list(read_authorities(head + b"706,Northfold,01632 960101,01632 960102,nine to five\n"))
+    assert isinstance(row, RowProblem) and row.field == "office_hours"

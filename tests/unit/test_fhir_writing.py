@@ -193,6 +193,12 @@ def test_each_plan_is_a_flag_with_its_care_plan_and_care_team() -> None:
     ]
 
 
+def test_the_telephone_that_is_answered_now_is_ranked_first() -> None:
+    plan = msgspec.structs.replace(PLANS[0], telephone_now="01632 960102")
+    telecom = the(write(compose(ReplyOutcome.MATCH, plans=(plan,))), "CareTeam")["telecom"]
+    assert [(line["use"], line["rank"]) for line in telecom] == [("work", 2), ("mobile", 1)]
+
+
 def test_the_header_answers_the_message_and_goes_to_the_sender_under_new_ids() -> None:
     message = write(MATCH)
     header = the(message, "MessageHeader")

@@ -14,6 +14,7 @@ from adapters.er7 import Hl7v2Limits, Separators
 from adapters.errors import NotAnAttendance, NotHl7, Unreadable
 from adapters.hl7v2 import read_ack, read_attendance, read_header
 from schemas.attendance import Attendance, Event, NhsNumberProblem, PersonName
+from tests.world import hl7
 
 NHS_NUMBER = "9990000018"
 OTHER_NHS_NUMBER = "9990000026"
@@ -675,3 +676,9 @@ def test_the_order_of_segments_does_not_matter() -> None:
     header, *others = SAMPLE.rstrip(b"\r").split(b"\r")
     random.Random(7).shuffle(others)
     assert read_attendance(b"\r".join([header, *others])) == read_attendance(SAMPLE)
+
+
+@pytest.mark.parametrize(("code", "meaning"), [("3", True), ("5", False), ("7", False), ("2", None), ("", None)])
+def test_zu3_says_whether_the_person_was_brought(code: str, meaning: bool | None) -> None:
+    message = hl7() + f"ZU3|||{code}\r".encode()
+    assert read_attendance(message).was_not_brought is meaning

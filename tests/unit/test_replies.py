@@ -149,7 +149,7 @@ def test_a_plan_is_shown_with_whom_to_ring_and_nothing_of_the_child() -> None:
         office_telephone="01632 960101",
         emergency_telephone="01632 960102",
     )
-    [plan] = show_plans([("706", make_entry())], {"706": authority}, NIGHT.date())
+    [plan] = show_plans([("706", make_entry())], {"706": authority}, NIGHT)
     assert set(plan.__struct_fields__) == {
         "plan_type",
         "start_on",
@@ -159,6 +159,8 @@ def test_a_plan_is_shown_with_whom_to_ring_and_nothing_of_the_child() -> None:
         "office_telephone",
         "emergency_telephone",
         "list_confirmed_at",
+        "telephone_now",
     }
+    assert plan.telephone_now == "01632 960102"  # a Saturday night
     assert plan.plan_type is PlanType.CHILD_PROTECTION
     assert (plan.office_telephone, plan.emergency_telephone) == ("01632 960101", "01632 960102")

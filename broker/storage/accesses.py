@@ -1,0 +1,144 @@
+"""Who looked at whose record: attendances that matched, and look-ups. Authors are sealed, people found by blind index.
+
+Two accesses of one author to one record within 24 hours count once, the first of them (CP-IS, NHS query response);
+silent reads count never. Those that do not count are kept all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.keyring import Keyring
+from broker.storage.child_lists import index_nhs_number
+from broker.storage.rows import insert_new, is_among
+from broker.storage.tables import Access, table
+from schemas.identifiers import NhsNumber, organisation_owner
+
+_accesses = table(Access)
+COUNTED_ONCE_WITHIN: Final = timedelta(hours=24)
+
+
+class AccessKind(StrEnum):
+    """How the record was met."""
+
+    ATTENDED = "attended"
+    LOOKED_UP = "looked_up"
+
+
+class Author(msgspec.Struct, frozen=True, kw_only=True):
+    """Who had access. ``person`` is None where a message, not a person, met the record."""
+
+    kind: AccessKind
+    organisation: str
+    organisation_name: str
+    person: str | None = None
+
+
+class NewAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """An access to be kept."""
+
+    nhs_number: NhsNumber
+    author: Author
+    at: datetime
+    is_unscheduled: bool
+    visit_id: str | None = None
+    """The visit that met the record: it does so once, however many messages it has."""
+
+
+class Accessed(msgspec.Struct, frozen=True, kw_only=True):
+    """An access as it is shown."""
+
+    at: datetime
+    author: Author
+
+
+async def save_accesses(
+    connection: AsyncConnection, keyring: Keyring, new: Sequence[NewAccess]
+) -> dict[str, NewAccess]:
+    """Keep the accesses; returns those that count, by id. One that is there already stays and counts no more."""
+    if not new:
+        return {}
+    counted = await _load_counted(connection, keyring, new)
+    rows: dict[str, dict[str, Any]] = {}
+    counts: dict[str, NewAccess] = {}
+    for access in sorted(new, key=lambda each: each.at):
+        key = _key(keyring, access)
+        before = counted.setdefault(key, [])
+        is_counted = access.is_unscheduled and not any(abs(access.at - at) < COUNTED_ONCE_WITHIN for at in before)
+        row = _row(keyring, access, is_counted=is_counted)
+        if row["id"] in rows:
+            continue
+        rows[row["id"]] = row
+        if is_counted:
+            before.append(access.at)
+            counts[row["id"]] = access
+    kept = set(await insert_new(connection, _accesses, list(rows.values()), key="id"))
+    return {access_id: access for access_id, access in counts.items() if access_id in kept}
+
+
+async def list_counted(
+    connection: AsyncConnection, keyring: Keyring, nhs_number: str, *, rows_max: int
+) -> list[Accessed]:
+    """The most recent accesses from unscheduled care to one record, newest first."""
+    statement = (
+        select(_accesses.c.id, _accesses.c.at, _accesses.c.sealed)
+        .where(_accesses.c.nhs_index == index_nhs_number(keyring, nhs_number), _accesses.c.is_counted)
+        .order_by(_accesses.c.at.desc(), _accesses.c.id)
+        .limit(rows_max)
+    )
+    return [Accessed(at=row.at, author=_open(keyring, row)) for row in await connection.execute(statement)]
+
+
+async def _load_counted(
+    connection: AsyncConnection, keyring: Keyring, new: Sequence[NewAccess]
+) -> dict[tuple[bytes, bytes], list[datetime]]:
+    persons = sorted({index_nhs_number(keyring, access.nhs_number) for access in new})
+    first, last = min(access.at for access in new), max(access.at for access in new)
+    statement = select(_accesses.c.nhs_index, _accesses.c.author_index, _accesses.c.at).where(
+        is_among(connection, _accesses.c.nhs_index, persons),
+        _accesses.c.is_counted,
+        _accesses.c.at > first - COUNTED_ONCE_WITHIN,
+        _accesses.c.at < last + COUNTED_ONCE_WITHIN,
+    )
+    found: dict[tuple[bytes, bytes], list[datetime]] = {}
+    for row in await connection.execute(statement):
+        found.setdefault((bytes(row.nhs_index), bytes(row.author_index)), []).append(row.at)
+    return found
+
+
+def _key(keyring: Keyring, access: NewAccess) -> tuple[bytes, bytes]:
+    author = keyring.index("author", access.author.organisation, access.author.person or "")
+    return index_nhs_number(keyring, access.nhs_number), author
+
+
+def _row(keyring: Keyring, access: NewAccess, *, is_counted: bool) -> dict[str, Any]:
+    nhs_index, author_index = _key(keyring, access)
+    if access.visit_id is not None:
+        place = access.visit_id
+    elif is_counted:
+        # Two that come at one moment, and do not see each other, meet here: those that count are a day apart.
+        place = f"day {int(access.at.timestamp() // COUNTED_ONCE_WITHIN.total_seconds())}"
+    else:
+        place = access.at.isoformat()
+    access_id = keyring.derive_id("access", nhs_index.hex(), author_index.hex(), place)
+    return {
+        "id": access_id,
+        "owner": organisation_owner(access.author.organisation),
+        "nhs_index": nhs_index,
+        "author_index": author_index,
+        "at": access.at,
+        "is_unscheduled": access.is_unscheduled,
+        "is_counted": is_counted,
+        "sealed": keyring.seal(msgspec.json.encode(access.author), about=f"access/{access_id}"),
+    }
+
+
+def _open(keyring: Keyring, row: Any) -> Author:
+    return msgspec.json.decode(keyring.open(bytes(row.sealed), about=f"access/{row.id}"), type=Author)
