@@ -50,7 +50,7 @@ class Line:
 
     async def ask(self, request: bytes) -> None:
         """Send one question and read its whole answer. Raises AssertionError when it is not 200."""
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():  # the server closes a line that rests
             self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
         reader, writer = self._streams
         writer.write(request)
