@@ -1,28 +1,49 @@
-"""Children's lists and directories as CSV (RFC 4180, UTF-8 with or without a byte order mark).
+"""Children's lists and directories as CSV (RFC 4180, UTF-8 with or without a byte order mark), or as a spreadsheet
+saves it: dates of child lists in the order of the United Kingdom.
 
 A bad row never loses the good ones: it comes back with its row number, its field and how to mend it, without the value.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
+from datetime import date
+from typing import BinaryIO, Final
+
 import msgspec
 
-from adapters.csv_rows import FIELD_CHARACTERS_MAX, FieldProblem, Fields, MalformedFile, RowProblem, Rows, read_csv
+from adapters.csv_rows import (
+    FIELD_CHARACTERS_MAX,
+    CsvRow,
+    FieldProblem,
+    Fields,
+    MalformedFile,
+    RowProblem,
+    Rows,
+    check_surplus,
+    read_csv,
+    read_table,
+)
 from schemas.attendance import PersonName
-from schemas.child_list import ChildListEntry, PlanType
+from schemas.child_list import ChildListEntry, LegalBasis, PlanType
 from schemas.directory import Authority, CareSetting, KeptAnswer, Role, Site, Worker
-from schemas.identifiers import parse_nhs_number
+from schemas.identifiers import NhsNumber, parse_nhs_number
 from schemas.office_hours import OFFICE_HOURS_USUAL, parse_office_hours
+from schemas.upload import RecordCode
 
 __all__ = [
     "FIELD_CHARACTERS_MAX",
     "AuthorityLine",
+    "ChildRowProblem",
     "ClinicianLine",
+    "DateOrder",
     "MalformedFile",
     "RowProblem",
     "Rows",
     "SiteLine",
     "WorkerLine",
+    "compose_child",
     "read_authorities",
     "read_children",
     "read_clinicians",
@@ -31,12 +52,116 @@ __all__ = [
 ]
 
 
+_CHILD_COLUMNS: Final = ("local_id", "nhs_number", "family_name", "birth_date", "plan_type", "start_date")
+_DAY_FIRST: Final = re.compile(r"([0-9]{1,2})([/.-])([0-9]{1,2})\2([0-9]{4})")
+_SHORT_YEAR: Final = re.compile(r"[0-9]{1,2}([/.-])[0-9]{1,2}\1[0-9]{2}")
+_MIDNIGHT: Final = re.compile(r"[T ]00?:00(?::00(?:\.0+)?)?$")
+"""A spreadsheet writes a day as an instant; the instant is the beginning of the day."""
+_ROUNDED: Final = re.compile(r"[0-9](?:[.,][0-9]+)?[Ee]\+?[0-9]+")
+_OLD_STYLE_NUMBER: Final = re.compile(r"[A-Za-z]{2,5}[ /-]?[0-9][0-9 /.-]{0,10}")
+"""NHS numbers before 1996: letters and figures that told the register and the entry."""
+
+
+class ChildRowProblem(RowProblem, frozen=True, kw_only=True):
+    """Why a row of a child list was refused, with the person's ``local_id`` where one could be read.
+
+    The id is for whoever compares a full list: somebody whose row is bad is not missing from the file.
+    """
+
+    code: RecordCode = RecordCode.NOT_LOADED
+    local_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"ChildRowProblem(row={self.row}, field={self.field!r}, advice={self.advice!r}, code={self.code.value})"
+
+
+class DateOrder:
+    """Which order the dates of a file's columns have, as far as they show it.
+
+    ``01/02/2016`` is 1 February. A column all of whose telling dates have the month first was written by a program with
+    other habits: its other dates would be read wrongly and nobody would notice.
+    """
+
+    def __init__(self) -> None:
+        self._month_first: dict[str, int] = {}
+        self._day_first: set[str] = set()
+
+    def note(self, column: str, first: int, second: int, row: int) -> None:
+        """Note a date whose first two numbers are these."""
+        if first > 12 >= second:
+            self._day_first.add(column)
+        elif second > 12 >= first:
+            self._month_first.setdefault(column, row)
+
+    def check(self) -> None:
+        """Raise MalformedFile when a column has the month first."""
+        for column, row in self._month_first.items():
+            if column not in self._day_first:
+                raise MalformedFile(
+                    f"column {column} has the month before the day, as row {row} shows: "
+                    "dates are 31/01/2026 or 2026-01-31"
+                )
+
+
+class _OldStyleNumber(FieldProblem):
+    """An NHS number from before 1996."""
+
+
+class _ChildFields(Fields):
+    """One row of a child list."""
+
+    def __init__(self, values: Mapping[str, str], number: int, order: DateOrder) -> None:
+        super().__init__(values)
+        self._number = number
+        self._order = order
+
+    def day(self, name: str) -> date:
+        """A date like 2026-01-31 or, day first, 31/01/2026."""
+        text = _MIDNIGHT.sub("", self.required(name))
+        written = _DAY_FIRST.fullmatch(text)
+        try:
+            if written is None:
+                return date.fromisoformat(text)
+            first, second, year = int(written[1]), int(written[3]), int(written[4])
+            self._order.note(name, first, second, self._number)
+            return date(year, second, first)
+        except ValueError as error:
+            raise FieldProblem(name, _advise_on_day(text)) from error
+
+    def nhs_number(self, name: str) -> NhsNumber:
+        """A valid NHS number."""
+        text = self.required(name)
+        number = parse_nhs_number(text)
+        if number is None:
+            raise _find_problem(name, text)
+        return number
+
+    def whole(self, name: str) -> str:
+        """A text that no spreadsheet has rounded."""
+        text = self.required(name)
+        if _ROUNDED.fullmatch(text) and "+" in text:
+            raise FieldProblem(name, "was rounded by a spreadsheet: format the column as text and enter it again")
+        return text
+
+    def legal_basis(self, name: str) -> LegalBasis | None:
+        """A section of the Children Act 1989, or None."""
+        text = self.optional(name)
+        if text is None:
+            return None
+        section = text.casefold().removeprefix("section").lstrip("s. ")
+        if f"s{section}" not in {basis.value for basis in LegalBasis}:
+            raise FieldProblem(name, "must be one of " + ", ".join(basis.value for basis in LegalBasis))
+        return LegalBasis(f"s{section}")
+
+
 class AuthorityLine(msgspec.Struct, frozen=True, kw_only=True):
     """An authority with the secrets its file gave; empty ones are made by the broker."""
 
     authority: Authority
     webhook_secret: str | None
     topic_secret: str | None
+    list_credential: str | None
+    """With which its own system sends the list; ``new``: one is to be made."""
 
 
 class WorkerLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,9 +191,20 @@ class ClinicianLine(msgspec.Struct, frozen=True, kw_only=True):
     password: str | None
 
 
-def read_children(file: bytes) -> Rows[ChildListEntry]:
-    """One entry or problem per row of a child list. Raises MalformedFile, at once or on the way."""
-    return read_csv(file, ("local_id", "nhs_number", "family_name", "birth_date", "plan_type", "start_date"), _child)
+def read_children(file: bytes | BinaryIO) -> Rows[ChildListEntry]:
+    """One entry or ChildRowProblem per row of a child list. Raises MalformedFile, at once or on the way.
+
+    Nothing may be done with the rows before the last one was read: only then is it known that the file is one.
+    """
+    return _compose_children(read_table(file, _CHILD_COLUMNS))
+
+
+def compose_child(number: int, values: Mapping[str, str], order: DateOrder) -> ChildListEntry | ChildRowProblem:
+    """The entry that stands in a row under these names of columns, or why there is none."""
+    try:
+        return _child(_ChildFields(values, number, order))
+    except FieldProblem as problem:
+        return _refuse_child(number, problem, values)
 
 
 def read_authorities(file: bytes) -> Rows[AuthorityLine]:
@@ -91,25 +227,68 @@ def read_clinicians(file: bytes) -> Rows[ClinicianLine]:
     return read_csv(file, ("login", "name", "organisation"), _clinician)
 
 
-def _child(fields: Fields) -> ChildListEntry:
-    nhs_number = parse_nhs_number(fields.required("nhs_number"))
-    if nhs_number is None:
-        raise FieldProblem("nhs_number", "must be a valid NHS number of ten digits; please check it")
+def _compose_children(rows: Iterator[CsvRow]) -> Rows[ChildListEntry]:
+    order = DateOrder()
+    for row in rows:
+        try:
+            check_surplus(row)
+        except FieldProblem as problem:
+            yield row.number, _refuse_child(row.number, problem, row.values)
+        else:
+            yield row.number, compose_child(row.number, row.values, order)
+    order.check()
+
+
+def _refuse_child(number: int, problem: FieldProblem, values: Mapping[str, str]) -> ChildRowProblem:
+    local_id = (values.get("local_id") or "").strip()[:FIELD_CHARACTERS_MAX]
+    code = RecordCode.OLD_STYLE_NUMBER if isinstance(problem, _OldStyleNumber) else RecordCode.NOT_LOADED
+    return ChildRowProblem(row=number, field=problem.field, advice=problem.advice, code=code, local_id=local_id or None)
+
+
+def _advise_on_day(text: str) -> str:
+    if text.isascii() and text.isdigit() and len(text) == 5:
+        return "is a spreadsheet's number of a day: format the column as a date"
+    if _SHORT_YEAR.fullmatch(text):
+        return "must have the year in four digits, like 31/01/2026"
+    return "must be a date like 2026-01-31 or 31/01/2026"
+
+
+def _find_problem(name: str, text: str) -> FieldProblem:
+    """Why this is no NHS number."""
+    digits = "".join(text.split())
+    if _OLD_STYLE_NUMBER.fullmatch(text):
+        return _OldStyleNumber(name, "is a number of the old style: give the NHS number of ten digits")
+    if _ROUNDED.fullmatch(digits):
+        return FieldProblem(name, "was rounded by a spreadsheet: format the column as text and enter it again")
+    if digits.isascii() and digits.isdigit() and len(digits) == 9:
+        return FieldProblem(
+            name, "has nine digits: a spreadsheet may have dropped a 0 in front; format the column as text"
+        )
+    return FieldProblem(name, "must be a valid NHS number of ten digits; please check it")
+
+
+def _child(fields: _ChildFields) -> ChildListEntry:
+    nhs_number = fields.nhs_number("nhs_number")
     start_on, end_on = fields.day("start_date"), fields.optional_day("end_date")
     if end_on is not None and end_on < start_on:
         raise FieldProblem("end_date", "must not be before the start date")
+    plan_type = PlanType(fields.one_of("plan_type", [plan.value for plan in PlanType]))
+    legal_basis = fields.legal_basis("legal_basis")
+    if legal_basis is not None and plan_type is not PlanType.LOOKED_AFTER:
+        raise FieldProblem("legal_basis", f"belongs to {PlanType.LOOKED_AFTER.value} only")
     return ChildListEntry(
-        local_id=fields.required("local_id"),
+        local_id=fields.whole("local_id"),
         nhs_number=nhs_number,
         name=PersonName(family=fields.required("family_name"), given=fields.optional("given_name") or ""),
         birth_date=fields.day("birth_date"),
-        plan_type=PlanType(fields.one_of("plan_type", [plan.value for plan in PlanType])),
+        plan_type=plan_type,
         start_on=start_on,
         end_on=end_on,
         postcode=fields.optional("postcode"),
         allocated_worker=fields.optional("worker"),
         team=fields.optional("team"),
         deleted_on=fields.optional_day("delete_date"),
+        legal_basis=legal_basis,
     )
 
 
@@ -129,6 +308,7 @@ def _authority(fields: Fields) -> AuthorityLine:
         ),
         webhook_secret=fields.optional("webhook_secret"),
         topic_secret=fields.optional("topic_secret"),
+        list_credential=fields.optional("list_credential"),
     )
 
 

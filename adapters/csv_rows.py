@@ -1,5 +1,8 @@
 """Rows of CSV files (RFC 4180, UTF-8 with or without a byte order mark), and their fields, each asked for by name.
 
+Files that a spreadsheet saved are read too: with semicolons or tabs, and empty rows at the end. They are read as a
+stream: what stands in memory is one row.
+
 A bad row never loses the good ones: it comes back with its row number, its field and how to mend it, without the value.
 """
 
@@ -11,7 +14,8 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, time
-from typing import Final, TypeVar
+from itertools import chain
+from typing import BinaryIO, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,6 +24,10 @@ from schemas.identifiers import SchoolUrn, parse_ods_code, parse_school_urn
 
 Row = TypeVar("Row")
 FIELD_CHARACTERS_MAX: Final = 500
+LINE_CHARACTERS_MAX: Final = 150_000
+BLANK_LINES_MAX: Final = 10_000
+_DELIMITERS: Final = ",;\t"
+_NOT_UTF8: Final = re.compile("[\udc80-\udcff]")
 _CLOCK: Final = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]", re.ASCII)
 _BEARER_TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 
@@ -57,6 +65,8 @@ class Fields:
         text = (self._values.get(name) or "").strip()
         if len(text) > self._characters_max or "\x00" in text:
             raise FieldProblem(name, f"must be plain text of at most {self._characters_max} characters")
+        if not text.isascii() and _NOT_UTF8.search(text):
+            raise FieldProblem(name, "has letters that are not UTF-8: save the file as CSV UTF-8")
         return text or None
 
     def required(self, name: str) -> str:
@@ -180,47 +190,102 @@ Rows = Iterator[tuple[int, Row | RowProblem]]
 """What stands in each row, with the row's number as a spreadsheet shows it: the header is 1, blank lines count."""
 
 
+class CsvRow(NamedTuple):
+    """One row under the names of its columns; ``has_surplus``: it has more fields than the header."""
+
+    number: int
+    values: Mapping[str, str]
+    has_surplus: bool
+
+
 def read_csv(
-    file: bytes,
+    file: bytes | BinaryIO,
     columns: Sequence[str],
     compose: Callable[[Fields], Row],
     *,
     characters_max: int = FIELD_CHARACTERS_MAX,
 ) -> Rows[Row]:
     """One noun or problem per row; ``columns`` must be there. Raises MalformedFile, at once or on the way."""
-    rows = _read_rows(file)
-    _, header = next(rows, (1, []))
+    return _compose_rows(read_table(file, columns), compose, characters_max)
+
+
+def read_table(file: bytes | BinaryIO, columns: Sequence[str]) -> Iterator[CsvRow]:
+    """The rows with anything in them; ``columns`` must be there. Raises MalformedFile, at once or on the way."""
+    rows = _read_rows(io.BytesIO(file) if isinstance(file, bytes) else file, columns)
+    _, written = next(rows, (1, []))
+    if any(_NOT_UTF8.search(column) for column in written):
+        raise MalformedFile("the file is not CSV in UTF-8")
+    header = [_name_column(column) for column in written]
     missing = [column for column in columns if column not in header]
     if missing:
         raise MalformedFile("the file has no column " + ", ".join(missing))
     named = [column for column in header if column]
     if len(set(named)) < len(named):
         raise MalformedFile("two columns of the file have the same name")
-    return _compose_rows(rows, header, compose, characters_max)
+    return (CsvRow(number, dict(zip(header, row, strict=False)), any(row[len(header) :])) for number, row in rows)
 
 
-def _read_rows(file: bytes) -> Iterator[tuple[int, list[str]]]:
+def _name_column(written: str) -> str:
+    return "_".join(written.casefold().split())
+
+
+def _read_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     number = 0
+    # What is no UTF-8 stays visible in its field, so that one letter costs one row.
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     try:
-        for number, row in enumerate(csv.reader(io.StringIO(file.decode("utf-8-sig"), newline=""), strict=True), 1):
-            if row:
+        lines = _read_lines(text)
+        blank, first = _find_first(lines)
+        delimiter = _find_delimiter(first, columns)
+        told = first.casefold().startswith("sep=")
+        reader = csv.reader(chain(blank, () if told else (first,), lines), delimiter=delimiter, strict=True)
+        for number, row in enumerate(reader, 1):
+            if any(row):
                 yield number, row
-    except UnicodeDecodeError as error:
-        raise MalformedFile("the file is not CSV in UTF-8") from error
     except csv.Error as error:
         raise MalformedFile(f"row {number + 1} is not CSV") from error
 
 
-def _compose_rows(
-    rows: Iterator[tuple[int, list[str]]],
-    header: Sequence[str],
-    compose: Callable[[Fields], Row],
-    characters_max: int,
-) -> Rows[Row]:
-    for number, row in rows:
+def _read_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(LINE_CHARACTERS_MAX):
+        if len(line) == LINE_CHARACTERS_MAX:
+            raise csv.Error("line too long")
+        yield line
+
+
+def _find_first(lines: Iterator[str]) -> tuple[list[str], str]:
+    """The first line with anything in it, and those before."""
+    blank: list[str] = []
+    for line in lines:
+        if line.strip():
+            return blank, line
+        blank.append(line)
+        if len(blank) > BLANK_LINES_MAX:
+            break
+    return blank, ""
+
+
+def _find_delimiter(first: str, columns: Sequence[str]) -> str:
+    """What separates the names of the columns; a spreadsheet may say it in a first line of its own (``sep=;``)."""
+    if first.casefold().startswith("sep=") and first[4:5] in tuple(_DELIMITERS):
+        return first[4]
+
+    def count_known(delimiter: str) -> int:
+        return sum(_name_column(name.strip('" \r\n')) in columns for name in first.split(delimiter))
+
+    return max(_DELIMITERS, key=count_known)
+
+
+def _compose_rows(rows: Iterator[CsvRow], compose: Callable[[Fields], Row], characters_max: int) -> Rows[Row]:
+    for row in rows:
         try:
-            if len(row) > len(header):
-                raise FieldProblem("row", "has more fields than the header")
-            yield number, compose(Fields(dict(zip(header, row, strict=False)), characters_max))
+            check_surplus(row)
+            yield row.number, compose(Fields(row.values, characters_max))
         except FieldProblem as problem:
-            yield number, RowProblem(row=number, field=problem.field, advice=problem.advice)
+            yield row.number, RowProblem(row=row.number, field=problem.field, advice=problem.advice)
+
+
+def check_surplus(row: CsvRow) -> None:
+    """Raise FieldProblem when the row has more fields than the header."""
+    if row.has_surplus:
+        raise FieldProblem("row", "has more fields than the header")

@@ -39,6 +39,8 @@ from schemas.identifiers import BROKER_OWNER, authority_owner, organisation_owne
 
 Line = TypeVar("Line")
 PASSWORD_BYTES = 15
+MAKE_ONE = "new"
+"""Instead of a credential: one is made and shown once."""
 
 
 class Issued(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +134,13 @@ class DirectoryUpload:
             topic=_secret(line.topic_secret, stored.topic, issued, owner, "topic_secret"),
         )
         await directory.save_authority(connection, self._keyring, line.authority, secrets)
+        if line.list_credential:
+            credential = line.list_credential
+            if credential == MAKE_ONE:
+                credential = random_secrets.token_hex(20)
+                issued.append(Issued(to=owner, what="list_credential", secret=credential))
+            digest = digest_credential(self._keyring, owner, credential.encode())
+            await directory.save_list_credential(connection, line.authority.code, digest)
         return issued
 
     async def _save_site(self, connection: AsyncConnection, line: SiteLine) -> list[Issued]:

@@ -1,40 +1,57 @@
-"""The one way in for authorities' child lists; called by page, command line and jobs.
+"""The one way in for authorities' child lists; called by the doors, the page, the command line and jobs.
 
 An upload adds and replaces entries; a child that is not in the file stays on the list. Every new or changed entry
 leaves a look-back job in the same transaction: a visit in flight and a list change cannot miss each other.
+
+A file is first compared with the list, without changing anything (``broker.list_comparison``). Then everything of it is
+written in one transaction, or, when it would end or take back too much, nothing: it waits for a person.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from hashlib import sha256
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import partial
+from typing import Final
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters.child_list_csv import RowProblem, Rows, read_children
+from adapters.child_list_csv import MalformedFile
+from adapters.child_list_json import VersionNotSupported
+from broker.domain.visits import london_day
 from broker.keyring import Keyring
+from broker.list_comparison import Comparer, Comparison, Connect, UploadOptions, end_entry
 from broker.ports import Clock
-from broker.storage import audit, child_lists, directory, jobs
+from broker.spool import SealedSpool
+from broker.storage import audit, child_lists, held_uploads, jobs, list_differences
 from broker.storage.audit import Act
-from broker.storage.child_lists import Upload, derive_entry_id
+from broker.storage.child_lists import SealedEntry, Upload, seal_entry
 from broker.storage.database import Database
+from broker.storage.held_uploads import NewHold, StoredHold
 from broker.storage.jobs import LOOK_BACK, derive_job_id
-from schemas.child_list import ChildListEntry
+from broker.storage.list_differences import Difference, DifferenceDecision
 from schemas.identifiers import authority_owner
+from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport, UploadState
+
+__all__ = ["MalformedFile", "UploadOptions", "UploadReport"]
+
+_SHORT_BYTES_MAX: Final = 131_072
+"""A file of up to about a thousand rows is compared within the transaction that writes it."""
+_FREE_TURNS: Final = 2
+"""How often a file is compared with the list while others may change it."""
+_PART_IDS: Final = 500
+Progress = Callable[[int, int], None]
+"""Called with how much was done, of how much."""
 
 
 class UnknownAuthority(Exception):
     """The authority is not in the directory: import it first."""
 
 
-class UploadReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a file."""
-
-    loaded: int
-    changed: int
-    refused: tuple[RowProblem, ...]
-    was_known: bool
-    """This very file was loaded before; now the list counts as confirmed anew."""
+class NothingToDecide(Exception):
+    """There is no such question, or somebody else has answered it."""
 
 
 async def upload_children(
@@ -43,60 +60,363 @@ async def upload_children(
     clock: Clock,
     *,
     authority: str,
-    file: bytes,
+    file: bytes | SealedSpool,
     uploaded_by: str,
+    kind: UploadKind = UploadKind.CHANGES,
+    form: UploadFormat = UploadFormat.CSV,
     dry_run: bool = False,
-    read: Callable[[bytes], Rows[ChildListEntry]] = read_children,
+    options: UploadOptions | None = None,
+    on_progress: Progress | None = None,
 ) -> UploadReport:
-    """Load a list, CSV unless ``read`` reads another form.
+    """Load a list.
 
     Raises MalformedFile or UnknownAuthority, and then nothing was stored.
     A file of which every row was refused is on record, but does not count as a confirmed list.
     """
-    rows = list(read(file))
-    problems = [row for _, row in rows if isinstance(row, RowProblem)]
-    entries, repeated = _without_repeats(keyring, authority, rows)
-    refused = tuple(sorted((*problems, *repeated), key=lambda problem: problem.row))
+    work = _Upload(
+        database=database,
+        keyring=keyring,
+        clock=clock,
+        options=options or UploadOptions(),
+        authority=authority,
+        kind=kind,
+        form=form,
+        uploaded_by=uploaded_by,
+        sent_at=clock.now(),
+        on_progress=on_progress,
+    )
+    if isinstance(file, SealedSpool):
+        return await work.take(file, dry_run=dry_run)
+    with SealedSpool(keyring, bytes_max=len(file)) as spool:
+        spool.write(file)
+        return await work.take(spool, dry_run=dry_run)
+
+
+def report_malformed(authority: str, kind: UploadKind, error: MalformedFile) -> UploadReport:
+    """The answer for a file of which nothing could be taken."""
+    is_version = isinstance(error, VersionNotSupported)
+    code = FileCode.VERSION_NOT_SUPPORTED if is_version else FileCode.MALFORMED
+    return UploadReport(
+        authority=authority,
+        kind=kind,
+        state=UploadState.REFUSED,
+        file_code=code,
+        problem=f"{error}; nothing was loaded",
+    )
+
+
+async def confirm_upload(
+    database: Database,
+    keyring: Keyring,
+    clock: Clock,
+    *,
+    upload_id: str,
+    owner: str | None,
+    by: str,
+    reason: str = "",
+    options: UploadOptions | None = None,
+) -> UploadReport:
+    """Load a file that was held: compared anew, and without what later uploads changed. Raises NothingToDecide.
+
+    ``owner``: the authority of whoever decides; None for an operator, who decides for all.
+    """
+    held = await _load_hold(database, upload_id, owner)
+    options = options or UploadOptions()
+    work = _Upload(
+        database=database,
+        keyring=keyring,
+        clock=clock,
+        options=options,
+        authority=held.authority,
+        kind=held.kind,
+        form=held.format,
+        uploaded_by=held.uploaded_by,
+        sent_at=held.uploaded_at,
+        confirmed=_Confirmed(held=held, by=by, reason=reason),
+    )
+    with SealedSpool(keyring, bytes_max=options.bytes_max) as spool:
+        number = 0
+        async with database.reading() as connection:
+            while (part := await held_uploads.load_part(connection, keyring, upload_id, number)) is not None:
+                spool.write(part)
+                number += 1
+        return await work.take(spool)
+
+
+async def reject_upload(
+    database: Database, clock: Clock, *, upload_id: str, owner: str | None, by: str, reason: str = ""
+) -> StoredHold:
+    """Forget a file that was held. Raises NothingToDecide."""
+    held = await _load_hold(database, upload_id, owner)
+    now = clock.now()
     async with database.writing() as connection:
-        if await directory.find_authority(connection, authority) is None:
-            raise UnknownAuthority(authority)
-        now = clock.now()
-        upload = Upload(
-            id=keyring.derive_id("upload", authority, sha256(file).hexdigest()),
-            authority=authority,
-            file_hash=sha256(file).hexdigest(),
-            uploaded_by=uploaded_by,
-            rows_refused=len(refused),
+        if not await held_uploads.settle_upload(connection, upload_id, decision="rejected", by=by, now=now):
+            raise NothingToDecide(upload_id)
+        act = Act(
+            owner=authority_owner(held.authority), actor=by, action="list.rejected", subject=upload_id, reason=reason
         )
-        was_known = await child_lists.upload_is_known(connection, upload.id)
-        changed: list[str] = []
-        owner = authority_owner(authority)
-        is_usable = bool(entries) or not refused
-        if is_usable and not dry_run:
-            changed = await child_lists.save_entries(connection, keyring, upload, entries, now)
-            work = [(derive_job_id(keyring, LOOK_BACK, entry_id), owner, entry_id) for entry_id in changed]
-            await jobs.add_jobs(connection, LOOK_BACK, work, now)
-        if not dry_run:
-            action = "list.uploaded" if is_usable else "list.refused"
-            await audit.record_acts(
-                connection, [Act(owner=owner, actor=uploaded_by, action=action, subject=upload.id)], now
-            )
-    return UploadReport(loaded=len(entries), changed=len(changed), refused=refused, was_known=was_known)
+        await audit.record_acts(connection, [act], now)
+    return held
 
 
-def _without_repeats(
-    keyring: Keyring, authority: str, rows: Sequence[tuple[int, ChildListEntry | RowProblem]]
-) -> tuple[list[ChildListEntry], list[RowProblem]]:
-    """One person may have one plan of each type: a second row for the same one is refused, the first stands."""
-    kept: dict[str, ChildListEntry] = {}
-    repeated = []
-    for number, row in rows:
-        if isinstance(row, RowProblem):
-            continue
-        entry_id = derive_entry_id(keyring, authority, row)
-        if entry_id in kept:
-            repeated.append(
-                RowProblem(row=number, field="local_id", advice="the same person and plan type stands in a row above")
+async def decide_difference(
+    database: Database,
+    keyring: Keyring,
+    clock: Clock,
+    *,
+    difference_id: str,
+    owner: str,
+    decision: DifferenceDecision,
+    by: str,
+) -> None:
+    """Do with an entry that a full list left out what a person says. Raises NothingToDecide."""
+    now = clock.now()
+    async with database.writing() as connection:
+        difference = await list_differences.load_difference(connection, difference_id)
+        if difference is None or authority_owner(difference.authority) != owner:
+            raise NothingToDecide(difference_id)
+        version = await child_lists.lock_list(connection, difference.authority)
+        await child_lists.take_turn(connection, difference.authority, version)
+        if not await list_differences.settle_difference(connection, difference_id, decision=decision, by=by, now=now):
+            raise NothingToDecide(difference_id)
+        await _apply_decision(connection, keyring, difference, decision, now)
+        act = Act(owner=owner, actor=by, action=f"difference.{decision.value}", subject=difference.entry_id)
+        await audit.record_acts(connection, [act], now)
+
+
+async def _apply_decision(
+    connection: AsyncConnection, keyring: Keyring, difference: Difference, decision: DifferenceDecision, now: datetime
+) -> None:
+    stored = await child_lists.load_stored(connection, keyring, [difference.entry_id])
+    if decision is DifferenceDecision.STILL_LISTED or difference.entry_id not in stored:
+        return
+    entry = stored[difference.entry_id].entry
+    if decision is DifferenceDecision.ENDED:
+        entry = end_entry(entry, london_day(now))
+    else:
+        entry = msgspec.structs.replace(entry, deleted_on=london_day(now))
+    sealed = seal_entry(keyring, difference.entry_id, entry, is_new=False)
+    await _write_part(connection, keyring, difference.authority, difference.upload_id, [sealed], now=now)
+
+
+async def _write_part(
+    connection: AsyncConnection,
+    keyring: Keyring,
+    authority: str,
+    upload_id: str,
+    entries: Sequence[SealedEntry],
+    *,
+    now: datetime,
+) -> None:
+    await child_lists.write_entries(connection, keyring, authority, upload_id, entries, now=now)
+    owner = authority_owner(authority)
+    work = [(derive_job_id(keyring, LOOK_BACK, each.id), owner, each.id) for each in entries]
+    await jobs.add_jobs(connection, LOOK_BACK, work, now)
+
+
+async def _load_hold(database: Database, upload_id: str, owner: str | None) -> StoredHold:
+    async with database.reading() as connection:
+        held = await held_uploads.load_hold(connection, upload_id)
+    if held is None or owner not in (None, authority_owner(held.authority)):
+        raise NothingToDecide(upload_id)
+    return held
+
+
+@asynccontextmanager
+async def _lend(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
+    yield connection
+
+
+class _Confirmed(msgspec.Struct, frozen=True, kw_only=True):
+    held: StoredHold
+    by: str
+    reason: str
+
+
+class _Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """One file on its way to one list."""
+
+    database: Database
+    keyring: Keyring
+    clock: Clock
+    options: UploadOptions
+    authority: str
+    kind: UploadKind
+    form: UploadFormat
+    uploaded_by: str
+    sent_at: datetime
+    confirmed: _Confirmed | None = None
+    on_progress: Progress | None = None
+
+    async def take(self, spool: SealedSpool, *, dry_run: bool = False) -> UploadReport:
+        """Compare, then load, hold or refuse."""
+        for _ in range(_FREE_TURNS if spool.size_bytes > _SHORT_BYTES_MAX else 0):
+            report = await self._try(spool, self.database.reading, self.database.writing, dry_run=dry_run)
+            if report is not None:
+                return report
+        # A short file, or others keep changing the list: they wait until it was compared.
+        async with self.database.writing() as connection:
+            await child_lists.lock_list(connection, self.authority)
+            locked = partial(_lend, connection)
+            report = await self._try(spool, locked, locked, dry_run=dry_run)
+        assert report is not None, "nobody else can have changed the list"
+        return report
+
+    async def _try(
+        self, spool: SealedSpool, reading: Connect, writing: Connect, *, dry_run: bool
+    ) -> UploadReport | None:
+        """What became of the file; None when somebody else changed the list meanwhile."""
+        found = await self._compare(spool, reading)
+        try:
+            async with reading() as connection:
+                was_known = await child_lists.file_is_known(connection, self.authority, spool.digest)
+            report = self._describe(found, was_known=was_known)
+            if dry_run:
+                return msgspec.structs.replace(report, state=UploadState.TRIED)
+            if self._must_wait(found):
+                return await self._hold(found, spool, report, writing)
+            return await self._store(found, spool, report, writing)
+        finally:
+            found.changes.close()
+
+    async def _compare(self, spool: SealedSpool, reading: Connect) -> Comparison:
+        async with reading() as connection:
+            version = await child_lists.find_list_version(connection, self.authority)
+        if version is None:
+            raise UnknownAuthority(self.authority)
+        comparer = Comparer(
+            reading,
+            self.keyring,
+            self.authority,
+            self.options,
+            sent_at=self.sent_at,
+            now=self.clock.now(),
+            on_read=lambda rows: self._tell(rows, 2 * max(spool.lines, rows)),
+        )
+        return await comparer.compare(spool, self.form, self.kind, version)
+
+    def _must_wait(self, found: Comparison) -> bool:
+        if self.confirmed is not None or found.current is None:
+            return False
+        most = max(self.options.hold_entries, found.current * self.options.hold_percent / 100)
+        return found.ends + found.deletes > most
+
+    async def _store(
+        self, found: Comparison, spool: SealedSpool, report: UploadReport, writing: Connect
+    ) -> UploadReport | None:
+        """Write everything, or nothing; None when somebody else changed the list meanwhile."""
+        now = self.clock.now()
+        upload_id = self.keyring.derive_id("upload", self.authority, spool.digest, self.kind, now.isoformat())
+        async with writing() as connection:
+            if not await child_lists.take_turn(connection, self.authority, found.version):
+                return None
+            is_usable = bool(found.rows_good) or not found.refused_count
+            if is_usable:
+                await child_lists.record_upload(
+                    connection, self.keyring, self._describe_upload(upload_id, found, spool), now
+                )
+                await self._write(connection, upload_id, found, now)
+            if self.confirmed is not None and not await held_uploads.settle_upload(
+                connection, self.confirmed.held.id, decision="confirmed", by=self.confirmed.by, now=now
+            ):
+                raise NothingToDecide(self.confirmed.held.id)
+            await audit.record_acts(connection, self._find_acts(upload_id, is_usable), now)
+        return msgspec.structs.replace(report, upload_id=upload_id if is_usable else None)
+
+    async def _write(self, connection: AsyncConnection, upload_id: str, found: Comparison, now: datetime) -> None:
+        written = 0
+        for part in found.changes.parts():
+            await _write_part(connection, self.keyring, self.authority, upload_id, part, now=now)
+            written += len(part)
+            self._tell(found.rows_read + found.rows_read * written // found.changes.count, 2 * found.rows_read)
+        owner = authority_owner(self.authority)
+        asked = await list_differences.list_open_entries(connection, owner)
+        again = [entry_id for entry_id in asked if found.has(entry_id)]
+        for start in range(0, len(again), _PART_IDS):
+            await list_differences.close_listed(connection, again[start : start + _PART_IDS], now)
+        left_out = [(self.keyring.derive_id("difference", entry_id), entry_id) for entry_id in found.left_out]
+        due_by = now + self.options.difference_limit
+        await list_differences.open_differences(connection, self.authority, upload_id, left_out, now=now, due_by=due_by)
+
+    async def _hold(
+        self, found: Comparison, spool: SealedSpool, report: UploadReport, writing: Connect
+    ) -> UploadReport:
+        now = self.clock.now()
+        held = NewHold(
+            id=self.keyring.derive_id("held", self.authority, spool.digest, self.kind, self.form),
+            authority=self.authority,
+            kind=self.kind,
+            format=self.form,
+            file_hash=spool.digest,
+            uploaded_by=self.uploaded_by,
+            uploaded_at=now,
+            rows_good=found.rows_good,
+            rows_refused=found.refused_count,
+            ends=found.ends,
+            deletes=found.deletes,
+            current=found.current or 0,
+            due_by=now + self.options.hold_limit,
+        )
+        async with writing() as connection:
+            await held_uploads.hold_upload(connection, self.keyring, held, spool.chunks())
+            act = Act(
+                owner=authority_owner(self.authority), actor=self.uploaded_by, action="list.held", subject=held.id
             )
-        kept.setdefault(entry_id, row)
-    return list(kept.values()), repeated
+            await audit.record_acts(connection, [act], now)
+        problem = (
+            f"it would end or take back {found.ends + found.deletes} of {found.current} current entries: "
+            "a list officer must confirm or reject it; until then nothing of it counts"
+        )
+        return msgspec.structs.replace(
+            report, state=UploadState.HELD, file_code=None, upload_id=held.id, loaded=0, changed=0, problem=problem
+        )
+
+    def _describe(self, found: Comparison, *, was_known: bool) -> UploadReport:
+        is_usable = bool(found.rows_good) or not found.refused_count
+        code = FileCode.SOME_LOADED if found.refused_count else FileCode.ALL_LOADED
+        return UploadReport(
+            authority=self.authority,
+            kind=self.kind,
+            state=UploadState.LOADED if is_usable else UploadState.REFUSED,
+            file_code=code if is_usable else FileCode.NONE_LOADED,
+            loaded=found.rows_good,
+            changed=found.changes.count,
+            ends=found.ends,
+            deletes=found.deletes,
+            left_out=len(found.left_out),
+            refused_count=found.refused_count,
+            refused=tuple(sorted(found.refused, key=lambda answer: answer.row)),
+            was_known=was_known,
+        )
+
+    def _describe_upload(self, upload_id: str, found: Comparison, spool: SealedSpool) -> Upload:
+        return Upload(
+            id=upload_id,
+            authority=self.authority,
+            file_hash=spool.digest,
+            kind=self.kind,
+            uploaded_by=self.uploaded_by,
+            uploaded_at=self.sent_at,
+            rows_loaded=found.rows_good,
+            rows_refused=found.refused_count,
+            confirmed_by=self.confirmed.by if self.confirmed else None,
+        )
+
+    def _find_acts(self, upload_id: str, is_usable: bool) -> list[Act]:
+        owner = authority_owner(self.authority)
+        action = "list.uploaded" if is_usable else "list.refused"
+        acts = [Act(owner=owner, actor=self.uploaded_by, action=action, subject=upload_id)]
+        if self.confirmed is None:
+            return acts
+        confirmed = Act(
+            owner=owner,
+            actor=self.confirmed.by,
+            action="list.confirmed",
+            subject=self.confirmed.held.id,
+            reason=self.confirmed.reason,
+        )
+        return [confirmed, *acts]
+
+    def _tell(self, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(done, total)

@@ -204,6 +204,23 @@ class Settings(BaseSettings):
         default=60.0, gt=0, le=1440, description="How often a list is counted that did not change"
     )
 
+    list_upload_bytes_max: int = Field(
+        default=67_108_864, ge=1024, le=1_000_000_000, description="A larger child list is refused"
+    )
+    list_upload_timeout_s: float = Field(
+        default=300.0, gt=0, le=3600, description="A child list that arrives slower is refused"
+    )
+    list_hold_percent: float = Field(
+        default=5.0, ge=0, le=100, description="A list that ends or takes back more of the current entries is held"
+    )
+    list_hold_entries: int = Field(default=10, ge=0, description="... unless it is no more than so many entries")
+    list_hold_hours: float = Field(
+        default=4.0, gt=0, description="A held list that nobody decided on by then goes to the operators"
+    )
+    list_difference_days: float = Field(
+        default=5.0, gt=0, description="A person decides by then on an entry that a full list left out"
+    )
+
     @field_validator("delivery_timeout_s")
     @classmethod
     def _fits_in_lease(cls, timeout_s: float, others: ValidationInfo) -> float:

@@ -19,6 +19,15 @@ class PlanType(StrEnum):
     UNBORN = "unborn_child_protection_plan"
 
 
+class LegalBasis(StrEnum):
+    """Why a child is looked after, by section of the Children Act 1989."""
+
+    CARE_ORDER = "s31"
+    INTERIM_CARE_ORDER = "s38"
+    ACCOMMODATED = "s20"
+    """With the agreement of those who have parental responsibility, or because there is nobody."""
+
+
 class ChildListEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One plan of one person on one authority's list.
 
@@ -39,6 +48,8 @@ class ChildListEntry(msgspec.Struct, frozen=True, kw_only=True):
     team: str | None = None
     deleted_on: date | None = None
     """The authority took the entry back as an error."""
+    legal_basis: LegalBasis | None = None
+    """Of a looked-after child; None when the authority did not say."""
 
     def has_ended(self, on: date) -> bool:
         """Whether the plan has ended by ``on`` (Europe/London day); the end date itself no longer counts."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
+
+from schemas.upload import FileCode
 
 
 class MeshMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +32,7 @@ class ReceivedList(msgspec.Struct, frozen=True, kw_only=True):
 class ListAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a file. ``report`` is the upload's own, None when nothing of the file was loaded."""
 
-    file_code: Literal["CPF01", "CPF02", "CPF03", "CPF04", "CPF05"] | None
+    file_code: FileCode | None
     """CP-ISUploadFileResponse; None while a person has still to decide about the file."""
     problem: str
     """Why the file as a whole was not loaded, empty when it was; never its contents."""

@@ -70,7 +70,11 @@ async def open_part(settings: Settings) -> AsyncIterator[JobsPart]:
             keyring,
             SystemClock(),
             rules_of(settings),
-            JobOptions(lease=timedelta(seconds=settings.job_lease_s)),
+            JobOptions(
+                lease=timedelta(seconds=settings.job_lease_s),
+                hold_limit=timedelta(hours=settings.list_hold_hours),
+                difference_limit=timedelta(days=settings.list_difference_days),
+            ),
             tracing=tracing,
             retention=_retention_of(settings),
             log=log_,

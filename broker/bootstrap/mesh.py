@@ -8,23 +8,23 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
-from adapters.child_list_csv import MalformedFile, Rows, read_children
-from adapters.cpis_xml import read_upload
+from adapters.child_list_csv import MalformedFile
 from broker.bootstrap.engines import open_database
 from broker.bootstrap.safety import ConfigurationError, load_keyring
 from broker.clock import SystemClock
 from broker.jobs.mesh_inbox import LoadList, MeshInbox, MeshInboxOptions
 from broker.keyring import Keyring
-from broker.list_upload import UnknownAuthority, UploadReport, upload_children
+from broker.list_comparison import UploadOptions, upload_options_of
+from broker.list_upload import UnknownAuthority, report_malformed, upload_children
 from broker.ports import Clock
 from broker.settings import Settings
 from broker.storage.database import Database
-from schemas.child_list import ChildListEntry
 from schemas.mesh import ListAnswer, ReceivedList
+from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport
 
 PdsAvailable = Callable[[], Awaitable[bool]]
 """Whether the Personal Demographics Service answers, asked before an XML file is loaded."""
@@ -40,15 +40,20 @@ async def pds_is_not_asked() -> bool:
 
 
 def list_loader(
-    database: Database, keyring: Keyring, clock: Clock, *, pds_available: PdsAvailable = pds_is_not_asked
+    database: Database,
+    keyring: Keyring,
+    clock: Clock,
+    *,
+    options: UploadOptions | None = None,
+    pds_available: PdsAvailable = pds_is_not_asked,
 ) -> LoadList:
     """What loads a file of the mailbox: XML waits for PDS, as in CP-IS (CPF05), the others never do."""
 
     async def load(received: ReceivedList) -> ListAnswer:
-        is_xml = _begins_like_xml(received.body)
-        if is_xml and not await pds_available():
+        form = _find_form(received.body)
+        if form is UploadFormat.XML and not await pds_available():
             problem = "the Personal Demographics Service does not answer: send the file again later"
-            return ListAnswer(file_code="CPF05", problem=problem, report=None, is_readable=True)
+            return ListAnswer(file_code=FileCode.PDS_UNAVAILABLE, problem=problem, report=None, is_readable=True)
         try:
             report = await upload_children(
                 database,
@@ -57,41 +62,34 @@ def list_loader(
                 authority=received.authority,
                 file=received.body,
                 uploaded_by=received.uploaded_by,
-                read=_xml_reader(received.authority) if is_xml else read_children,
+                form=form,
+                options=options,
             )
         except MalformedFile as error:
-            return ListAnswer(file_code="CPF01", problem=str(error), report=None, is_readable=False)
+            refused = report_malformed(received.authority, UploadKind.CHANGES, error)
+            return _answer(refused, is_readable=False)
         except UnknownAuthority:
             problem = "the authority of this mailbox is not in the directory"
-            return ListAnswer(file_code="CPF04", problem=problem, report=None, is_readable=False)
-        return _answer(report)
+            return ListAnswer(file_code=FileCode.NONE_LOADED, problem=problem, report=None, is_readable=False)
+        return _answer(report, is_readable=True)
 
     return load
 
 
-def _answer(report: UploadReport) -> ListAnswer:
-    loaded = msgspec.Raw(msgspec.json.encode(report))
-    if report.refused and not report.loaded:
-        problem = "none of its records could be loaded"
-        return ListAnswer(file_code="CPF04", problem=problem, report=loaded, is_readable=True)
-    file_code: Literal["CPF02", "CPF03"] = "CPF03" if report.refused else "CPF02"
-    return ListAnswer(file_code=file_code, problem="", report=loaded, is_readable=True)
+def _answer(report: UploadReport, *, is_readable: bool) -> ListAnswer:
+    return ListAnswer(
+        file_code=report.file_code,
+        problem=report.problem or "",
+        report=msgspec.Raw(msgspec.json.encode(report)) if is_readable else None,
+        is_readable=is_readable,
+    )
 
 
-def _begins_like_xml(body: bytes) -> bool:
-    return body[:64].removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"<")
-
-
-def _xml_reader(authority: str) -> Callable[[bytes], Rows[ChildListEntry]]:
-    """Reads a file that must be of the authority to which the mailbox belongs, where it says whose it is."""
-
-    def read(file: bytes) -> Rows[ChildListEntry]:
-        head, rows = read_upload([file])
-        if head.authority is not None and head.authority != authority:
-            raise MalformedFile("the file is of another authority than the mailbox it came from")
-        return rows
-
-    return read
+def _find_form(body: bytes) -> UploadFormat:
+    begin = body[:64].removeprefix(_BYTE_ORDER_MARK).lstrip()
+    if begin.startswith(b"<"):
+        return UploadFormat.XML
+    return UploadFormat.JSON if begin.startswith((b"{", b"[")) else UploadFormat.CSV
 
 
 @asynccontextmanager
@@ -117,7 +115,7 @@ async def open_inbox(settings: Settings) -> AsyncIterator[MeshInbox]:
         )
     )
     try:
-        load = list_loader(database, keyring, clock)
+        load = list_loader(database, keyring, clock, options=upload_options_of(settings))
         yield MeshInbox(database, keyring, clock, mailbox=mailbox, load=load, options=options)
     finally:
         await mailbox.close()

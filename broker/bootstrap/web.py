@@ -24,6 +24,7 @@ from broker.settings import Settings
 from broker.storage.database import Database
 from broker.web.app import create_app
 from broker.web.fhir_api import PATHS, create_fhir_api
+from broker.web.list_door import create_list_door, join_list_door
 from broker.web.look_up import LookUps
 from broker.web.operations import PartShown, Status, compose_status
 
@@ -84,7 +85,10 @@ async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
         body_timeout_s=settings.fhir_body_timeout_s,
         requests_max=settings.fhir_requests_max,
     )
-    app = join_doors(create_doors(intake, senders, limits), pages, reads, PATHS)
+    app = join_list_door(
+        create_list_door(pages.state.pages, pages.state.password_check),
+        join_doors(create_doors(intake, senders, limits), pages, reads, PATHS),
+    )
     server = _Server(configure_server(app, settings))
     try:
         yield WebPart(server)

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from broker.cli.screen import DryRunOption, FileArgument, JsonOption, console, print_json, print_refused, tell_dry
-from broker.cli.work import operator, run
+from broker.cli.screen import (
+    ByOption,
+    DryRunOption,
+    FileArgument,
+    JsonOption,
+    WhyOption,
+    console,
+    errors,
+    print_json,
+    print_refused,
+    tell_dry,
+)
+from broker.cli.work import operator, person, run
 from broker.exits import EXIT_NOT_WELL
 
 if TYPE_CHECKING:
     from broker.directory_upload import ImportReport
-    from broker.list_upload import UploadReport
     from broker.settings import Settings
     from broker.storage.database import Database
+    from broker.storage.held_uploads import StoredHold
+    from schemas.upload import UploadReport
+
+PIECE_BYTES: Final = 262_144
+ROWS_MAX: Final = 1_000
 
 
 class DirectoryFile(StrEnum):
@@ -65,36 +80,128 @@ def import_directory(
 def import_children(
     file: FileArgument,
     authority: Annotated[str, typer.Option(help="ODS code of the authority whose list this is.")],
+    full: Annotated[bool, typer.Option("--full", help="The whole list: ask about entries that it leaves out.")] = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Load an authority's list from CSV: adds and changes; a child that is not in the file stays listed."""
+    """Load an authority's list from CSV or JSON: adds and changes; a child that is not in the file stays listed."""
     from broker import bootstrap
     from broker.clock import SystemClock
+    from broker.list_comparison import upload_options_of
     from broker.list_upload import upload_children
+    from broker.spool import SealedSpool
+    from broker.terminal import showing_progress
+    from schemas.upload import UploadFormat, UploadKind
 
-    report = run(
-        lambda settings, database: upload_children(
+    async def load(settings: Settings, database: Database) -> UploadReport:
+        keyring, options = bootstrap.load_keyring(settings), upload_options_of(settings)
+        with (
+            SealedSpool(keyring, bytes_max=options.bytes_max) as spool,
+            showing_progress(errors, "rows read and written") as advance,
+        ):
+            with file.open("rb") as content:
+                spool.write_all(iter(lambda: content.read(PIECE_BYTES), b""))
+            return await upload_children(
+                database,
+                keyring,
+                SystemClock(),
+                authority=authority,
+                file=spool,
+                uploaded_by=operator(),
+                kind=UploadKind.FULL if full else UploadKind.CHANGES,
+                form=UploadFormat.JSON if file.suffix.casefold() == ".json" else UploadFormat.CSV,
+                dry_run=dry_run,
+                options=options,
+                on_progress=advance,
+            )
+
+    _tell_report(run(load), dry_run=dry_run, as_json=as_json)
+
+
+def list_held(as_json: JsonOption = False) -> None:
+    """Child lists that wait for a person, because they would end or take back a great part of a list."""
+    from broker.storage import held_uploads
+
+    async def load(_: Settings, database: Database) -> list[StoredHold]:
+        async with database.reading() as connection:
+            return await held_uploads.list_holds(connection, None, rows_max=ROWS_MAX)
+
+    found = run(load)
+    if as_json:
+        print_json(found)
+        return
+    console.print(f"{len(found)} held")
+    for held in found:
+        console.print(
+            f"  {held.id}  authority {held.authority}, sent {held.uploaded_at:%Y-%m-%d %H:%M} UTC by "
+            f"{held.uploaded_by}: ends {held.ends}, takes back {held.deletes} of {held.current}; "
+            f"decide by {held.due_by:%Y-%m-%d %H:%M} UTC",
+            soft_wrap=True,
+        )
+
+
+class HoldDecision(StrEnum):
+    """What a person decides on a held file."""
+
+    CONFIRM = "confirm"
+    REJECT = "reject"
+
+
+def decide_held(
+    decision: Annotated[HoldDecision, typer.Argument(help="Load the file, or forget it.")],
+    upload_id: Annotated[str, typer.Argument(help="As children held shows it.")],
+    by: ByOption = "",
+    why: WhyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Decide on a child list that is held. It is audited with your name."""
+    from broker import bootstrap
+    from broker.clock import SystemClock
+    from broker.list_comparison import upload_options_of
+    from broker.list_upload import confirm_upload, reject_upload
+
+    named = person(by, "a decision on a held list is audited")
+
+    async def decide(settings: Settings, database: Database) -> UploadReport | StoredHold:
+        clock = SystemClock()
+        if decision is HoldDecision.REJECT:
+            return await reject_upload(database, clock, upload_id=upload_id, owner=None, by=named, reason=why)
+        return await confirm_upload(
             database,
             bootstrap.load_keyring(settings),
-            SystemClock(),
-            authority=authority,
-            file=file.read_bytes(),
-            uploaded_by=operator(),
-            dry_run=dry_run,
+            clock,
+            upload_id=upload_id,
+            owner=None,
+            by=named,
+            reason=why,
+            options=upload_options_of(settings),
         )
-    )
+
+    done = run(decide)
+    if decision is HoldDecision.CONFIRM:
+        _tell_report(done, dry_run=False, as_json=as_json)
+    elif as_json:
+        print_json(done)
+    else:
+        console.print("rejected; the file is forgotten and nothing of it counts")
+
+
+def _tell_report(report: Any, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json(report)
     else:
         again = " (this very file was loaded before)" if report.was_known else ""
         console.print(
-            f"{report.loaded} entries read, {report.changed} new or changed, {len(report.refused)} refused"
-            + tell_dry(dry_run)
-            + again
+            f"{report.file_code or report.state}: {report.loaded} entries read, {report.changed} new or changed, "
+            f"{report.refused_count} refused" + tell_dry(dry_run) + again
         )
+        if report.problem:
+            console.print(f"{report.state} as {report.upload_id}: {report.problem}", soft_wrap=True)
+        if report.left_out:
+            console.print(f"{report.left_out} current entries are not in the file: a list officer is asked about each")
         print_refused(report.refused)
-    _end_when_all_refused(report)
+    if report.file_code == "CPF04":
+        raise typer.Exit(EXIT_NOT_WELL)
 
 
 def _print_loaded(report: ImportReport, what: DirectoryFile, *, dry_run: bool) -> None:
@@ -106,7 +213,7 @@ def _print_loaded(report: ImportReport, what: DirectoryFile, *, dry_run: bool) -
             console.print(f"  {issued.to}  {issued.what}  {issued.secret}")
 
 
-def _end_when_all_refused(report: ImportReport | UploadReport) -> None:
+def _end_when_all_refused(report: ImportReport) -> None:
     """A script must notice a file of which nothing was taken: most likely it is not the file that was meant."""
     if report.refused and not report.loaded:
         raise typer.Exit(EXIT_NOT_WELL)

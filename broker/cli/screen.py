@@ -14,6 +14,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from adapters.child_list_csv import RowProblem
+    from schemas.upload import RowAnswer
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -40,7 +41,7 @@ def print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(msgspec.to_builtins(content), indent=2) + "\n")
 
 
-def print_refused(problems: Iterable[RowProblem]) -> None:
+def print_refused(problems: Iterable[RowProblem | RowAnswer]) -> None:
     """Every row that was not loaded, and what to do."""
     for problem in problems:
         console.print(f"  row {problem.row}, {problem.field}: {problem.advice}")

@@ -49,14 +49,19 @@ def _explain(error: Exception) -> str | None:
 
     from adapters.child_list_csv import MalformedFile
     from adapters.errors import LogError, NotDurable
-    from broker.list_upload import UnknownAuthority
+    from broker.list_upload import NothingToDecide, UnknownAuthority
     from broker.replay import ReplayRefused
+    from broker.spool import SpoolFull
 
     match error:
         case MalformedFile():
             return f"{error}; nothing was loaded"
         case UnknownAuthority():
             return f"authority {error} is not in the directory: import it first; nothing was loaded"
+        case SpoolFull():
+            return "the file is larger than CPIS_LIST_UPLOAD_BYTES_MAX; nothing was loaded"
+        case NothingToDecide():
+            return f"{error} is not held, or somebody else has decided: see cpis-broker children held"
         case ReplayRefused():
             return str(error)
         case NotDurable():

@@ -22,7 +22,7 @@ from broker.storage import audit, child_lists, deadlines, directory, jobs
 from broker.storage.audit import Act
 from broker.storage.database import Database
 from broker.storage.jobs import COVERAGE, ClaimedJob
-from broker.storage.tables import CoverageItem
+from broker.storage.tables import CoverageItem, HeldUpload, ListDifference
 from broker.telemetry import LogEvent, log
 from schemas.identifiers import BROKER_OWNER
 
@@ -40,6 +40,10 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     night_lease: timedelta = timedelta(hours=1)
     counts_max: int = 4
     """Lists counted in one round."""
+    hold_limit: timedelta = timedelta(hours=4)
+    """How long a held child list waits before it is handed over again."""
+    difference_limit: timedelta = timedelta(days=5)
+    """... and an entry that a full list left out."""
 
 
 class JobRunner:
@@ -148,13 +152,17 @@ class JobRunner:
         return 0
 
     async def _hand_over_overdue(self) -> int:
-        now = self._clock.now()
+        now, rows_max = self._clock.now(), self._options.overdue_max
+        limits = {
+            CoverageItem: self._rules.coverage.limit,
+            HeldUpload: self._options.hold_limit,
+            ListDifference: self._options.difference_limit,
+        }
         async with self._database.writing() as connection:
             moved = []
             for kind in deadlines.HELD_AFTERWARDS:
-                limit = self._rules.coverage.limit if kind is CoverageItem else self._rules.escalation
                 moved += await deadlines.hand_over_overdue(
-                    connection, kind, now=now, limit=limit, rows_max=self._options.overdue_max
+                    connection, kind, now=now, limit=limits.get(kind, self._rules.escalation), rows_max=rows_max
                 )
             acts = [
                 Act(

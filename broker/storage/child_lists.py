@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,26 +17,49 @@ from broker.storage import coverage, jobs, traces
 from broker.storage.aliases import Alias, find_aliases
 from broker.storage.database import upsert
 from broker.storage.jobs import COVERAGE, derive_job_id
-from broker.storage.rows import insert_rows, update_rows
-from broker.storage.tables import EntryBlock, ListEntry, ListUpload, ListVersion, table
+from broker.storage.rows import insert_rows, is_among, update_rows
+from broker.storage.tables import AuthorityRow, EntryBlock, ListEntry, ListUpload, ListVersion, table
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
 from schemas.identifiers import NhsNumber, authority_owner
+from schemas.upload import UploadKind
 
 _uploads, _entries, _blocks, _versions = table(ListUpload), table(ListEntry), table(EntryBlock), table(ListVersion)
+_authorities = table(AuthorityRow)
 _is_alive = _entries.c.dead_at.is_(None)
 QUERY_VALUES_MAX = 500
 """Values in one IN list; SQLite and PostgreSQL both take more, plans stay cacheable."""
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
-    """An upload about to be stored."""
+    """An upload about to be stored. ``uploaded_at`` is when it was sent, which is how old the list is."""
 
     id: str
     authority: str
     file_hash: str
+    kind: UploadKind
     uploaded_by: str
+    uploaded_at: datetime
+    rows_loaded: int
     rows_refused: int
+    confirmed_by: str | None = None
+
+
+class StoredEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry as it stands, and since when."""
+
+    entry: ChildListEntry
+    changed_at: datetime
+
+
+class SealedEntry(msgspec.Struct, frozen=True, array_like=True):
+    """An entry ready to be stored: nothing of it can be read without the keys."""
+
+    id: str
+    nhs_index: bytes
+    sealed: bytes
+    blocks: tuple[bytes, ...]
+    is_new: bool
 
 
 def derive_entry_id(keyring: Keyring, authority: str, entry: ChildListEntry) -> str:
@@ -54,31 +77,124 @@ def index_block(keyring: Keyring, block: str) -> bytes:
     return keyring.index("block", block)
 
 
-async def save_entries(
-    connection: AsyncConnection, keyring: Keyring, upload: Upload, entries: Sequence[ChildListEntry], now: datetime
-) -> list[str]:
-    """Add or replace entries; returns the ids of those that are new or changed. Omitted entries stay."""
-    values = {
-        "id": upload.id,
-        "owner": authority_owner(upload.authority),
-        "authority": upload.authority,
-        "file_hash": upload.file_hash,
-        "uploaded_by": upload.uploaded_by,
-        "uploaded_at": now,
-        "rows_loaded": len(entries),
-        "rows_refused": upload.rows_refused,
-    }
-    # The same file once more confirms that the list still stands: it is as fresh as today.
+def seal_entry(keyring: Keyring, entry_id: str, entry: ChildListEntry, *, is_new: bool) -> SealedEntry:
+    """An entry as it is stored."""
+    return SealedEntry(
+        id=entry_id,
+        nhs_index=index_nhs_number(keyring, entry.nhs_number),
+        sealed=keyring.seal(msgspec.json.encode(entry), about=f"entry/{entry_id}"),
+        blocks=tuple(index_block(keyring, block) for block in entry_blocks(entry)),
+        is_new=is_new,
+    )
+
+
+async def find_list_version(connection: AsyncConnection, authority: str) -> int | None:
+    """How often the authority's list was changed; None when the authority is unknown."""
+    found = await connection.execute(select(_authorities.c.list_version).where(_authorities.c.code == authority))
+    version: int | None = found.scalar_one_or_none()
+    return version
+
+
+async def lock_list(connection: AsyncConnection, authority: str) -> int:
+    """Keep others from changing the list until this transaction ends; returns its version, 0 for an unknown one."""
+    statement = select(_authorities.c.list_version).where(_authorities.c.code == authority).with_for_update()
+    return (await connection.execute(statement)).scalar_one_or_none() or 0
+
+
+async def take_turn(connection: AsyncConnection, authority: str, version: int) -> bool:
+    """Whether the list still is at ``version``; then nobody else changes it before this transaction ends."""
+    statement = (
+        update(_authorities)
+        .where(_authorities.c.code == authority, _authorities.c.list_version == version)
+        .values(list_version=version + 1)
+        .returning(_authorities.c.code)
+    )
+    return (await connection.execute(statement)).one_or_none() is not None
+
+
+async def record_upload(connection: AsyncConnection, keyring: Keyring, upload: Upload, now: datetime) -> None:
+    """Note who sent what; the list counts as confirmed when it was sent."""
+    values = {**msgspec.structs.asdict(upload), "kind": upload.kind.value, "owner": authority_owner(upload.authority)}
     statement = upsert(connection, _uploads).values(values)
     await connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
-    await coverage.note_confirmation(connection, upload.authority, now)
+    await coverage.note_confirmation(connection, upload.authority, upload.uploaded_at)
     await jobs.bring_forward(connection, derive_job_id(keyring, COVERAGE, upload.authority), now)
-    by_id = {derive_entry_id(keyring, upload.authority, entry): entry for entry in entries}
-    stored = {candidate.entry_id: candidate.entry for candidate in await load_entries(connection, keyring, by_id)}
-    changed = {entry_id: entry for entry_id, entry in by_id.items() if stored.get(entry_id) != entry}
-    if changed:
-        await _write_entries(connection, keyring, upload, changed, now)
-    return sorted(changed)
+
+
+async def write_entries(
+    connection: AsyncConnection,
+    keyring: Keyring,
+    authority: str,
+    upload_id: str,
+    entries: Sequence[SealedEntry],
+    *,
+    now: datetime,
+) -> None:
+    """Add or replace entries, no entry twice, and keep what they said before. The upload must be on record."""
+    owner = authority_owner(authority)
+    written = {"upload_id": upload_id, "changed_at": now, "blocks_version": BLOCKS_VERSION}
+    new = [
+        {"id": each.id, "owner": owner, "authority": authority, **written, **_contents(each)}
+        for each in entries
+        if each.is_new
+    ]
+    await insert_rows(connection, _entries, new)
+    changed = [{"id": each.id, **written, **_contents(each)} for each in entries if not each.is_new]
+    await update_rows(connection, _entries, changed, key="id")
+    for part in _parts([row["id"] for row in changed]):
+        await connection.execute(delete(_blocks).where(is_among(connection, _blocks.c.entry_id, part)))
+    blocks = [{"block": block, "entry_id": each.id, "owner": owner} for each in entries for block in each.blocks]
+    await insert_rows(connection, _blocks, blocks, ignore_existing=True)
+    last = await _end_versions(connection, [each.id for each in entries if not each.is_new], now)
+    versions = [
+        {
+            "owner": owner,
+            "entry_id": each.id,
+            "sequence": last.get(each.id, 0) + 1,
+            "authority": authority,
+            "upload_id": upload_id,
+            "known_from": now,
+            **_contents(each),
+        }
+        for each in entries
+    ]
+    await insert_rows(connection, _versions, versions)
+    opened = {each.id: _open_entry(keyring, each.id, each.sealed) for each in entries}
+    await traces.open_traces(connection, keyring, authority, opened, now)
+
+
+async def _end_versions(connection: AsyncConnection, entry_ids: Sequence[str], now: datetime) -> dict[str, int]:
+    """What these entries said until now ends; returns how many versions of each there are."""
+    last: dict[str, int] = {}
+    for part in _parts(entry_ids):
+        these = is_among(connection, _versions.c.entry_id, part)
+        highest = select(_versions.c.entry_id, func.max(_versions.c.sequence)).where(these)
+        last |= {row[0]: row[1] for row in await connection.execute(highest.group_by(_versions.c.entry_id))}
+        await connection.execute(
+            update(_versions).where(these, _versions.c.known_until.is_(None)).values(known_until=now)
+        )
+    return last
+
+
+async def load_stored(
+    connection: AsyncConnection, keyring: Keyring, entry_ids: Sequence[str]
+) -> dict[str, StoredEntry]:
+    """The entries with these ids as they stand; at most QUERY_VALUES_MAX of them."""
+    rows = await connection.execute(select(_entries).where(is_among(connection, _entries.c.id, entry_ids)))
+    return {row.id: StoredEntry(entry=_open(keyring, row).entry, changed_at=row.changed_at) for row in rows}
+
+
+async def scan_entries(
+    connection: AsyncConnection, keyring: Keyring, authority: str, *, after: str, rows_max: int
+) -> list[Candidate]:
+    """An authority's entries in the order of their ids, those behind ``after``."""
+    statement = (
+        select(_entries)
+        .where(_entries.c.authority == authority, _entries.c.id > after)
+        .order_by(_entries.c.id)
+        .limit(rows_max)
+    )
+    return [_open(keyring, row) for row in await connection.execute(statement)]
 
 
 async def load_entries(connection: AsyncConnection, keyring: Keyring, entry_ids: Iterable[str]) -> list[Candidate]:
@@ -141,62 +257,10 @@ async def find_candidates(connection: AsyncConnection, keyring: Keyring, facts: 
     return list({each.entry_id: each for each in found}.values())
 
 
-async def upload_is_known(connection: AsyncConnection, upload_id: str) -> bool:
-    """Whether this very file was stored before."""
-    found = await connection.execute(select(_uploads.c.id).where(_uploads.c.id == upload_id))
-    return found.one_or_none() is not None
-
-
-async def _write_entries(
-    connection: AsyncConnection,
-    keyring: Keyring,
-    upload: Upload,
-    entries: Mapping[str, ChildListEntry],
-    now: datetime,
-) -> None:
-    owner = authority_owner(upload.authority)
-    rows = [
-        {
-            "id": entry_id,
-            "owner": owner,
-            "authority": upload.authority,
-            "upload_id": upload.id,
-            "nhs_index": index_nhs_number(keyring, entry.nhs_number),
-            "sealed": keyring.seal(msgspec.json.encode(entry), about=f"entry/{entry_id}"),
-            "changed_at": now,
-            "blocks_version": BLOCKS_VERSION,
-        }
-        for entry_id, entry in sorted(entries.items())
-    ]
-    statement = upsert(connection, _entries)
-    kept = ("upload_id", "nhs_index", "sealed", "changed_at", "blocks_version")
-    await connection.execute(
-        statement.on_conflict_do_update(index_elements=["id"], set_={name: statement.excluded[name] for name in kept}),
-        rows,
-    )
-    await _write_versions(connection, rows, now)
-    await _write_blocks(connection, keyring, [(entry_id, owner, entry) for entry_id, entry in entries.items()])
-    await traces.open_traces(connection, keyring, upload.authority, entries, now)
-
-
-async def _write_versions(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]], now: datetime) -> None:
-    """What these entries said until now ends, and a version of each begins."""
-    last: dict[str, int] = {}
-    for part in _parts([row["id"] for row in rows]):
-        highest = select(_versions.c.entry_id, func.max(_versions.c.sequence)).where(_versions.c.entry_id.in_(part))
-        last |= {row[0]: row[1] for row in await connection.execute(highest.group_by(_versions.c.entry_id))}
-        await connection.execute(
-            update(_versions)
-            .where(_versions.c.entry_id.in_(part), _versions.c.known_until.is_(None))
-            .values(known_until=now)
-        )
-    copied = ("owner", "authority", "nhs_index", "sealed", "upload_id")
-    versions = [
-        {"entry_id": row["id"], "sequence": last.get(row["id"], 0) + 1, "known_from": now}
-        | {name: row[name] for name in copied}
-        for row in rows
-    ]
-    await insert_rows(connection, _versions, versions)
+async def file_is_known(connection: AsyncConnection, authority: str, file_hash: str) -> bool:
+    """Whether this very file was loaded before."""
+    statement = select(_uploads.c.id).where(_uploads.c.authority == authority, _uploads.c.file_hash == file_hash)
+    return (await connection.execute(statement.limit(1))).one_or_none() is not None
 
 
 async def block_anew(connection: AsyncConnection, keyring: Keyring, *, rows_max: int) -> int:
@@ -218,6 +282,10 @@ async def block_anew(connection: AsyncConnection, keyring: Keyring, *, rows_max:
             key="id",
         )
     return len(rows)
+
+
+def _contents(entry: SealedEntry) -> dict[str, bytes]:
+    return {"nhs_index": entry.nhs_index, "sealed": entry.sealed}
 
 
 async def _write_blocks(
@@ -248,14 +316,17 @@ async def _open_all(connection: AsyncConnection, keyring: Keyring, rows: Sequenc
 
 
 def _open(keyring: Keyring, row: Any, pairs: Sequence[Alias] = ()) -> Candidate:
-    plain = keyring.open(bytes(row.sealed), about=f"entry/{row.id}")
     return Candidate(
         entry_id=row.id,
         authority=row.authority,
-        entry=msgspec.json.decode(plain, type=ChildListEntry),
+        entry=_open_entry(keyring, row.id, bytes(row.sealed)),
         aliases=tuple(_linked_with(row, pairs).values()),
         is_dead=row.dead_at is not None,
     )
+
+
+def _open_entry(keyring: Keyring, entry_id: str, sealed: bytes) -> ChildListEntry:
+    return msgspec.json.decode(keyring.open(sealed, about=f"entry/{entry_id}"), type=ChildListEntry)
 
 
 def _linked_with(row: Any, pairs: Sequence[Alias]) -> dict[bytes, NhsNumber]:

@@ -1,6 +1,6 @@
 """Nothing waits without an owner and a limit: what is past its limit moves up.
 
-Alerts, reviews, quarantined messages and files of MESH.
+Alerts, reviews, quarantined messages, files of MESH and what waits of a list.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
 from broker.domain.alerts import DUTY_DESK
+from broker.storage.coverage import LIST_OFFICERS
 from broker.storage.quarantine import OPERATORS
-from broker.storage.tables import Alert, CoverageItem, MeshFile, Quarantined, Review, table
+from broker.storage.tables import Alert, CoverageItem, HeldUpload, ListDifference, MeshFile, Quarantined, Review, table
 
 HELD_AFTERWARDS: dict[type[SQLModel], str] = {
     Alert: DUTY_DESK,
@@ -22,6 +23,8 @@ HELD_AFTERWARDS: dict[type[SQLModel], str] = {
     Quarantined: OPERATORS,
     CoverageItem: DUTY_DESK,
     MeshFile: OPERATORS,
+    HeldUpload: OPERATORS,
+    ListDifference: LIST_OFFICERS,
 }
 """What can be overdue, and who holds it then."""
 

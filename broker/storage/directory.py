@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
@@ -98,6 +98,19 @@ async def save_authority(
     }
     statement = upsert(connection, _authorities).values(values)
     await connection.execute(statement.on_conflict_do_update(index_elements=["code"], set_=values))
+
+
+async def save_list_credential(connection: AsyncConnection, code: str, digest: bytes) -> None:
+    """Keep the keyed digest of the credential with which an authority's system sends its list."""
+    statement = update(_authorities).where(_authorities.c.code == code).values(list_credential_digest=digest)
+    await connection.execute(statement)
+
+
+async def find_list_credential(connection: AsyncConnection, code: str) -> bytes | None:
+    """The keyed digest of it; None when the authority is unknown or has none."""
+    statement = select(_authorities.c.list_credential_digest).where(_authorities.c.code == code)
+    digest = (await connection.execute(statement)).scalar_one_or_none()
+    return None if digest is None else bytes(digest)
 
 
 async def save_worker(connection: AsyncConnection, keyring: Keyring, worker: Worker) -> None:

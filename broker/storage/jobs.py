@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.database import upsert
+from broker.storage.rows import insert_new
 from broker.storage.tables import ItemState, Job, ListUpload, table
 from schemas.identifiers import authority_owner
 
@@ -63,27 +64,27 @@ async def add_jobs(
 
     Unless it ``opens_again``, one that was done stays done.
     """
-    if not jobs:
-        return
-    statement = upsert(connection, _jobs)
-    again = {"state": ItemState.OPEN.value, "barrier": None, "due_at": now, "leased_until": None, "done_at": None}
-    reopening = statement.on_conflict_do_update(index_elements=["id"], set_=again | {"epoch": _jobs.c.epoch + 1})
-    await connection.execute(
-        reopening if opens_again else statement.on_conflict_do_nothing(),
-        [
-            {
-                "id": job_id,
-                "owner": owner,
-                "kind": kind,
-                "subject": subject,
-                "state": ItemState.OPEN.value,
-                "created_at": now,
-                "due_at": now,
-                "epoch": 0,
-            }
-            for job_id, owner, subject in jobs
-        ],
-    )
+    rows = [
+        {
+            "id": job_id,
+            "owner": owner,
+            "kind": kind,
+            "subject": subject,
+            "state": ItemState.OPEN.value,
+            "created_at": now,
+            "due_at": now,
+            "epoch": 0,
+        }
+        for job_id, owner, subject in jobs
+    ]
+    added = set(await insert_new(connection, _jobs, rows, key="id"))
+    known = [row for row in rows if row["id"] not in added]
+    if known and opens_again:
+        again = {"state": ItemState.OPEN.value, "barrier": None, "due_at": now, "leased_until": None, "done_at": None}
+        statement = upsert(connection, _jobs)
+        await connection.execute(
+            statement.on_conflict_do_update(index_elements=["id"], set_=again | {"epoch": _jobs.c.epoch + 1}), known
+        )
 
 
 async def seed_counts(connection: AsyncConnection, keyring: Keyring, now: datetime) -> None:

@@ -39,6 +39,7 @@ from schemas.directory import CareSetting, KeptAnswer
 from schemas.office_hours import OFFICE_HOURS_USUAL
 from schemas.record import PositionOutcome
 from schemas.trace import TraceState
+from schemas.upload import UploadFormat, UploadKind
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -183,6 +184,8 @@ class AuthorityRow(SQLModel, table=True):
         default=OFFICE_HOURS_USUAL,
         sa_column=Column(String, nullable=False, server_default=text(_quote(OFFICE_HOURS_USUAL))),
     )
+    list_version: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    list_credential_digest: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
 
 
 class SiteRow(SQLModel, table=True):
@@ -248,9 +251,13 @@ class SessionRow(SQLModel, table=True):
 
 
 class ListUpload(SQLModel, table=True):
-    """One accepted upload of an authority's list."""
+    """One accepted upload of an authority's list; the same file sent again is another."""
 
     __tablename__: ClassVar[Any] = "list_uploads"
+    __table_args__ = (
+        _one_of("kind", UploadKind),
+        Index("ix_list_uploads_authority_file_hash", "authority", "file_hash"),
+    )
     id: str = Field(primary_key=True)
     owner: str = Field(sa_column=_owner())
     authority: str = Field(index=True)
@@ -259,12 +266,60 @@ class ListUpload(SQLModel, table=True):
     uploaded_at: datetime = Field(sa_column=_at(nullable=False))
     rows_loaded: int
     rows_refused: int
+    kind: str = Field(
+        default=UploadKind.CHANGES.value,
+        sa_column=Column(String, nullable=False, server_default=UploadKind.CHANGES.value),
+    )
+    confirmed_by: str | None = None
+
+
+class HeldUpload(SQLModel, table=True):
+    """A file that would end or take back so much that a person decides first. Nothing of it counts meanwhile."""
+
+    __tablename__: ClassVar[Any] = "held_uploads"
+    __table_args__ = (
+        _one_of("state", ItemState),
+        _one_of("kind", UploadKind),
+        _one_of("format", UploadFormat),
+        Index("ix_held_uploads_state_due_by", "state", "due_by"),
+    )
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    authority: str
+    kind: str
+    format: str
+    file_hash: str
+    uploaded_by: str
+    uploaded_at: datetime = Field(sa_column=_at(nullable=False))
+    rows_good: int
+    rows_refused: int
+    ends: int
+    deletes: int
+    current: int
+    held_by: str
+    level: int = 0
+    state: str
+    due_by: datetime = Field(sa_column=_at(nullable=False))
+    decision: str | None = None
+    decided_by: str | None = None
+    decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+
+
+class HeldUploadPart(SQLModel, table=True):
+    """A part of a held file, sealed; gone as soon as a person has decided."""
+
+    __tablename__: ClassVar[Any] = "held_upload_parts"
+    upload_id: str = Field(primary_key=True, foreign_key="held_uploads.id")
+    number: int = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
 
 
 class ListEntry(SQLModel, table=True):
     """One plan of one person on one authority's list; everything personal is sealed."""
 
     __tablename__: ClassVar[Any] = "list_entries"
+    __table_args__ = (Index("ix_list_entries_authority_id", "authority", "id"),)
     id: str = Field(primary_key=True)
     owner: str = Field(sa_column=_owner())
     authority: str
@@ -400,6 +455,26 @@ class MeshFile(SQLModel, table=True):
     decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     decided_by: str | None = None
     decision: str | None = None
+
+
+class ListDifference(SQLModel, table=True):
+    """A current entry that a full list does not have: a person says whether the plan is over."""
+
+    __tablename__: ClassVar[Any] = "list_differences"
+    __table_args__ = (_one_of("state", ItemState), Index("ix_list_differences_state_due_by", "state", "due_by"))
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    authority: str
+    entry_id: str
+    upload_id: str = Field(foreign_key="list_uploads.id")
+    held_by: str
+    level: int = 0
+    state: str
+    opened_at: datetime = Field(sa_column=_at(nullable=False))
+    due_by: datetime = Field(sa_column=_at(nullable=False))
+    decision: str | None = None
+    decided_by: str | None = None
+    decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
 
 
 class EntryBlock(SQLModel, table=True):

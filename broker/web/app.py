@@ -22,7 +22,7 @@ from broker.ports import Clock
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.telemetry import LogEvent, innermost_line, log
-from broker.web import auth, clinician, coverage, history, inbox, operations, reviews, sign_in
+from broker.web import auth, clinician, coverage, history, inbox, lists, operations, reviews, sign_in
 from broker.web import pages as surroundings
 from broker.web.auth import NotSignedIn, PasswordCheck
 from broker.web.operations import Status
@@ -47,6 +47,10 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("GET", "/coverage", coverage.show_coverage),
     ("POST", "/coverage/{item_id}/note", coverage.note_item),
     ("POST", "/coverage/{item_id}/part", coverage.part_numbers),
+    ("GET", "/lists", lists.show_lists),
+    ("POST", "/lists", lists.upload_list),
+    ("POST", "/lists/held/{upload_id}/{decision}", lists.decide_hold),
+    ("POST", "/lists/differences/{difference_id}", lists.decide_missing),
     ("GET", "/replies", clinician.show_replies),
     ("GET", "/operations", operations.show_operations),
     ("GET", "/_ping", operations.ping),
@@ -68,6 +72,8 @@ _HEADERS: Final[Mapping[str, str]] = {
     "X-Frame-Options": "DENY",
 }
 _TLS_ONLY: Final = {"Strict-Transport-Security": "max-age=31536000"}
+FORM_BYTES_MAX: Final = 65_536
+"""What a form with a file may have besides the file."""
 _ERROR_PAGES: Final = frozenset({400, 403, 404, 405, 413, 500, 503})
 
 
@@ -113,6 +119,7 @@ def create_app(
         Guard,
         headers=_HEADERS if settings.is_development else {**_HEADERS, **_TLS_ONLY},
         body_bytes_max=settings.http_body_bytes_max,
+        upload_bytes_max=settings.list_upload_bytes_max + FORM_BYTES_MAX,
         program_answered_s=limits.program_answered_s,
     )
     return app
@@ -125,11 +132,18 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, *, headers: Mapping[str, str], body_bytes_max: int, program_answered_s: float
+        self,
+        app: ASGIApp,
+        *,
+        headers: Mapping[str, str],
+        body_bytes_max: int,
+        upload_bytes_max: int,
+        program_answered_s: float,
     ) -> None:
         self._app = app
         self._headers = headers
         self._body_bytes_max = body_bytes_max
+        self._upload_bytes_max = upload_bytes_max
         self._program_answered_s = program_answered_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,12 +164,13 @@ class Guard:
 
         request = Request(scope, receive)
         try:
-            if _declared_length(request) > self._body_bytes_max:
+            bytes_max = self._upload_bytes_max if request.url.path == auth.UPLOAD_PATH else self._body_bytes_max
+            if _declared_length(request) > bytes_max:
                 await _draw_error(request, 413)(scope, receive, send_guarded)
                 return
             # A page may wait for the database as long as that may take; whoever watches over us may not.
             async with asyncio.timeout(self._program_answered_s if request.url.path in auth.PROGRAMS else None):
-                await self._app(scope, self._limit(receive), send_guarded)
+                await self._app(scope, _limit(receive, bytes_max), send_guarded)
         except ClientDisconnect:
             return
         except Exception as error:
@@ -164,18 +179,19 @@ class Guard:
                 response = _draw_error(request, 503 if _is_outage(error) else 500)
                 await response(scope, receive, send_guarded)
 
-    def _limit(self, receive: Receive) -> Receive:
-        received = 0
 
-        async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._body_bytes_max:
-                raise HTTPException(413)
-            return message
+def _limit(receive: Receive, bytes_max: int) -> Receive:
+    received = 0
 
-        return receive_limited
+    async def receive_limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > bytes_max:
+            raise HTTPException(413)
+        return message
+
+    return receive_limited
 
 
 def _declared_length(request: Request) -> int:

@@ -36,6 +36,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
@@ -68,6 +69,7 @@ _DUTY_DESK: Final = frozenset({Role.DUTY_WORKER})
 _LISTS: Final = frozenset({Role.LIST_OFFICER, Role.DUTY_WORKER})
 _CLINICIANS: Final = frozenset({Role.CLINICIAN})
 _OPERATORS: Final = frozenset({Role.OPERATOR})
+_LIST_OFFICERS: Final = frozenset({Role.LIST_OFFICER})
 
 ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/_ping"): ANONYMOUS,
@@ -90,12 +92,19 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/coverage"): _LISTS,
     ("POST", "/coverage/{item_id}/note"): _LISTS,
     ("POST", "/coverage/{item_id}/part"): _LISTS,
+    ("GET", "/lists"): _LIST_OFFICERS,
+    ("POST", "/lists"): _LIST_OFFICERS,
+    ("POST", "/lists/held/{upload_id}/{decision}"): _LIST_OFFICERS,
+    ("POST", "/lists/differences/{difference_id}"): _LIST_OFFICERS,
     ("GET", "/replies"): _CLINICIANS,
     ("GET", "/operations"): _OPERATORS,
     ("GET", "/_status"): _OPERATORS,
     ("GET", "/metrics"): _OPERATORS,
 }
 """Who may ask for what, by method and path of the route."""
+
+UPLOAD_PATH: Final = "/lists"
+"""The one form that has a file."""
 
 PROGRAMS: Final = frozenset({"/_status", "/metrics"})
 """Routes that a program may ask with an operator's login by HTTP basic. They only read."""
@@ -163,7 +172,12 @@ async def admit(request: Request) -> None:
     if signed_in.person.role not in rule:
         raise HTTPException(403)
     if request.method != "GET":
-        check_form(await read_form(request), signed_in.token)
+        form = await read_form(request)
+        try:
+            check_form(form, signed_in.token)
+        except BadForm:
+            await form.close()
+            raise
 
 
 def signed_in_of(request: Request) -> SignedIn:
@@ -178,8 +192,22 @@ def is_automatic(request: Request) -> bool:
 
 
 async def read_form(request: Request) -> FormData:
-    """The form that was sent; read once."""
-    return await request.form(max_files=0, max_fields=pages_of(request).limits.form_fields_max)
+    """The form that was sent; read once. Only the form of lists may have a file, which stays in memory."""
+    limits = pages_of(request).limits
+    is_upload = request.scope["route"].path == UPLOAD_PATH
+    if not is_upload or not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return await request.form(max_files=0, max_fields=limits.form_fields_max)
+    form: FormData | None = getattr(request.state, "form", None)
+    if form is None:
+        parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=limits.form_fields_max)
+        # Nothing that can be read goes to a disk.
+        parser.spool_max_size = pages_of(request).settings.list_upload_bytes_max
+        try:
+            form = await parser.parse()
+        except MultiPartException:
+            raise BadForm from None
+        request.state.form = form
+    return form
 
 
 def field_of(form: FormData, name: str) -> str:

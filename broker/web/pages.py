@@ -43,6 +43,7 @@ class PageLimits:
     password_characters_max: int = 1024
     login_characters_max: int = 500
     form_fields_max: int = 8
+    reason_max: int = 200
     programs_remembered_s: float = 300.0
     """How long a program's password is not hashed again."""
     programs_remembered_max: int = 64

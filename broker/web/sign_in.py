@@ -19,11 +19,11 @@ from schemas.directory import Role
 HOMES: Final[Mapping[Role, str]] = {
     Role.SOCIAL_WORKER: "/inbox",
     Role.DUTY_WORKER: "/inbox",
-    Role.LIST_OFFICER: "/coverage",
+    Role.LIST_OFFICER: "/lists",
     Role.CLINICIAN: "/replies",
     Role.OPERATOR: "/operations",
 }
-_WAY_BACK: Final = re.compile(r"/(?:inbox|coverage|replies|operations|alerts/[0-9a-f]{32})", re.ASCII)
+_WAY_BACK: Final = re.compile(r"/(?:inbox|lists|coverage|replies|operations|alerts/[0-9a-f]{32})", re.ASCII)
 """Where signing in may lead: our own pages only, never another site."""
 
 

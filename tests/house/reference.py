@@ -25,6 +25,7 @@ from schemas.encompass import (
     SchoolNoticeWithdrawn,
     StandardNotice,
 )
+from schemas.upload import UploadReport
 
 ROOT: Final = Path(__file__).parents[2]
 REGENERATE: Final = "python -m tests.house.reference"
@@ -189,6 +190,7 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = MappingProxyType(
             SchoolNoticeWithdrawn, "school-notice-withdrawn"
         ),
         "schemas/json/school-notice-nudge.json": lambda: render_schema(SchoolNoticeNudge, "school-notice-nudge"),
+        "schemas/json/child-list-report.json": lambda: render_schema(UploadReport, "child-list-report"),
     }
 )
 """Path to what makes its text."""

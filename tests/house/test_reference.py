@@ -21,6 +21,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from adapters import child_list_csv, fhir_bundle, kafka_options, school_csv
 from adapters.child_list_csv import RowProblem
+from adapters.child_list_json import read_children_json
 from adapters.fhir import read_bundle
 from adapters.fhir_reply import FhirReplyChannel
 from adapters.posting import PostingOptions
@@ -34,10 +35,12 @@ from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 from broker.liveness import EXIT_SILENT
 from broker.telemetry import LogEvent
 from broker.topics import TOPICS
+from broker.web import list_door
 from schemas.alert import SocialCareAlert
 from schemas.attendance import Event
 from schemas.delivery import Parcel
 from schemas.record import Partition
+from schemas.upload import FileCode, RecordCode, UploadReport
 from tests.house.reference import GENERATED, REGENERATE, ROOT, read_code, read_rows
 
 REFERENCE = "docs/reference"
@@ -216,6 +219,27 @@ def test_every_reason_for_refusing_a_bundle_is_listed_with_its_status() -> None:
 def test_every_status_of_the_doors_is_listed() -> None:
     rows = list(read_rows(f"{REFERENCE}/fhir-in.md", "What is answered"))
     assert {int(row[0]) for row in rows if row[0].isdigit()} == {intake.ACCEPTED, *doors._WORDS}
+
+
+def test_every_status_of_the_list_door_is_listed() -> None:
+    rows = list(read_rows(f"{REFERENCE}/child-lists.md", "Doors"))
+    assert {int(row[0]) for row in rows if row[0].isdigit()} == {200, 202, 422, *list_door.WORDS}
+
+
+def test_every_code_of_an_upload_and_every_field_of_the_report_is_explained() -> None:
+    for heading, codes in (("File codes", FileCode), ("Record codes", RecordCode)):
+        listed = [read_code(row[0])[0] for row in read_rows(f"{REFERENCE}/child-lists.md", heading)]
+        assert listed == [code.value for code in codes]
+    named = {name for row in read_rows(f"{REFERENCE}/child-lists.md", "Report") for name in read_code(row[0])}
+    assert named == set(UploadReport.__struct_fields__)
+    body = block_of("child-lists.md", "json", "## Report").strip().encode()
+    assert msgspec.json.encode(msgspec.json.decode(body, type=UploadReport)) == body
+
+
+def test_the_example_in_json_is_read_without_a_problem() -> None:
+    rows = list(read_children_json(block_of("child-lists.md", "json", "## JSON").encode()))
+    assert len(rows) == 1
+    assert not [row for _, row in rows if isinstance(row, RowProblem)]
 
 
 def test_every_type_of_bundle_is_named_as_taken_or_refused() -> None:

@@ -31,6 +31,8 @@ KINDS: dict[str, type[StrEnum]] = {
     "Jobs": ItemState,
     "Coverage items": ItemState,
     "Identities of entries": TraceState,
+    "Held child lists": ItemState,
+    "Differences of full lists": ItemState,
 }
 NOW = datetime(2026, 2, 14, 3, 12, tzinfo=UTC)
 

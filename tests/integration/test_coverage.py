@@ -38,7 +38,7 @@ async def find(pages: Pages, finding: Finding) -> str:
 async def test_a_list_officer_sees_who_cannot_alert_why_and_what_to_do(pages: Pages) -> None:
     await find(pages, Mismatch(differs=(TraceField.FAMILY,), suggestion=NEW))
     async with pages.signed_in(LIZ) as officer:
-        assert (await officer.get("/")).headers["location"] == "/coverage"
+        assert (await officer.get("/")).headers["location"] == "/lists"
         text = (await officer.get("/coverage")).text
     assert "Casey Tester" in text and "Details differ" in text and "CPR03" in text
     assert "The family name differs." in text

@@ -25,6 +25,7 @@ from schemas.delivery import ChannelName, DeliveryState
 from schemas.directory import KeptAnswer
 from schemas.record import PositionOutcome
 from schemas.trace import TraceState
+from schemas.upload import UploadKind
 from tests.world import World
 
 assert tables
@@ -332,16 +333,6 @@ ROWS: dict[str, dict[str, Any]] = {
         "due_by": NOW,
     },
 }
-UPLOAD: dict[str, Any] = {
-    "id": "u1",
-    "owner": "authority:706",
-    "authority": "706",
-    "file_hash": "h",
-    "uploaded_by": "o",
-    "uploaded_at": NOW,
-    "rows_loaded": 1,
-    "rows_refused": 0,
-}
 ENTRY: dict[str, Any] = {
     "id": "e1",
     "owner": "authority:706",
@@ -350,6 +341,51 @@ ENTRY: dict[str, Any] = {
     "nhs_index": b"",
     "sealed": b"",
     "changed_at": NOW,
+}
+UPLOAD: dict[str, Any] = {
+    "id": "u1",
+    "owner": "authority:706",
+    "authority": "706",
+    "file_hash": "0" * 64,
+    "uploaded_by": "list.officer@706.example.org",
+    "uploaded_at": NOW,
+    "rows_loaded": 1,
+    "rows_refused": 0,
+    "kind": "full",
+}
+ROWS |= {
+    "list_uploads": UPLOAD | {"id": "u2"},
+    "held_uploads": {
+        "id": "h1",
+        "owner": "authority:706",
+        "authority": "706",
+        "kind": "changes",
+        "format": "csv",
+        "file_hash": "0" * 64,
+        "uploaded_by": "list.officer@706.example.org",
+        "uploaded_at": NOW,
+        "rows_good": 20,
+        "rows_refused": 0,
+        "ends": 20,
+        "deletes": 0,
+        "current": 40,
+        "held_by": "list_officers",
+        "level": 0,
+        "state": "open",
+        "due_by": NOW,
+    },
+    "list_differences": {
+        "id": "d1",
+        "owner": "authority:706",
+        "authority": "706",
+        "entry_id": "e1",
+        "upload_id": UPLOAD["id"],
+        "held_by": "list_officers",
+        "level": 0,
+        "state": "open",
+        "opened_at": NOW,
+        "due_by": NOW,
+    },
 }
 CLOSED: dict[str, tuple[str, list[str]]] = {
     "handled_positions": ("outcome", [outcome.value for outcome in PositionOutcome]),
@@ -365,6 +401,9 @@ CLOSED: dict[str, tuple[str, list[str]]] = {
     "entry_traces": ("state", [state.value for state in TraceState]),
     "coverage_items": ("reason", [reason.value for reason in CoverageReason]),
     "mesh_files": ("state", [state.value for state in tables.ItemState]),
+    "list_uploads": ("kind", [kind.value for kind in UploadKind]),
+    "held_uploads": ("state", [state.value for state in tables.ItemState]),
+    "list_differences": ("state", [state.value for state in tables.ItemState]),
 }
 
 

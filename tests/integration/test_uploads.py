@@ -12,7 +12,7 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy import func, select
 
-from adapters.child_list_csv import MalformedFile, RowProblem
+from adapters.child_list_csv import MalformedFile
 from broker.directory_upload import DirectoryUpload, ImportReport, make_operator
 from broker.domain.replies import summarise_lists
 from broker.list_upload import UnknownAuthority, UploadReport, upload_children
@@ -21,6 +21,7 @@ from broker.storage import audit, child_lists, directory, logins
 from broker.storage.child_lists import derive_entry_id
 from broker.storage.tables import AuditRow, Job, ListEntry, ListUpload, LoginRow, table
 from schemas.directory import Person, Role, SendersSnapshot
+from schemas.upload import RecordCode, RowAnswer
 from tests.factories import make_entry, make_nhs_number
 from tests.world import AUTHORITIES, CASEY, CHILDREN_COLUMNS, SITES, WORKERS, World
 
@@ -66,7 +67,7 @@ def rows(*lines: str) -> bytes:
 
 async def test_a_dry_run_says_what_would_be_refused_and_changes_nothing(world: World) -> None:
     before = await counts(world)
-    report = await upload_file(world, rows(CASEY, OTHER.replace("2016-04-05", "05/04/2016")), dry_run=True)
+    report = await upload_file(world, rows(CASEY, OTHER.replace("2016-04-05", "05/04/16")), dry_run=True)
     assert (report.loaded, [problem.row for problem in report.refused]) == (1, [3])
     assert await counts(world) == before
 
@@ -89,7 +90,12 @@ async def test_a_second_row_for_the_same_person_and_plan_is_refused_and_the_firs
     again, other_plan = CASEY.replace("W1", "W2"), CASEY.replace("child_protection_plan", "looked_after_child")
     report = await upload_file(world, rows(CASEY, other_plan, "", again))
     assert report.refused == (
-        RowProblem(row=5, field="local_id", advice="the same person and plan type stands in a row above"),
+        RowAnswer(
+            code=RecordCode.NOT_LOADED,
+            row=5,
+            field="local_id",
+            advice="the same person and plan type stands in a row above",
+        ),
     )
     assert report.loaded == 2
     [entry] = await listed(world, make_entry())

@@ -52,6 +52,8 @@ async def visit_route(client: Client, method: str, path: str, alert: str) -> htt
     address = path.replace("/alerts/{alert_id}", alert).replace("{name}", "style.css")
     for parameter in ("{review_id}", "{missed_id}", "{item_id}"):
         address = address.replace(parameter, "0" * 32)
+    address = address.replace("{upload_id}", "0" * 32).replace("{difference_id}", "0" * 32)
+    address = address.replace("{decision}", "reject")
     assert "{" not in address, f"say what stands for the parameters of {path}"
     return await (client.post(address) if method == "POST" else client.get(address))
 

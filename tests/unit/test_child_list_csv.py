@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import date
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.child_list_csv import (
     AuthorityLine,
+    ChildRowProblem,
     ClinicianLine,
     MalformedFile,
     RowProblem,
@@ -23,9 +25,11 @@ from adapters.child_list_csv import (
     read_sites,
     read_workers,
 )
+from adapters.child_list_json import VersionNotSupported, read_children_json
 from schemas.attendance import PersonName
-from schemas.child_list import ChildListEntry, PlanType
+from schemas.child_list import ChildListEntry, LegalBasis, PlanType
 from schemas.directory import KeptAnswer, Role
+from schemas.upload import RecordCode
 
 CHILD = {
     "local_id": "L1",
@@ -39,6 +43,7 @@ CHILD = {
     "end_date": "",
     "worker": "W1",
     "team": "North",
+    "legal_basis": "",
 }
 AUTHORITY = {
     "code": "706",
@@ -127,20 +132,39 @@ def test_only_the_required_columns_are_needed_and_unknown_ones_are_passed_over()
         ("local_id", "   ", "is missing"),
         ("nhs_number", "", "is missing"),
         ("nhs_number", "9990000019", "must be a valid NHS number of ten digits; please check it"),
-        ("nhs_number", "9.990000018E9", "must be a valid NHS number of ten digits; please check it"),
+        (
+            "nhs_number",
+            "9.990000018E9",
+            "was rounded by a spreadsheet: format the column as text and enter it again",
+        ),
+        (
+            "nhs_number",
+            "9,99E+09",
+            "was rounded by a spreadsheet: format the column as text and enter it again",
+        ),
+        (
+            "nhs_number",
+            "401023213",
+            "has nine digits: a spreadsheet may have dropped a 0 in front; format the column as text",
+        ),
+        ("nhs_number", "ABCD 123", "is a number of the old style: give the NHS number of ten digits"),
+        ("local_id", "1.23457E+11", "was rounded by a spreadsheet: format the column as text and enter it again"),
+        ("legal_basis", "s47", "must be one of s31, s38, s20"),
+        ("legal_basis", "s.31", "belongs to looked_after_child only"),
         ("nhs_number", "3333333333", "must be a valid NHS number of ten digits; please check it"),
         ("family_name", "", "is missing"),
         ("family_name", "SECRET\x00NAME", "must be plain text of at most 500 characters"),
         ("family_name", "S" * 501, "must be plain text of at most 500 characters"),
         ("given_name", "S" * 100_000, "must be plain text of at most 500 characters"),
         ("birth_date", "", "is missing"),
-        ("birth_date", "02/03/2015", "must be a date like 2026-01-31"),
-        ("birth_date", "2015-02-29", "must be a date like 2026-01-31"),
-        ("birth_date", "42065", "must be a date like 2026-01-31"),
-        ("birth_date", "٢٠١٥-٠٣-٠٢", "must be a date like 2026-01-31"),
-        ("birth_date", "2015-03-02T00:00", "must be a date like 2026-01-31"),
-        ("start_date", "soon", "must be a date like 2026-01-31"),
-        ("end_date", "never", "must be a date like 2026-01-31"),
+        ("birth_date", "29/02/2015", "must be a date like 2026-01-31 or 31/01/2026"),
+        ("birth_date", "2015-02-29", "must be a date like 2026-01-31 or 31/01/2026"),
+        ("birth_date", "02/03/15", "must have the year in four digits, like 31/01/2026"),
+        ("birth_date", "42065", "is a spreadsheet's number of a day: format the column as a date"),
+        ("birth_date", "٢٠١٥-٠٣-٠٢", "must be a date like 2026-01-31 or 31/01/2026"),
+        ("birth_date", "2015-03-02T08:30", "must be a date like 2026-01-31 or 31/01/2026"),
+        ("start_date", "soon", "must be a date like 2026-01-31 or 31/01/2026"),
+        ("end_date", "never", "must be a date like 2026-01-31 or 31/01/2026"),
         ("end_date", "2026-01-09", "must not be before the start date"),
         (
             "plan_type",
@@ -162,7 +186,7 @@ def test_a_row_with_more_fields_than_the_header_is_refused() -> None:
     file = csv_file(CHILD, CHILD, CHILD).splitlines()
     file[2] += b",surplus"
     found = read_all(b"\r\n".join(file))
-    assert found[1] == RowProblem(row=3, field="row", advice="has more fields than the header")
+    assert found[1] == ChildRowProblem(row=3, field="row", advice="has more fields than the header", local_id="L1")
     assert isinstance(found[2], ChildListEntry)
 
 
@@ -219,7 +243,7 @@ def test_quotes_commas_and_accents_are_read() -> None:
         (b"\r\n\r\n", "no column"),
         (b"local_id,nhs_number\r\nL1,1\r\n", "family_name, birth_date, plan_type, start_date"),
         (b"\xff\xfe" + csv_file(CHILD).decode().encode("utf-16-le"), "not CSV in UTF-8"),
-        (csv_file(CHILD).replace(b"Casey", b"Zo\xeb"), "not CSV in UTF-8"),
+        (csv_file(CHILD).replace(b"team", b"\xe9quipe"), "not CSV in UTF-8"),
         (b"PK\x03\x04\xff\xff", "not CSV in UTF-8"),
         (csv_file(CHILD, CHILD).replace(b"Tester", b'"Tester'), "row 2 is not CSV"),
         (csv_file(CHILD, CHILD) + b'L3,"Tes"ter"', "row 4 is not CSV"),
@@ -244,6 +268,113 @@ def test_whatever_the_bytes_it_is_rows_or_a_malformed_file(junk: bytes, before: 
     except MalformedFile:
         return
     assert all(isinstance(row, ChildListEntry | RowProblem) for row in found)
+
+
+# As a spreadsheet saves it
+
+
+def excel_file(*rows: dict[str, str]) -> bytes:
+    """With a byte order mark, semicolons, dates as a British spreadsheet shows them, and empty rows at the end."""
+    text = csv_file(*rows).decode().replace(",", ";") + ";" * 11 + "\r\n"
+    return b"\xef\xbb\xbf" + text.encode()
+
+
+BRITISH = CHILD | {"birth_date": "02/03/2015", "start_date": "10/01/2026", "nhs_number": " 999 000 0018 "}
+
+
+def test_a_list_that_a_spreadsheet_saved_is_read_as_it_was_meant() -> None:
+    [meant] = children(CHILD)
+    assert read_all(excel_file(BRITISH)) == [meant]
+    assert read_all(b"sep=;\r\n" + excel_file(BRITISH)[3:]) == [meant]
+    assert read_all(csv_file(BRITISH).replace(b",", b"\t")) == [meant]
+    header, row, _ = csv_file(BRITISH).split(b"\r\n")
+    assert read_all(header.replace(b"nhs_number", b"NHS Number") + b"\r\n" + row) == [meant]
+
+
+@pytest.mark.parametrize(
+    "text", ["02/03/2015", "2/3/2015", "02.03.2015", "02-03-2015", "02/03/2015 00:00", "2015-03-02T00:00"]
+)
+def test_the_day_stands_before_the_month(text: str) -> None:
+    [entry] = children(CHILD | {"birth_date": text})
+    assert isinstance(entry, ChildListEntry)
+    assert entry.birth_date == date(2015, 3, 2)
+
+
+def test_a_column_with_the_month_first_is_named_and_nothing_of_the_file_is_believed() -> None:
+    with pytest.raises(MalformedFile, match="column birth_date has the month before the day, as row 3 shows"):
+        children(CHILD | {"birth_date": "02/03/2015"}, CHILD | {"birth_date": "03/25/2015"})
+
+
+def test_one_wrong_date_in_a_column_that_shows_its_order_costs_its_row_alone() -> None:
+    found = children(CHILD | {"birth_date": "25/03/2015"}, CHILD | {"birth_date": "03/25/2015"})
+    assert isinstance(found[0], ChildListEntry)
+    assert isinstance(found[1], RowProblem)
+    assert (found[1].row, found[1].field) == (3, "birth_date")
+
+
+def test_a_letter_that_is_not_utf8_costs_its_row_and_names_the_column() -> None:
+    good, bad = csv_file(CHILD), csv_file(CHILD | {"given_name": "Zo?"}).splitlines()[1].replace(b"Zo?", b"Zo\xeb")
+    first, problem = read_all(good + bad)
+    assert isinstance(first, ChildListEntry)
+    assert isinstance(problem, RowProblem)
+    assert (problem.row, problem.field) == (3, "given_name")
+    assert "CSV UTF-8" in problem.advice
+
+
+def test_a_line_that_does_not_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(MalformedFile, match="row 3 is not CSV"):
+        read_all(csv_file(CHILD) + b"L2," * 100_000)
+
+
+@pytest.mark.parametrize(("written", "basis"), [("s31", "s31"), ("s.38", "s38"), ("Section 20", "s20"), ("31", "s31")])
+def test_the_legal_basis_of_a_looked_after_child_is_read(written: str, basis: str) -> None:
+    [entry] = children(CHILD | {"plan_type": "looked_after_child", "legal_basis": written})
+    assert isinstance(entry, ChildListEntry)
+    assert entry.legal_basis == LegalBasis(basis)
+
+
+def test_an_old_style_number_has_a_code_of_its_own() -> None:
+    problem = problem_of(CHILD | {"nhs_number": "ABCD 123"})
+    assert isinstance(problem, ChildRowProblem)
+    assert problem.code is RecordCode.OLD_STYLE_NUMBER
+
+
+def test_the_person_of_a_bad_row_is_known_to_the_caller_and_to_nobody_who_prints_it() -> None:
+    problem = problem_of(CHILD | {"local_id": "CASE-77", "birth_date": "?"})
+    assert isinstance(problem, ChildRowProblem)
+    assert problem.local_id == "CASE-77"
+    assert "CASE-77" not in repr(problem)
+
+
+# JSON
+
+
+def json_file(*entries: object, **more: object) -> bytes:
+    return msgspec.json.encode({"entries": entries, **more})
+
+
+def test_json_is_read_as_csv_is() -> None:
+    empty: dict[str, str | None] = {name: text or None for name, text in CHILD.items()}
+    assert [row for _, row in read_children_json(json_file(empty, CHILD))] == children(CHILD, CHILD)
+
+
+@pytest.mark.parametrize("bad", [7, None, [], {"local_id": 7}, {"local_id": {}}])
+def test_an_entry_that_is_no_object_of_texts_costs_itself_alone(bad: object) -> None:
+    (_, first), (number, problem), (_, last) = read_children_json(json_file(CHILD, bad, CHILD))
+    assert isinstance(first, ChildListEntry) and isinstance(last, ChildListEntry)
+    assert isinstance(problem, RowProblem)
+    assert (number, problem.row, problem.field) == (2, 2, "row")
+
+
+@pytest.mark.parametrize("file", [b"", b"[]", b"{", b'{"entries": 1}', b'{"entries": [1', b"\xff", b"[" * 100_000])
+def test_what_is_no_list_in_json_is_malformed(file: bytes) -> None:
+    with pytest.raises(MalformedFile, match="is not JSON with a list of entries"):
+        read_children_json(file)
+
+
+def test_a_version_that_is_not_known_is_refused_by_that_name() -> None:
+    with pytest.raises(VersionNotSupported):
+        read_children_json(json_file(CHILD, version=2))
 
 
 # Directories

@@ -44,7 +44,7 @@ def test_every_number_has_limits_and_its_unit_in_its_name() -> None:
         if field.annotation in (int, float):
             assert field.metadata, f"{name} has no limits"
         if field.annotation is float:
-            assert re.search(r"_(s|hours|minutes|days|bits)(_max|_min)?$", name), f"{name} has no unit"
+            assert re.search(r"_(s|hours|minutes|days|bits|percent)(_max|_min)?$", name), f"{name} has no unit"
 
 
 def test_every_secret_is_kept_out_of_what_is_shown() -> None:

@@ -1,0 +1,280 @@
+"""What a file would change of a list, worked out before anything is changed.
+
+A list may be long: rows are read as a stream, compared in parts, and what has to be written waits in a file, sealed.
+The transaction that writes it is short, and either all of the file counts or nothing of it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from itertools import islice
+from tempfile import SpooledTemporaryFile
+from typing import Final
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from adapters.child_list_csv import ChildRowProblem, MalformedFile, RowProblem, Rows, read_children
+from adapters.child_list_json import read_children_json
+from adapters.cpis_xml import read_upload
+from broker.domain.decision import Candidate
+from broker.domain.visibility import Standing, Windows, standing_on
+from broker.domain.visits import london_day
+from broker.keyring import Keyring
+from broker.settings import Settings
+from broker.spool import SealedSpool
+from broker.storage import child_lists
+from broker.storage.child_lists import SealedEntry, StoredEntry, derive_entry_id, index_nhs_number, seal_entry
+from schemas.child_list import ChildListEntry
+from schemas.upload import RecordCode, RowAnswer, UploadFormat, UploadKind
+
+PART_ROWS: Final = 500
+Connect = Callable[[], AbstractAsyncContextManager[AsyncConnection]]
+"""How to get a connection for a moment."""
+_PLAN_MEMORY_BYTES: Final = 4_194_304
+_LENGTH: Final = struct.Struct(">I")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadOptions:
+    """Limits of an upload, and when a person must decide."""
+
+    windows: Windows = field(default_factory=Windows)
+    hold_percent: float = 5.0
+    """Of the current list: a file that would end or take back more is held, ..."""
+    hold_entries: int = 10
+    """... but never for so few entries."""
+    hold_limit: timedelta = timedelta(hours=4)
+    """How long a held file may wait for a person."""
+    difference_limit: timedelta = timedelta(days=5)
+    """How long an entry that a full list left out may wait for a person."""
+    bytes_max: int = 67_108_864
+    refused_listed_max: int = 10_000
+    """Rows that are told one by one; the others are counted."""
+
+
+def upload_options_of(settings: Settings) -> UploadOptions:
+    """The limits of child lists, by the settings."""
+    return UploadOptions(
+        windows=Windows(plan_days=settings.plan_shown_days, unborn_days=settings.unborn_plan_shown_days),
+        hold_percent=settings.list_hold_percent,
+        hold_entries=settings.list_hold_entries,
+        hold_limit=timedelta(hours=settings.list_hold_hours),
+        difference_limit=timedelta(days=settings.list_difference_days),
+        bytes_max=settings.list_upload_bytes_max,
+    )
+
+
+class PlannedChanges:
+    """Entries that are to be written, in parts; they wait sealed."""
+
+    def __init__(self) -> None:
+        self._file = SpooledTemporaryFile(max_size=_PLAN_MEMORY_BYTES)  # noqa: SIM115 - closed by ``close``
+        self.count = 0
+
+    def add(self, entries: Sequence[SealedEntry]) -> None:
+        """Add a part."""
+        if entries:
+            encoded = msgspec.msgpack.encode(entries)
+            self._file.write(_LENGTH.pack(len(encoded)) + encoded)
+            self.count += len(entries)
+
+    def parts(self) -> Iterator[list[SealedEntry]]:
+        """What was added, part by part."""
+        self._file.seek(0)
+        while head := self._file.read(_LENGTH.size):
+            yield msgspec.msgpack.decode(self._file.read(_LENGTH.unpack(head)[0]), type=list[SealedEntry])
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._file.close()
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """What a file says beside what the list says. ``version`` is the list's when it was read."""
+
+    version: int
+    changes: PlannedChanges = field(default_factory=PlannedChanges)
+    rows_read: int = 0
+    rows_good: int = 0
+    ends: int = 0
+    deletes: int = 0
+    current: int | None = None
+    """Entries that stand as current now; None when nobody had to count them."""
+    left_out: list[str] = field(default_factory=list)
+    refused: list[RowAnswer] = field(default_factory=list)
+    refused_count: int = 0
+    listed: set[bytes] = field(default_factory=set)
+    """The entries of the file."""
+    persons: set[bytes] = field(default_factory=set)
+    """The numbers and plan types of the file."""
+    unread: set[str] = field(default_factory=set)
+    """The ``local_id`` of rows that were refused: who has a bad row is not missing."""
+
+    def has(self, entry_id: str) -> bool:
+        """Whether the file has this entry."""
+        return bytes.fromhex(entry_id) in self.listed
+
+
+class Comparer:
+    """Compares one file with one authority's list."""
+
+    def __init__(
+        self,
+        connect: Connect,
+        keyring: Keyring,
+        authority: str,
+        options: UploadOptions,
+        *,
+        sent_at: datetime,
+        now: datetime,
+        on_read: Callable[[int], None],
+    ) -> None:
+        self._connect = connect
+        self._keyring = keyring
+        self._authority = authority
+        self._options = options
+        self._sent_at = sent_at
+        self._on = london_day(now)
+        self._on_read = on_read
+
+    async def compare(self, spool: SealedSpool, form: UploadFormat, kind: UploadKind, version: int) -> Comparison:
+        """Read the whole file. Raises MalformedFile, and then nothing of the file is believed."""
+        found = Comparison(version=version)
+        try:
+            rows = iter(_read(spool, form, self._authority))
+            while part := list(islice(rows, PART_ROWS)):
+                await self._compare_part(found, part)
+                self._on_read(found.rows_read)
+            if kind is UploadKind.FULL and found.rows_good:
+                await self._find_left_out(found)
+            elif found.ends + found.deletes > self._options.hold_entries:
+                found.current = sum([1 async for each in self._scan() if self._is_current(each.entry)])
+        except BaseException:
+            found.changes.close()
+            raise
+        return found
+
+    async def _compare_part(self, found: Comparison, part: Sequence[tuple[int, ChildListEntry | RowProblem]]) -> None:
+        found.rows_read += len(part)
+        wanted: dict[str, tuple[int, ChildListEntry]] = {}
+        for number, row in part:
+            if isinstance(row, RowProblem):
+                code = row.code if isinstance(row, ChildRowProblem) else RecordCode.NOT_LOADED
+                self._refuse(found, number, row.field, row.advice, code)
+                if isinstance(row, ChildRowProblem) and row.local_id:
+                    found.unread.add(row.local_id)
+            elif self._is_first(found, number, row):
+                wanted[derive_entry_id(self._keyring, self._authority, row)] = (number, row)
+        if not wanted:
+            return
+        async with self._connect() as connection:
+            stored = await child_lists.load_stored(connection, self._keyring, list(wanted))
+            new = {entry_id: row for entry_id, row in wanted.items() if entry_id not in stored}
+            numbers = [index_nhs_number(self._keyring, entry.nhs_number) for _, entry in new.values()]
+            known = await child_lists.find_by_nhs_number(connection, self._keyring, numbers)
+        changed = []
+        for entry_id, (number, entry) in wanted.items():
+            before = stored.get(entry_id)
+            if before is None and self._lost_zeros(known, entry):
+                advice = "differs from a listed one by zeros in front: a spreadsheet may have dropped them"
+                self._refuse(found, number, "local_id", advice)
+                found.unread.add(entry.local_id)
+                continue
+            if before is not None and before.entry != entry and before.changed_at > self._sent_at:
+                self._refuse(found, number, "row", "was changed by a later upload while this one was held")
+                continue
+            found.rows_good += 1
+            if before is None or before.entry != entry:
+                self._count(found, before, entry)
+                changed.append(seal_entry(self._keyring, entry_id, entry, is_new=before is None))
+        found.changes.add(changed)
+
+    def _is_first(self, found: Comparison, number: int, entry: ChildListEntry) -> bool:
+        """One person may have one plan of each type: of two rows for the same one, the first stands."""
+        entry_id = bytes.fromhex(derive_entry_id(self._keyring, self._authority, entry))
+        person = self._keyring.index("listed", entry.nhs_number, entry.plan_type)
+        if entry_id in found.listed:
+            self._refuse(found, number, "local_id", "the same person and plan type stands in a row above")
+            return False
+        found.listed.add(entry_id)
+        if person in found.persons:
+            self._refuse(found, number, "nhs_number", "the same number and plan type stands in a row above")
+            return False
+        found.persons.add(person)
+        return True
+
+    def _lost_zeros(self, known: dict[bytes, list[Candidate]], entry: ChildListEntry) -> bool:
+        """Whether the same person and plan is listed under the same id with more or fewer zeros in front."""
+        return any(
+            other.authority == self._authority
+            and other.entry.deleted_on is None
+            and other.entry.plan_type is entry.plan_type
+            and other.entry.local_id.lstrip("0") == entry.local_id.lstrip("0")
+            for other in known.get(index_nhs_number(self._keyring, entry.nhs_number), [])
+        )
+
+    def _count(self, found: Comparison, before: StoredEntry | None, entry: ChildListEntry) -> None:
+        if before is None:
+            return
+        stood = standing_on(before.entry, self._on, self._options.windows)
+        if before.entry.deleted_on is None and entry.deleted_on is not None:
+            found.deletes += stood is not Standing.HIDDEN
+        elif stood is Standing.CURRENT:
+            # An end that is still to come is counted as well: a wrong file must not end a list a day later.
+            is_over = not self._is_current(entry)
+            found.ends += is_over or (before.entry.end_on is None and entry.end_on is not None)
+
+    async def _find_left_out(self, found: Comparison) -> None:
+        found.current = 0
+        async for candidate in self._scan():
+            if self._is_current(candidate.entry):
+                found.current += 1
+                if not found.has(candidate.entry_id) and candidate.entry.local_id not in found.unread:
+                    found.left_out.append(candidate.entry_id)
+
+    async def _scan(self) -> AsyncIterator[Candidate]:
+        after = ""
+        while True:
+            async with self._connect() as connection:
+                part = await child_lists.scan_entries(
+                    connection, self._keyring, self._authority, after=after, rows_max=PART_ROWS
+                )
+            if not part:
+                return
+            for candidate in part:
+                yield candidate
+            after = part[-1].entry_id
+
+    def _is_current(self, entry: ChildListEntry) -> bool:
+        return standing_on(entry, self._on, self._options.windows) is Standing.CURRENT
+
+    def _refuse(
+        self, found: Comparison, number: int, field_: str, advice: str, code: RecordCode = RecordCode.NOT_LOADED
+    ) -> None:
+        found.refused_count += 1
+        if len(found.refused) < self._options.refused_listed_max:
+            found.refused.append(RowAnswer(code=code, row=number, field=field_, advice=advice))
+
+
+def end_entry(entry: ChildListEntry, on: date) -> ChildListEntry:
+    """The entry with its plan over; never before it began."""
+    return msgspec.structs.replace(entry, end_on=max(on, entry.start_on))
+
+
+def _read(spool: SealedSpool, form: UploadFormat, authority: str) -> Rows[ChildListEntry]:
+    match form:
+        case UploadFormat.CSV:
+            return read_children(spool.open())
+        case UploadFormat.JSON:
+            return read_children_json(spool.open())
+        case UploadFormat.XML:
+            head, rows = read_upload(spool.chunks())
+            if head.authority is not None and head.authority != authority:
+                raise MalformedFile("the file is of another authority than the list it was sent for")
+            return rows

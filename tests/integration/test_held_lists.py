@@ -1,0 +1,279 @@
+"""What may end or vanish of a list: held files, full lists and what they leave out, and what the list said before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+import pytest
+from sqlalchemy import select
+
+from broker.domain.visits import london_day
+from broker.list_comparison import UploadOptions
+from broker.list_upload import (
+    MalformedFile,
+    NothingToDecide,
+    UploadReport,
+    confirm_upload,
+    decide_difference,
+    reject_upload,
+    upload_children,
+)
+from broker.storage import audit, child_lists, held_uploads, list_differences
+from broker.storage.child_lists import derive_entry_id
+from broker.storage.list_differences import Difference, DifferenceDecision
+from broker.storage.tables import AlertState, HeldUploadPart, ListUpload, ListVersion, table
+from schemas.child_list import ChildListEntry
+from schemas.identifiers import authority_owner
+from schemas.upload import FileCode, RecordCode, UploadFormat, UploadKind, UploadState
+from tests.factories import make_entry, make_nhs_number
+from tests.world import CASEY, CHILDREN_COLUMNS, World, hl7
+
+OFFICER, LEAD = "list.officer@706.example.org", "lee@706.example.org"
+OWNER = authority_owner("706")
+FEW = UploadOptions(hold_entries=2)
+
+
+def row(number: int, *, end: str = "", delete: str = "", start: str = "2026-01-10", family: str = "Tester") -> str:
+    """One listed child; number 1 is Casey."""
+    if number == 1:
+        return CASEY.replace("2026-01-10,,", f"{start},{end},") + f",{delete}"
+    nhs_number = make_nhs_number(number * 3)
+    return f"L{number},{nhs_number},{family},Sam,2016-04-05,,child_protection_plan,{start},{end},W1,North,{delete}"
+
+
+async def send(
+    world: World,
+    rows: Sequence[str],
+    *,
+    kind: UploadKind = UploadKind.CHANGES,
+    options: UploadOptions | None = FEW,
+    dry_run: bool = False,
+) -> UploadReport:
+    return await upload_children(
+        world.database,
+        world.keyring,
+        world.clock,
+        authority="706",
+        file="\n".join((CHILDREN_COLUMNS, *rows)).encode(),
+        uploaded_by=OFFICER,
+        kind=kind,
+        options=options,
+        dry_run=dry_run,
+    )
+
+
+async def entry_of(world: World, number: int) -> ChildListEntry:
+    entry_id = derive_entry_id(world.keyring, "706", make_entry(local_id=f"L{number}"))
+    async with world.database.reading() as connection:
+        [candidate] = await child_lists.load_entries(connection, world.keyring, [entry_id])
+    return candidate.entry
+
+
+async def differences(world: World) -> list[Difference]:
+    async with world.database.reading() as connection:
+        return await list_differences.list_differences(connection, OWNER, rows_max=100)
+
+
+async def count_parts(world: World) -> int:
+    async with world.database.reading() as connection:
+        return len((await connection.execute(select(table(HeldUploadPart).c.number))).all())
+
+
+async def test_a_file_that_would_end_too_much_is_held_and_nothing_of_it_counts(world: World) -> None:
+    await send(world, [row(number) for number in range(1, 6)])
+    await world.receive(hl7())
+    report = await send(world, [*(row(n, end="2026-02-01") for n in range(1, 4)), row(9)])
+    assert (report.state, report.file_code, report.ends, report.loaded) == (UploadState.HELD, None, 3, 0)
+    assert (await entry_of(world, 1)).end_on is None
+    with pytest.raises(ValueError, match="not enough values"):
+        await entry_of(world, 9)
+    [alert] = await world.alerts()
+    assert alert.state is AlertState.OPEN
+    async with world.database.reading() as connection:
+        [held] = await held_uploads.list_holds(connection, OWNER, rows_max=10)
+        part = (await connection.execute(select(table(HeldUploadPart).c.sealed))).scalar_one()
+    assert (held.ends, held.deletes, held.current, held.uploaded_by) == (3, 0, 5, OFFICER)
+    assert b"Tester" not in bytes(part)
+
+
+@pytest.mark.parametrize("how", [{"end": "2026-02-20"}, {"delete": "2026-02-14"}, {"start": "2026-03-01"}])
+async def test_ends_to_come_taking_back_and_hiding_count_alike(world: World, how: dict[str, str]) -> None:
+    await send(world, [row(number) for number in range(1, 6)])
+    assert (await send(world, [row(n, **how) for n in range(1, 3)], dry_run=True)).state is UploadState.TRIED
+    assert (await send(world, [row(n, **how) for n in range(1, 4)])).state is UploadState.HELD
+
+
+async def test_the_limit_is_the_larger_of_a_share_and_a_number(world: World) -> None:
+    await send(world, [row(number) for number in range(1, 41)])
+    half = UploadOptions(hold_entries=2, hold_percent=50)
+    assert (await send(world, [row(n, end="2026-02-01") for n in range(1, 21)], options=half)).state == "loaded"
+    assert (await send(world, [row(n, end="2026-02-01") for n in range(21, 31)], options=None)).state == "loaded"
+    some = UploadOptions(hold_entries=2, hold_percent=20)
+    assert (await send(world, [row(n, end="2026-02-01") for n in range(31, 34)], options=some)).state == "held"
+
+
+async def test_a_confirmed_file_counts_without_undoing_what_came_since(world: World) -> None:
+    await send(world, [row(number) for number in range(1, 6)])
+    world.clock.advance(timedelta(minutes=5))
+    report = await send(world, [row(n, end="2026-02-01") for n in range(1, 4)])
+    world.clock.advance(timedelta(minutes=5))
+    await send(world, [row(2, family="Later")])
+    done = await confirm_upload(
+        world.database, world.keyring, world.clock, upload_id=report.upload_id or "", owner=OWNER, by=LEAD
+    )
+    assert (done.state, done.file_code, done.loaded) == (UploadState.LOADED, FileCode.SOME_LOADED, 2)
+    assert [(each.code, each.row) for each in done.refused] == [(RecordCode.NOT_LOADED, 3)]
+    assert (await entry_of(world, 1)).end_on == date(2026, 2, 1)
+    assert (await entry_of(world, 2)).end_on is None
+    assert await count_parts(world) == 0
+    with pytest.raises(NothingToDecide):
+        await confirm_upload(
+            world.database, world.keyring, world.clock, upload_id=report.upload_id or "", owner=OWNER, by=LEAD
+        )
+    uploads = table(ListUpload)
+    async with world.database.reading() as connection:
+        assert await audit.verify_chain(connection, OWNER) is None
+        last = (await connection.execute(select(uploads).where(uploads.c.confirmed_by == LEAD))).one()
+    assert (last.uploaded_by, last.uploaded_at) == (OFFICER, world.clock.now() - timedelta(minutes=5))
+
+
+async def test_a_rejected_file_is_forgotten_and_may_be_sent_again(world: World) -> None:
+    await send(world, [row(number) for number in range(1, 6)])
+    ends = [row(n, end="2026-02-01") for n in range(1, 4)]
+    upload_id = (await send(world, ends)).upload_id or ""
+    with pytest.raises(NothingToDecide):
+        await reject_upload(world.database, world.clock, upload_id=upload_id, owner=authority_owner("707"), by="x")
+    await reject_upload(world.database, world.clock, upload_id=upload_id, owner=OWNER, by=LEAD, reason="wrong file")
+    assert await count_parts(world) == 0
+    assert (await entry_of(world, 1)).end_on is None
+    assert (await send(world, ends)).upload_id == upload_id
+    assert (await send(world, ends)).upload_id == upload_id
+    assert await count_parts(world) == 1
+
+
+async def test_what_nobody_decides_goes_to_the_operators(world: World) -> None:
+    await send(world, [row(number) for number in range(1, 6)])
+    await send(world, [row(n, end="2026-02-01") for n in range(1, 4)])
+    world.clock.advance(timedelta(hours=5))
+    await world.run_jobs()
+    async with world.database.reading() as connection:
+        [held] = await held_uploads.list_holds(connection, None, rows_max=10)
+    assert (held.held_by, held.level) == ("operators", 1)
+
+
+# Full lists
+
+
+async def test_a_full_list_ends_nobody_and_asks_about_who_is_missing(world: World) -> None:
+    await send(world, [row(1), row(2), row(3, end="2026-02-01"), row(4)])
+    report = await send(world, [row(1), row(4).replace("2016-04-05", "never")], kind=UploadKind.FULL)
+    assert (report.file_code, report.left_out) == (FileCode.SOME_LOADED, 1)
+    [missing] = await differences(world)
+    assert missing.entry_id == derive_entry_id(world.keyring, "706", make_entry(local_id="L2"))
+    assert missing.due_by == world.clock.now() + FEW.difference_limit
+    assert (await entry_of(world, 2)).end_on is None
+    world.clock.advance(timedelta(days=1))
+    await send(world, [row(1), row(4)], kind=UploadKind.FULL)
+    assert await differences(world) == [missing]
+    await send(world, [row(2)])
+    assert await differences(world) == []
+
+
+@pytest.mark.parametrize("decision", DifferenceDecision)
+async def test_a_person_says_what_became_of_who_is_missing(world: World, decision: DifferenceDecision) -> None:
+    await send(world, [row(1), row(2)])
+    await send(world, [row(1)], kind=UploadKind.FULL)
+    [missing] = await differences(world)
+
+    async def decide(owner: str) -> None:
+        await decide_difference(
+            world.database,
+            world.keyring,
+            world.clock,
+            difference_id=missing.id,
+            owner=owner,
+            decision=decision,
+            by=LEAD,
+        )
+
+    with pytest.raises(NothingToDecide):
+        await decide(authority_owner("707"))
+    await decide(OWNER)
+    today = london_day(world.clock.now())
+    entry = await entry_of(world, 2)
+    assert (entry.end_on, entry.deleted_on) == {
+        DifferenceDecision.STILL_LISTED: (None, None),
+        DifferenceDecision.ENDED: (today, None),
+        DifferenceDecision.TAKEN_BACK: (None, today),
+    }[decision]
+    with pytest.raises(NothingToDecide):
+        await decide(OWNER)
+    again = await send(world, [row(1)], kind=UploadKind.FULL)
+    assert again.left_out == (decision is DifferenceDecision.STILL_LISTED)
+
+
+# What the list said
+
+
+async def test_every_version_knows_its_upload_its_sender_and_its_file(world: World) -> None:
+    await send(world, [row(2)])
+    first = world.clock.now()
+    world.clock.advance(timedelta(hours=1))
+    await send(world, [row(2, family="Changed")])
+    await send(world, [row(2, family="Changed")])
+    versions, uploads = table(ListVersion), table(ListUpload)
+    async with world.database.reading() as connection:
+        rows = (
+            await connection.execute(
+                select(versions, uploads.c.uploaded_by, uploads.c.file_hash)
+                .join(uploads, uploads.c.id == versions.c.upload_id)
+                .order_by(versions.c.sequence)
+            )
+        ).all()
+    assert [(each.sequence, each.known_from, each.known_until) for each in rows] == [
+        (1, first, world.clock.now()),
+        (2, world.clock.now(), None),
+    ]
+    assert {each.uploaded_by for each in rows} == {OFFICER}
+    assert len({each.file_hash for each in rows}) == 2
+
+
+async def test_one_person_may_have_a_plan_of_each_type(world: World) -> None:
+    plans = ("child_protection_plan", "looked_after_child", "unborn_child_protection_plan")
+    report = await send(world, [row(2).replace(plans[0], plan) for plan in plans])
+    assert (report.loaded, report.file_code) == (3, FileCode.ALL_LOADED)
+    other = await send(world, [row(2), row(3).replace(make_nhs_number(9), make_nhs_number(6))])
+    assert [(each.row, each.field) for each in other.refused] == [(3, "nhs_number")]
+
+
+async def test_zeros_that_a_spreadsheet_dropped_make_no_second_person(world: World) -> None:
+    await send(world, [row(2).replace("L2", "0042")])
+    report = await send(world, [row(2).replace("L2", "42")], kind=UploadKind.FULL)
+    assert report.file_code is FileCode.NONE_LOADED
+    assert [(each.field, "zeros in front" in each.advice) for each in report.refused] == [("local_id", True)]
+
+
+async def test_a_long_file_that_breaks_off_leaves_nothing(world: World) -> None:
+    rows = [row(number) for number in range(2, 2500)]
+    with pytest.raises(MalformedFile):
+        await send(world, [*rows, 'L9999,"'])
+    async with world.database.reading() as connection:
+        assert (await connection.execute(select(table(ListVersion).c.entry_id))).all() == []
+    assert (await send(world, rows)).changed == len(rows)
+
+
+async def test_a_list_in_json_is_loaded_as_one_in_csv(world: World) -> None:
+    names, values = CHILDREN_COLUMNS.split(","), row(1).split(",")
+    fields = ",".join(f'"{name}":"{value}"' for name, value in zip(names, values, strict=True))
+    report = await upload_children(
+        world.database,
+        world.keyring,
+        world.clock,
+        authority="706",
+        file=f'{{"entries":[{{{fields}}}]}}'.encode(),
+        uploaded_by=OFFICER,
+        form=UploadFormat.JSON,
+    )
+    assert report.file_code is FileCode.ALL_LOADED
+    assert (await entry_of(world, 1)).name.family == "Tester"
