@@ -7,7 +7,7 @@ A bad row never loses the good ones: it comes back with its row number, its fiel
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import BinaryIO, Final
 
@@ -25,7 +25,7 @@ from adapters.csv_rows import (
     read_csv,
     read_table,
 )
-from schemas.attendance import PersonName
+from schemas.attendance import Event, PersonName
 from schemas.child_list import ChildListEntry, LegalBasis, PlanType
 from schemas.directory import Authority, CareSetting, KeptAnswer, Role, Site, Worker
 from schemas.identifiers import NhsNumber, parse_nhs_number
@@ -354,11 +354,23 @@ def _site(fields: Fields) -> SiteLine:
             not_understood=KeptAnswer(wished),
             care_setting=CareSetting(setting),
             notices_suppressed=is_suppressed,
+            registers_by=_registering(fields.words("registers_by")),
         ),
         credential=fields.optional("credential"),
         topic_secret=fields.optional("topic_secret"),
         reply_credential=fields.bearer_token("reply_credential"),
     )
+
+
+_REGISTERING: Final = (Event.REGISTERED, Event.ADMITTED, Event.PERSON_ADDED, Event.UPDATED)
+
+
+def _registering(words: Sequence[str]) -> tuple[Event, ...]:
+    known = {event.value: event for event in _REGISTERING}
+    named = [word.upper() for word in words]
+    if not set(named) <= known.keys():
+        raise FieldProblem("registers_by", "must be of A04, A01, A28 and A08, with spaces between")
+    return tuple(known[word] for word in named)
 
 
 def _clinician(fields: Fields) -> ClinicianLine:

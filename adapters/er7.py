@@ -208,6 +208,11 @@ class Message:
             return int(name in self._fields)
         return sum(line[:3] == name for line in self._lines)
 
+    def nth(self, name: str, number: int) -> Message:
+        """The header with the ``number``-th segment of that name alone, if there is one."""
+        found = [line for line in self._lines if line[:3] == name][number - 1 : number]
+        return Message([self._lines[0], *found], self.separators, plain=self.plain, limits=self._limits)
+
     def raw(self, name: str, number: int) -> str:
         """The field as it stands, in the sender's encoding; empty when it is missing."""
         fields = self._fields.get(name, ())

@@ -39,7 +39,7 @@ from adapters.fhir_guard import (
     refuse,
 )
 from adapters.fhir_organisation import read_ods_code, read_sender
-from adapters.fhir_patient import read_patient
+from adapters.fhir_patient import read_deceased, read_patient
 from schemas.attendance import Attendance, Event
 
 __all__ = [
@@ -129,6 +129,7 @@ def _read_attendance(bundle: OpenBundle, encounter: Resource, whose: Resource) -
         arrival_mode=read_arrival_mode(encounter),
         complaint=read_concept(child(element, "reasonCode"), limits),
         disposition=read_disposition(encounter, limits),
+        is_deceased=read_deceased(whose.element),
     )
 
 

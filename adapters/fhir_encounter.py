@@ -180,6 +180,12 @@ def _event_named(bundle: OpenBundle) -> Event | None:
     return None
 
 
+def _reason_of(bundle: OpenBundle) -> str:
+    """MessageHeader.reason: new, update or delete (BaRS message-reason-bars)."""
+    reason = child(bundle.header.element, "reason") if bundle.header else {}
+    return next((read_code(coding).lower() for coding in codings(reason)), "")
+
+
 def read_event(bundle: OpenBundle, encounter: Resource, patient_class: str | None) -> Event:
     """The event as HL7 v2 would name it, by what the message calls it, else by the status.
 
@@ -190,13 +196,15 @@ def read_event(bundle: OpenBundle, encounter: Resource, patient_class: str | Non
     if status not in _STATUSES:
         code: IssueCode = "value" if "status" in encounter.element else "required"
         bundle.add(code, f"{encounter.expression}.status", "Encounter.status is no status of R4")
-    if status in _CANCELLED:
+    if status in _CANCELLED or _reason_of(bundle) == "delete":
         return Event.ADMISSION_CANCELLED
     if (named := _event_named(bundle)) is not None:
         return named
     if status == "finished":
         return Event.LEFT
-    return Event.ADMITTED if patient_class == "I" else Event.REGISTERED
+    if patient_class == "I":
+        return Event.ADMITTED
+    return Event.UPDATED if _reason_of(bundle) == "update" else Event.REGISTERED
 
 
 def read_class(encounter: Resource) -> str | None:

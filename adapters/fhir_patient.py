@@ -53,6 +53,14 @@ def read_patient(patient: Resource, entries: Entries, limits: FhirLimits, findin
     )
 
 
+def read_deceased(patient: Element) -> bool | None:
+    """Patient.deceased[x]: a time says yes."""
+    said = patient.get("deceasedBoolean")
+    if isinstance(said, bool):
+        return said
+    return True if read_code(patient, "deceasedDateTime") else None
+
+
 # --- names and addresses --------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ from adapters.er7 import (
     unescape,
 )
 from adapters.errors import NotAnAttendance, NotHl7, Unreadable
-from adapters.hl7v2_patient import read_patient
+from adapters.hl7v2_patient import read_former_id, read_patient
 from schemas.alert import ClinicianReply, PlanShown, ReplyOutcome
 from schemas.attendance import Attendance, Event
 from schemas.child_list import PlanType
@@ -69,7 +69,7 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _RESIDUE: Final = b"\x0b\x1c\r\n\t "
 _WAS_NOT_BROUGHT: Final = {"3": True, "5": False, "6": False, "7": False}
 """ZU3-3 (HSCIC ITK HL7 v2): 3 did not attend; 5 on time, 6 late and seen, 7 late and not seen. Others say neither."""
-_SEGMENTS: Final = ("MSH", "EVN", "PID", "PV1", "PV2", "ZU3", "MSA")
+_SEGMENTS: Final = ("MSH", "EVN", "PID", "MRG", "PV1", "PV2", "ZU3", "MSA")
 _BATCH_HEADERS: Final = (b"FHS", b"BHS")
 
 
@@ -134,9 +134,13 @@ _MERGES: Final = frozenset(
     {
         *(Event.PATIENT_MERGED, Event.PATIENT_IDS_MERGED, Event.IDENTIFIERS_MERGED, Event.ACCOUNTS_MERGED),
         *(Event.IDENTIFIERS_MOVED, Event.VISIT_MOVED, Event.IDENTIFIERS_CHANGED),
+        *(Event.LINKED, Event.PERSONS_MERGED, Event.ACCOUNT_IDS_MERGED, Event.PATIENT_ACCOUNT_IDS_MERGED),
+        *(Event.UNLINKED, Event.PERSON_IDS_MERGED, Event.ACCOUNT_MOVED, Event.EXTERNAL_ID_CHANGED),
     }
 )
-"""Events in which PID and MRG may repeat together (v2.4, 3.3.40): the first stands for the message."""
+"""Events in which PID may repeat, with MRG (v2.4, 3.3.40) or without (A24, A37): the first says who it is."""
+_OF_TWO_PATIENTS: Final = frozenset({Event.LINKED, Event.UNLINKED})
+"""Events that name the other patient in a second PID (v2.4, 3.3.24 and 3.3.37)."""
 
 _EVENTS: Final = {event.value: event for event in Event}
 
@@ -171,6 +175,7 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
         nhs_number_status=patient.nhs_number_status,
         mother_nhs_number=patient.mother_nhs_number,
         local_patient_id=patient.local_id,
+        former_patient_id=_read_former(read, event, limits),
         names=patient.names,
         birth_date=patient.birth_date,
         sex=patient.sex,
@@ -185,7 +190,21 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
         complaint=read.text("PV2", 3, 2) or read.text("PV2", 3),
         disposition=read.text("PV1", 36),
         was_not_brought=_WAS_NOT_BROUGHT.get(read.text("ZU3", 3) or ""),
+        is_deceased=_DECEASED.get((read.text("PID", 30) or "").upper()),
     )
+
+
+_DECEASED: Final = {"Y": True, "N": False}
+"""PID-30, table 0136."""
+
+
+def _read_former(message: Message, event: Event, limits: Hl7v2Limits) -> str | None:
+    if event not in _MERGES:
+        return None
+    if event in _OF_TWO_PATIENTS:
+        other = message.nth("PID", 2)
+        return read_former_id(other.repetitions("PID", 3), other, limits)
+    return read_former_id(message.repetitions("MRG", 1), message, limits)
 
 
 def _decode_message(message: bytes, limits: Hl7v2Limits) -> Message:

@@ -53,6 +53,23 @@ def read_patient(message: Message, limits: Hl7v2Limits) -> Patient:
     )
 
 
+def read_former_id(repetitions: Sequence[list[str]], message: Message, limits: Hl7v2Limits) -> str | None:
+    """The sender's own id among those of MRG-1, or of another PID-3. Raises Unreadable ``component_too_long``."""
+    own: str | None = None
+    other: str | None = None
+    for components in repetitions:
+        kind, value = _kind_of(components, message), message.clean(components[0])
+        if value is None or kind == "nhs":
+            continue
+        if kind == "local":
+            own = own or value
+        other = other or value
+    found = own or other
+    if found and len(found) > limits.identifier_characters_max:
+        raise Unreadable("component_too_long", "the former patient id is too long")
+    return found
+
+
 def _read_names(message: Message, limits: Hl7v2Limits) -> tuple[PersonName, ...]:
     """Every name of PID-5 once, in order: also aliases and former names, which lists may know the person by."""
     characters_max = limits.name_characters_max

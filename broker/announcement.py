@@ -12,25 +12,55 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters.fhir_writer import FHIR_JSON, build_reply_bundle
 from adapters.hl7v2 import build_reply
-from broker.domain.alerts import DUTY_DESK, allocated_workers, compose_alert, compose_look_up_alert, describe_attendance
+from broker.domain.alerts import (
+    DUTY_DESK,
+    Correction,
+    allocated_workers,
+    compose_alert,
+    compose_look_up_alert,
+    describe_attendance,
+)
 from broker.domain.care_settings import Notice
 from broker.domain.coverage import CoverageRules
 from broker.domain.decision import REVIEW_BITS_MIN, Candidate, Decision, Doubt, MatchRules, differing_facts
-from broker.domain.replies import CORRECTION, show_plans, summarise_lists, word_ages, word_match, word_reply
+from broker.domain.notices import RULES, find_notice
+from broker.domain.replies import (
+    CORRECTION,
+    correction_of_reply,
+    show_plans,
+    summarise_lists,
+    word_ages,
+    word_match,
+    word_reply,
+)
 from broker.domain.visibility import Windows
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.storage import accesses, alerts, outbox, replies, reviews, visits
 from broker.storage.accesses import AccessKind, Author, NewAccess
-from broker.storage.alerts import LOOK_UP_ROLE, NewAlert, alert_role, derive_alert_id
+from broker.storage.alerts import LOOK_UP_ROLE, NewAlert, NewNotice, Withdrawal, alert_role, derive_alert_id
 from broker.storage.audit import Act
 from broker.storage.directory import Directory
 from broker.storage.outbox import NewDelivery
 from broker.storage.replies import NewReply, derive_reply_id
 from broker.storage.reviews import NewReview, ReviewContent, derive_review_id
-from broker.storage.tables import CONFIRMATION_UNDONE, ENTRY_CORRECTED, ENTRY_TAKEN_BACK
-from broker.storage.visits import Thread
-from schemas.alert import AlertWithdrawn, ClinicianReply, IdentityFact, ListedChild, ListsSearched, ReplyOutcome
+from broker.storage.tables import (
+    CONFIRMATION_UNDONE,
+    ENTRY_CORRECTED,
+    ENTRY_TAKEN_BACK,
+    IDENTITY_CORRECTED,
+    VISITS_JOINED,
+)
+from broker.storage.visits import Standing, Thread
+from schemas.alert import (
+    AlertUpdated,
+    AlertWithdrawn,
+    ClinicianReply,
+    IdentityFact,
+    ListedChild,
+    ListsSearched,
+    ReplyOutcome,
+)
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
 from schemas.delivery import ChannelName
@@ -38,6 +68,7 @@ from schemas.directory import Site
 from schemas.identifiers import authority_owner, organisation_owner
 
 ALERT_RAISED = "uk.cpis-broker.alert.raised.v1"
+ALERT_UPDATED = "uk.cpis-broker.alert.updated.v1"
 ALERT_WITHDRAWN = "uk.cpis-broker.alert.withdrawn.v1"
 REPLY_GIVEN = "uk.cpis-broker.reply.given.v1"
 JSON = "application/json"
@@ -89,6 +120,10 @@ class Announcement(msgspec.Struct, kw_only=True):
     replies: list[NewReply] = msgspec.field(default_factory=list)
     deliveries: list[NewDelivery] = msgspec.field(default_factory=list)
     acts: list[Act] = msgspec.field(default_factory=list)
+    notices: list[NewNotice] = msgspec.field(default_factory=list)
+    withdrawn: list[Withdrawal] = msgspec.field(default_factory=list)
+    joined: list[str] = msgspec.field(default_factory=list)
+    """Visits that were found to be others, whose doubts are judged there."""
     settled: list[tuple[str, str]] = msgspec.field(default_factory=list)
     """Reviews, as (visit id, entry id), in whose place an alert comes."""
     replied: list[tuple[str, ReplyOutcome, int]] = msgspec.field(default_factory=list)
@@ -96,20 +131,32 @@ class Announcement(msgspec.Struct, kw_only=True):
     accesses: list[NewAccess] = msgspec.field(default_factory=list)
 
 
-def announce(occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision, *, late: bool) -> Announcement:
-    """Compose what follows from ``decision``. Pure but for sealing; the thread is told what it now has."""
+def announce(
+    occasion: Occasion,
+    thread: Thread,
+    facts: Attendance,
+    decision: Decision,
+    *,
+    late: bool,
+    correction: Correction | None = None,
+) -> Announcement:
+    """Compose what follows from ``decision``. Pure but for sealing; the thread is told what it now has.
+
+    ``correction`` says how the identity came to be known after the person had come.
+    """
     told = Announcement()
     for authority in decision.to_alert:
-        alert = _compose_alert(occasion, thread, facts, decision, authority=authority, late=late)
+        alert = _compose_alert(occasion, thread, facts, decision, authority=authority, late=late, correction=correction)
         told.alerts.append(alert)
         told.deliveries.extend(_alert_deliveries(occasion, alert))
-        told.acts.append(_act(authority_owner(authority), "alert.raised", alert.alert.alert_id))
+        cause = f"identity_corrected {correction.event}" if correction is not None else ""
+        told.acts.append(_act(authority_owner(authority), "alert.raised", alert.alert.alert_id, cause))
     for doubt in decision.doubts:
         review = _compose_review(occasion, thread, facts, doubt)
         told.reviews.append(review)
         told.acts.append(_act(authority_owner(review.authority), "review.opened", review.id))
     if decision.reply is not None:
-        reply = _compose_reply(occasion, thread, facts, decision, decision.reply)
+        reply = _compose_reply(occasion, thread, facts, decision, decision.reply, correction=correction)
         told.replies.append(NewReply(reply=reply, visit_id=thread.visit_id))
         told.replied.append((thread.visit_id, decision.reply, thread.corrections))
         told.deliveries.extend(_reply_deliveries(occasion, reply, facts))
@@ -120,7 +167,11 @@ def announce(occasion: Occasion, thread: Thread, facts: Attendance, decision: De
         for candidate, _ in decision.matched
         if candidate.entry_id in thread.reviewed
     ]
-    thread.alerted.update(decision.to_alert)
+    for alert in told.alerts:
+        entries = {entry_id for entry_id, _ in alert.entries}
+        thread.alerted[alert.alert.authority] = Standing(
+            alert_id=alert.alert.alert_id, told=alert.told_state, entries=entries
+        )
     thread.reviewed.update(doubt.candidate.entry_id for doubt in decision.doubts)
     thread.replied = decision.reply or thread.replied
     return told
@@ -131,10 +182,14 @@ async def save_announcements(
 ) -> None:
     """Write alerts, reviews, replies and deliveries; the acts are the caller's to audit, last."""
     await alerts.save_alerts(connection, keyring, [alert for each in told for alert in each.alerts])
+    await alerts.save_notices(connection, [notice for each in told for notice in each.notices])
+    await alerts.withdraw_each(connection, [one for each in told for one in each.withdrawn], now)
     await reviews.save_reviews(connection, keyring, [review for each in told for review in each.reviews])
     await reviews.close_matched_reviews(
         connection, [pair for each in told if each.alerts for pair in each.settled], now
     )
+    for visit_id in (visit_id for each in told for visit_id in each.joined):
+        await reviews.close_reviews_of_visit(connection, visit_id, now)
     await replies.save_replies(connection, keyring, [reply for each in told for reply in each.replies])
     await visits.note_replies(connection, [pair for each in told for pair in each.replied])
     await accesses.save_accesses(connection, keyring, [access for each in told for access in each.accesses])
@@ -176,6 +231,8 @@ WITHDRAWN_BECAUSE: Final = {
         "The entry of your list on which this alert rested has another NHS number now: somebody else attended."
     ),
     CONFIRMATION_UNDONE: "The confirmation of identity on which this alert rested was taken back.",
+    IDENTITY_CORRECTED: "The department corrected who attended: it was not the person on your list.",
+    VISITS_JOINED: "The department joined two records: this visit is another of which you have an alert already.",
 }
 """Why an alert is withdrawn, by rule."""
 
@@ -230,12 +287,65 @@ def _note_accesses(occasion: Occasion, thread: Thread, facts: Attendance, decisi
     ]
 
 
+def announce_notices(occasion: Occasion, thread: Thread) -> Announcement:
+    """What each authority that was alerted must now be told of the visit: a message of its own, and no alert."""
+    told = Announcement()
+    if not thread.alerted:
+        return told
+    state = thread.state()
+    for authority, standing in sorted(thread.alerted.items()):
+        rule = find_notice(standing.told, state)
+        if rule is None:
+            continue
+        standing.notices, standing.told = standing.notices + 1, state
+        is_urgent = rule.is_urgent and standing.is_open
+        facts = thread.facts()
+        update = AlertUpdated(
+            notice_id=occasion.keyring.derive_id("notice", standing.alert_id, str(standing.notices)),
+            alert_id=standing.alert_id,
+            authority=authority,
+            raised_at=occasion.now,
+            kind=rule.kind,
+            is_urgent=is_urgent,
+            words=rule.words,
+            attendance=describe_attendance(facts, occasion.directory.sites.get(facts.sender)),
+        )
+        told.notices.append(NewNotice(update=update, told_state=state, due_by=occasion.now + occasion.rules.escalation))
+        told.deliveries += _notice_deliveries(occasion, update)
+        act = _act(authority_owner(authority), "alert.updated", standing.alert_id, rule.kind.value)
+        told.acts.append(act)
+    return told
+
+
+def _notice_deliveries(occasion: Occasion, update: AlertUpdated) -> list[NewDelivery]:
+    content = msgspec.json.encode(update)
+    return [
+        NewDelivery(
+            id=occasion.keyring.derive_id("delivery", channel, update.notice_id),
+            channel=channel,
+            owner=authority_owner(update.authority),
+            event_type=ALERT_UPDATED,
+            content_type=JSON,
+            content=content,
+            alert_id=update.alert_id,
+        )
+        for channel in authority_channels(occasion.rules, occasion.directory, update.authority)
+    ]
+
+
 def _compose_alert(
-    occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision, *, authority: str, late: bool
+    occasion: Occasion,
+    thread: Thread,
+    facts: Attendance,
+    decision: Decision,
+    *,
+    authority: str,
+    late: bool,
+    correction: Correction | None,
 ) -> NewAlert:
     matched = [(candidate, match) for candidate, match in decision.matched if candidate.authority == authority]
     entries = [candidate.entry for candidate, _ in matched]
-    role = alert_role(thread.withdrawn.get(authority, 0))
+    role, state = alert_role(thread.withdrawn.get(authority, 0)), thread.state()
     return NewAlert(
         alert=compose_alert(
             alert_id=derive_alert_id(occasion.keyring, thread.visit_id, authority, role),
@@ -246,12 +356,15 @@ def _compose_alert(
             now=occasion.now,
             late=late,
             list_confirmed_at=_confirmed(occasion).get(authority),
+            correction=correction,
+            course=RULES[state].words if state in RULES else "",
         ),
         visit_id=thread.visit_id,
         role=role,
         held_by=_first_holder(authority, entries, occasion.directory),
         due_by=occasion.now + occasion.rules.escalation,
         entries=tuple((candidate.entry_id, candidate.entry.allocated_worker) for candidate, _ in matched),
+        told_state=state,
     )
 
 
@@ -281,7 +394,13 @@ def _compose_review(occasion: Occasion, thread: Thread, facts: Attendance, doubt
 
 
 def _compose_reply(
-    occasion: Occasion, thread: Thread, facts: Attendance, decision: Decision, outcome: ReplyOutcome
+    occasion: Occasion,
+    thread: Thread,
+    facts: Attendance,
+    decision: Decision,
+    outcome: ReplyOutcome,
+    *,
+    correction: Correction | None,
 ) -> ClinicianReply:
     lists = summarise_lists(
         occasion.directory.freshness,
@@ -298,7 +417,7 @@ def _compose_reply(
         _confirmed(occasion),
         occasion.rules.proclaimed_days,
     )
-    told = [code for code in dict.fromkeys(code for code, _ in shown) if code in thread.alerted | {*decision.to_alert}]
+    told = [code for code in dict.fromkeys(code for code, _ in shown) if code in {*thread.alerted, *decision.to_alert}]
     return ClinicianReply(
         reply_id=derive_reply_id(occasion.keyring, thread.visit_id, outcome, thread.corrections),
         organisation=facts.sender,
@@ -307,7 +426,7 @@ def _compose_reply(
         local_patient_id=facts.local_patient_id,
         replied_at=occasion.now,
         outcome=outcome,
-        wording=_word(occasion, thread, decision, outcome, lists, is_told=bool(told)),
+        wording=_word(occasion, thread, decision, outcome, lists, is_told=bool(told), correction=correction),
         plans=plans,
         differs=differs,
         authorities_told=tuple(occasion.directory.authorities[code].name for code in told),
@@ -323,8 +442,10 @@ def _word(
     lists: ListsSearched,
     *,
     is_told: bool,
+    correction: Correction | None,
 ) -> str:
-    taken_back = f"{CORRECTION} " if thread.corrections else ""
+    cause = correction_of_reply(correction) if correction is not None else CORRECTION
+    taken_back = f"{cause} " if thread.corrections else ""
     if outcome is not ReplyOutcome.MATCH:
         return taken_back + word_reply(outcome, lists, occasion.now)
     on = london_day(occasion.now)
@@ -439,5 +560,5 @@ def _listed(candidate: Candidate) -> ListedChild:
     )
 
 
-def _act(owner: str, action: str, subject: str) -> Act:
-    return Act(owner=owner, actor="broker", action=action, subject=subject)
+def _act(owner: str, action: str, subject: str, reason: str = "") -> Act:
+    return Act(owner=owner, actor="broker", action=action, subject=subject, reason=reason)

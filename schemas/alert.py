@@ -24,6 +24,17 @@ class IdentityFact(StrEnum):
     MOTHER = "mother's NHS number"
 
 
+class NoticeKind(StrEnum):
+    """What an authority is told of a visit after its alert."""
+
+    LEFT_BEFORE_TREATMENT = "left_before_treatment"
+    ADMITTED = "admitted"
+    TRANSFERRED = "transferred"
+    DIED = "died"
+    CANCELLED = "cancelled"
+    STILL_HERE = "still_here"
+
+
 class ReplyOutcome(StrEnum):
     """The three things a clinician can be told."""
 
@@ -82,6 +93,8 @@ class SocialCareAlert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     kind: AlertKind = AlertKind.ATTENDED
     late: bool = False
     """True when the look-back found the visit after the list had changed, or an update gave the identity."""
+    identity_corrected_at: datetime | None = None
+    """When the department said who the person is, if that was after they came; ``reason`` says how."""
     is_newborn: bool = False
     """The person who attends is the newborn of ``child``, the woman whose unborn child has the plan."""
     child: ListedChild
@@ -95,6 +108,20 @@ class SocialCareAlert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """When the authority last confirmed its list: how old what is shown here may be."""
     reason: str
     """Why this alert came, in a sentence."""
+
+
+class AlertUpdated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an authority receives when the visit of an alert takes a turn: never an alert of its own."""
+
+    notice_id: str
+    alert_id: str
+    authority: str
+    raised_at: datetime
+    kind: NoticeKind
+    is_urgent: bool
+    """Nobody had acknowledged the alert, and it is now with the person on duty."""
+    words: str
+    attendance: AttendanceFacts
 
 
 class AlertWithdrawn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

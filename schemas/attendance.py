@@ -35,20 +35,28 @@ class Event(StrEnum):
     PATIENT_MERGED = "A18"
     LEAVE_BEGUN = "A21"
     LEAVE_ENDED = "A22"
+    LINKED = "A24"
     PENDING_DISCHARGE_CANCELLED = "A25"
     PENDING_TRANSFER_CANCELLED = "A26"
     PENDING_ADMISSION_CANCELLED = "A27"
     PERSON_ADDED = "A28"
     PERSON_DELETED = "A29"
+    PERSONS_MERGED = "A30"
     PERSON_UPDATED = "A31"
     ARRIVAL_CANCELLED = "A32"
     DEPARTURE_CANCELLED = "A33"
     PATIENT_IDS_MERGED = "A34"
+    ACCOUNT_IDS_MERGED = "A35"
+    PATIENT_ACCOUNT_IDS_MERGED = "A36"
+    UNLINKED = "A37"
     PREADMISSION_CANCELLED = "A38"
+    PERSON_IDS_MERGED = "A39"
     IDENTIFIERS_MERGED = "A40"
     ACCOUNTS_MERGED = "A41"
     IDENTIFIERS_MOVED = "A43"
+    ACCOUNT_MOVED = "A44"
     VISIT_MOVED = "A45"
+    EXTERNAL_ID_CHANGED = "A46"
     IDENTIFIERS_CHANGED = "A47"
     ALLERGIES_UPDATED = "A60"
 
@@ -109,6 +117,11 @@ class Attendance(msgspec.Struct, frozen=True, kw_only=True):
     """PV1-36."""
     was_not_brought: bool | None = None
     """The person did not come to an appointment (ZU3-3, attended or did not attend, is 3); False: they came."""
+    is_deceased: bool | None = None
+    """Whether the message says that the person has died (PID-30; Patient.deceased)."""
+    former_patient_id: str | None = None
+    """The sender's own id that was joined into ``local_patient_id``, or parted from it (MRG-1; the second PID of A24
+    and A37; Patient.link in FHIR)."""
     is_fhir: bool = False
     """The message came as a FHIR Bundle, and not as HL7 v2."""
     is_degraded: bool = False

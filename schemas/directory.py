@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from schemas.attendance import Event
 from schemas.identifiers import OwnerId
 from schemas.office_hours import OFFICE_HOURS_USUAL
 
@@ -98,6 +99,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     care_setting: CareSetting = CareSetting.NOT_CLASSIFIED
     notices_suppressed: bool = False
     """A local rule of a sexual-health site: no authority is told who comes to it."""
+    registers_by: tuple[Event, ...] = ()
+    """The events with which its system registers somebody. Empty: not known."""
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,22 +16,25 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.announcement import Announcement, Occasion, Rules, announce, open_occasion, save_announcements
+from broker.announcement import Announcement, Occasion, Rules, open_occasion, save_announcements
 from broker.consumers.loop import Batch
 from broker.consumers.reading import ReadMessage, enclose_parts, leave_unread, read_record
 from broker.consumers.replaying import mark_messages, settle_replays
-from broker.domain.decision import Candidate, decide
+from broker.domain.decision import Candidate, Decision
+from broker.domain.kinship import Kinship, Patient, former_of, own_patients, patient_of, relates
 from broker.domain.matching import visitor_blocks
-from broker.domain.visits import london_day, opens_visit
+from broker.domain.visits import is_of_person, visit_slot
+from broker.hearing import Before, follow, join_visits, remember
 from broker.keyring import Keyring
 from broker.ports import Clock, Log
-from broker.storage import audit, child_lists, directory, handled, quarantine, visits
+from broker.storage import audit, child_lists, directory, handled, persons, quarantine, visits
 from broker.storage.audit import Act
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import Database
 from broker.storage.directory import Directory
+from broker.storage.persons import index_patient
 from broker.storage.quarantine import NewQuarantined
-from broker.storage.visits import Thread, derive_visit_id, index_patient
+from broker.storage.visits import Thread, derive_visit_id
 from broker.telemetry import MESSAGES_HANDLED, LogEvent, log
 from schemas.attendance import Attendance
 from schemas.identifiers import BROKER_OWNER, NhsNumber
@@ -63,7 +66,6 @@ class AttendanceConsumer:
             first = await mark_messages(connection, self._keyring, messages, now)
             await _ensure_owners(connection, messages)
             told = await self._decide(connection, first, now)
-            await save_announcements(connection, self._keyring, told, now)
             acts = [act for each in told for act in each.acts]
             await self._settle(connection, batch, messages, acts, now)
         self._taken_apart.clear()
@@ -106,94 +108,131 @@ class AttendanceConsumer:
     async def _decide(
         self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime
     ) -> list[Announcement]:
+        """Decide about what is understood. What joins patients or parts them is taken up alone, in its turn."""
         understood = [message for message in messages if message.said is not None]
+        patients = {index_patient(self._keyring, one) for message in understood for one in _named_by(message)}
+        await persons.lock_patients(connection, patients)
+        told: list[Announcement] = []
+        for run in _split_at_merges(understood):
+            told += await self._decide_run(connection, run, now)
+        return told
+
+    async def _decide_run(
+        self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime
+    ) -> list[Announcement]:
         known = await self._load_directory(connection, now)
-        await self._assign_visits(connection, understood, now)
-        placed = [message for message in understood if message.visit_id is not None]
-        threads = await self._load_threads(connection, placed, now)
-        finder = await self._find_candidates(connection, placed, threads)
+        since = now - self._rules.look_back
+        patients = {index_patient(self._keyring, one) for message in messages for one in _named_by(message)}
+        kinship = await persons.load_kinship(connection, self._keyring, patients, since)
+        news = [message for message in messages if _is_news(message)]
+        placed = [each for each in messages if each.visit_id is not None or not is_of_person(_said(each))]
+        await self._assign_visits(connection, placed, kinship)
+        also = await self._find_visits(connection, news, kinship, since)
+        threads = await self._load_threads(connection, placed, now, also)
+        for thread in threads.values():
+            site = known.sites.get(thread.sender)
+            thread.registers_by = site.registers_by if site is not None else ()
+        heard = _Heard(kinship, threads)
+        finder = await self._find_candidates(connection, messages, heard)
         if finder.authorities() - known.authorities.keys():
             # Imported and listed within the moment for which the directory is kept.
             self._directory = None
             known = await self._load_directory(connection, now)
         occasion = open_occasion(self._keyring, known, self._rules, now)
-        told = [self._decide_one(occasion, message, threads, finder) for message in placed]
+        told = [each for message in messages for each in self._decide_one(occasion, message, heard, finder)]
         await visits.save_threads(connection, self._keyring, list(threads.values()), now)
-        return [each for each in told if each is not None]
-
-    def _decide_one(
-        self, occasion: Occasion, message: ReadMessage, threads: dict[str, Thread], finder: _Finder
-    ) -> Announcement | None:
-        assert message.said is not None and message.visit_id is not None
-        thread = threads[message.visit_id]
-        is_new = not thread.is_here
-        try:
-            facts = thread.add(message.marker, message.said)
-            if not thread.is_here:
-                message.outcome, message.reason = PositionOutcome.IGNORED, "person_without_visit"
-                return None
-            decision = decide(
-                facts,
-                finder.candidates(facts),
-                thread.known(is_new=is_new),
-                site=occasion.directory.sites.get(facts.sender),
-                on=london_day(occasion.now),
-                rules=occasion.match_rules,
-            )
-            is_late = not is_new or message.replaying is not None
-            told = announce(occasion, thread, facts, decision, late=is_late and bool(decision.to_alert))
-        except Exception as error:
-            # One bad message costs one message: it goes to a person, the rest of the batch goes on.
-            thread.drop(message.marker)
-            message.outcome, message.reason = PositionOutcome.QUARANTINED, "could_not_be_decided"
-            message.detail = type(error).__name__
-            return None
-        message.outcome, message.reason = decision.outcome, decision.reason
+        kept = {
+            message.marker: _said(message) for message in news if message.outcome is not PositionOutcome.QUARANTINED
+        }
+        await persons.save_person_messages(connection, self._keyring, kept, now)
+        await save_announcements(connection, self._keyring, told, now)
         return told
 
-    async def _assign_visits(self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime) -> None:
-        """Give every message its visit. One about a person without a visit number joins their latest visit, or none."""
-        of_patients: dict[bytes, str] = {}
-        homeless: list[tuple[ReadMessage, bytes]] = []
+    def _decide_one(
+        self, occasion: Occasion, message: ReadMessage, heard: _Heard, finder: _Finder
+    ) -> list[Announcement]:
+        concerned = heard.threads_of(message)
+        snapshots = [(thread, thread.snapshot()) for thread in concerned]
+        told: list[Announcement] = []
+        try:
+            decisions: list[tuple[str, Decision]] = []
+            for thread, before in heard.take_up(occasion, message, concerned, told):
+                if not thread.is_here:
+                    continue
+                is_late = message.replaying is not None
+                decision, following = follow(
+                    occasion, thread, before, _said(message), finder.candidates, is_late=is_late
+                )
+                decisions.append((thread.visit_id, decision))
+                told += following
+        except Exception as error:
+            # One bad message costs one message: it goes to a person, the rest of the batch goes on.
+            for thread, snapshot in snapshots:
+                thread.restore(snapshot)
+            message.outcome, message.reason = PositionOutcome.QUARANTINED, "could_not_be_decided"
+            message.detail = type(error).__name__
+            return []
+        _note_outcome(message, decisions)
+        return told
+
+    async def _assign_visits(
+        self, connection: AsyncConnection, messages: Sequence[ReadMessage], kinship: Kinship
+    ) -> None:
+        """Give every message its visit. Under whichever number of one patient a visit is spoken of, it is the same."""
+        several: list[tuple[ReadMessage, set[Patient]]] = []
         for message in messages:
-            assert message.said is not None
             if message.visit_id is not None:
                 continue  # a replay stays in the visit that it was of
-            patient = message.said.local_patient_id
-            index = index_patient(self._keyring, message.sender, patient) if patient else None
-            if message.said.visit_number or opens_visit(message.said.event):
-                message.visit_id = derive_visit_id(self._keyring, message.said, message.marker)
-                if index is not None:
-                    of_patients[index] = message.visit_id
-            elif index is not None:
-                homeless.append((message, index))
-                message.visit_id = of_patients.get(index)
-        lost = [(message, index) for message, index in homeless if message.visit_id is None]
-        since = now - self._rules.look_back
-        found = await visits.find_latest_by_patient(connection, [index for _, index in lost], since)
-        for message, index in lost:
-            message.visit_id = found.get(index)
-        for message in messages:
-            if message.visit_id is None:
-                message.outcome, message.reason = PositionOutcome.IGNORED, "person_without_visit"
+            said, patient = _said(message), patient_of(_said(message))
+            family = kinship.family(patient) if patient is not None else set()
+            if len(family) > 1:
+                several.append((message, family))
+            else:
+                message.visit_id = derive_visit_id(self._keyring, said, message.marker)
+        if not several:
+            return
+        ids = {
+            derive_visit_id(self._keyring, _said(message), message.marker, one)
+            for message, family in several
+            for _, one in family
+        }
+        standing = await visits.find_standing(connection, ids)
+        for message, family in several:
+            root = kinship.root(min(family))
+            own = {derive_visit_id(self._keyring, _said(message), message.marker, one) for _, one in family}
+            first = derive_visit_id(self._keyring, _said(message), message.marker, root[1])
+            message.visit_id = next((now_ for id_, now_ in standing.items() if id_ in own), first)
+
+    async def _find_visits(
+        self, connection: AsyncConnection, news: Sequence[ReadMessage], kinship: Kinship, since: datetime
+    ) -> list[str]:
+        """The visits of persons of whom something is said, and of those who are joined to them or parted from them."""
+        named = {one for message in news for patient in _named_by(message) for one in kinship.family(patient)}
+        return await visits.find_by_patients(connection, [index_patient(self._keyring, one) for one in named], since)
 
     async def _load_threads(
-        self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime
+        self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime, also: Sequence[str]
     ) -> dict[str, Thread]:
         first_said: dict[str, Attendance] = {}
         for message in messages:
             assert message.visit_id is not None and message.said is not None
             first_said.setdefault(message.visit_id, message.said)
-        return await visits.load_threads(connection, self._keyring, first_said, now)
+        return await visits.load_threads(connection, self._keyring, first_said, now, also=also)
 
     async def _find_candidates(
-        self, connection: AsyncConnection, messages: Sequence[ReadMessage], threads: dict[str, Thread]
+        self, connection: AsyncConnection, messages: Sequence[ReadMessage], heard: _Heard
     ) -> _Finder:
-        said = [message.said for message in messages if message.said is not None]
-        said += [heard for thread in threads.values() for _, heard in thread.messages]
-        known = {number for each in said for number in (each.nhs_number, each.mother_nhs_number) if number}
+        said = heard.everything_said(messages)
+        known = {
+            number
+            for of_visit in said
+            for each in of_visit
+            for number in (each.nhs_number, each.mother_nhs_number)
+            if number
+        }
         numbers = {number: index_nhs_number(self._keyring, number) for number in known}
-        wanted = {block for heard in _gather_said(messages, threads) for block in visitor_blocks(heard)}
+        unnumbered = [each for each in said if not all(one.nhs_number for one in each)]
+        wanted = {block for each in unnumbered for block in visitor_blocks(each)}
         blocks = {block: index_block(self._keyring, block) for block in wanted}
         by_number = await child_lists.find_by_nhs_number(connection, self._keyring, numbers.values())
         by_block = await child_lists.find_by_block(connection, self._keyring, blocks.values())
@@ -275,13 +314,152 @@ class _Finder(msgspec.Struct, frozen=True, kw_only=True):
         return list((found | {each.entry_id: each for each in mothers}).values())
 
 
-def _gather_said(messages: Sequence[ReadMessage], threads: Mapping[str, Thread]) -> list[list[Attendance]]:
-    """What is said of each visit, in this batch or before. Most visits have a number from the beginning."""
-    said = {visit_id: [heard for _, heard in thread.messages] for visit_id, thread in threads.items()}
+class _Heard:
+    """The visits of a run, and what is said of their patients."""
+
+    def __init__(self, kinship: Kinship, threads: Mapping[str, Thread]) -> None:
+        self.kinship = kinship
+        self._threads = threads
+        self._of: dict[Patient, dict[str, Thread]] = {}
+        for thread in threads.values():
+            for patient in own_patients(thread.messages):
+                self._of.setdefault(patient, {})[thread.visit_id] = thread
+
+    def everything_said(self, messages: Sequence[ReadMessage]) -> list[list[Attendance]]:
+        """What is said of each visit, in this run or before."""
+        said = {visit_id: [heard for _, heard in thread.messages] for visit_id, thread in self._threads.items()}
+        of_persons: dict[Patient | None, list[Attendance]] = {}
+        for message in messages:
+            if message.visit_id is not None:
+                said[message.visit_id].append(_said(message))
+            else:
+                of_persons.setdefault(patient_of(_said(message)), []).append(_said(message))
+        for of_visit in said.values():
+            patients = {found for each in of_visit if (found := patient_of(each)) is not None}
+            of_visit.extend(self.kinship.news_of(patients).values())
+            for patient in self.kinship.reach(patients):
+                of_visit.extend(of_persons.get(patient, ()))
+        if any(relates(_said(message)) for message in messages):
+            # Visits may become one: whoever each of them may be.
+            every = [*said.values(), *of_persons.values(), self.kinship.everything_said()]
+            return [[each for one in every for each in one]]
+        return list(said.values())
+
+    def threads_of(self, message: ReadMessage) -> list[Thread]:
+        """The visits that a message concerns: its own, or of a person all those of theirs."""
+        said = _said(message)
+        own = self._threads.get(message.visit_id) if message.visit_id is not None else None
+        if relates(said):
+            found = {thread.visit_id: thread for thread in self._threads.values() if thread.messages or thread is own}
+        elif own is not None:
+            return [own]
+        else:
+            patient = patient_of(said)
+            family = self.kinship.family(patient) if patient is not None else ()
+            found = {id_: thread for one in family for id_, thread in self._of.get(one, {}).items()}
+        return [found[visit_id] for visit_id in sorted(found)]
+
+    def take_up(
+        self, occasion: Occasion, message: ReadMessage, concerned: Sequence[Thread], told: list[Announcement]
+    ) -> list[tuple[Thread, Before]]:
+        """Add a message to the visits that it concerns; returns those to decide anew, as they were before."""
+        said, changed = _said(message), set[str]()
+        before = {thread.visit_id: remember(thread) for thread in concerned}
+        if _is_news(message):
+            self.kinship.hear(message.marker, said)
+        if message.visit_id is not None:
+            self._add_to_own(self._threads[message.visit_id], message)
+            changed.add(self._threads[message.visit_id].visit_id)
+        if relates(said):
+            for into, thread in self._find_same(concerned):
+                told.append(join_visits(occasion, into, thread))
+                changed.add(into.visit_id)
+        standing = [thread for thread in concerned if thread.joined_into is None]
+        if _is_news(message):
+            changed |= {thread.visit_id for thread in standing if self._bring_up_to_date(thread, parts=relates(said))}
+        return [(thread, before[thread.visit_id]) for thread in standing if thread.visit_id in changed]
+
+    def _add_to_own(self, thread: Thread, message: ReadMessage) -> None:
+        said = _said(message)
+        is_first = not thread.messages
+        thread.add(message.marker, said)
+        if (patient := patient_of(said)) is not None and not is_of_person(said):
+            self._of.setdefault(patient, {})[thread.visit_id] = thread
+        if is_first:
+            self._bring_up_to_date(thread, parts=False)
+
+    def _bring_up_to_date(self, thread: Thread, *, parts: bool) -> bool:
+        """Take in what is said of the patients of a visit; with ``parts`` let go of what is not. Whether it changed."""
+        own = own_patients(thread.messages)
+        wanted, present = self.kinship.news_of(own), dict(thread.messages)
+        new = wanted.keys() - present.keys()
+        for marker in sorted(new):
+            thread.add(marker, wanted[marker])
+        reached = self.kinship.reach(own) if parts else set()
+        gone = [
+            marker
+            for marker, heard in present.items()
+            if parts and is_of_person(heard) and not self.kinship.counts_for(marker, heard, reached)
+        ]
+        for marker in gone:
+            thread.remove(marker)
+        return bool(new or gone)
+
+    def _find_same(self, threads: Sequence[Thread]) -> list[tuple[Thread, Thread]]:
+        """Visits that are one since their patients are: (the one that stays, another)."""
+        groups: dict[tuple[Patient, str], list[Thread]] = {}
+        for thread in threads:
+            said = next((heard for _, heard in thread.messages if not is_of_person(heard)), None)
+            slot, patient = (visit_slot(said), patient_of(said)) if said is not None else (None, None)
+            if slot is not None and patient is not None:
+                groups.setdefault((self.kinship.root(patient), slot), []).append(thread)
+        pairs: list[tuple[Thread, Thread]] = []
+        for group in groups.values():
+            into, *others = sorted(group, key=lambda each: (not each.alerted, each.opened_at, each.visit_id))
+            pairs += [(into, each) for each in others]
+        return pairs
+
+
+def _said(message: ReadMessage) -> Attendance:
+    assert message.said is not None
+    return message.said
+
+
+def _is_news(message: ReadMessage) -> bool:
+    said = _said(message)
+    return patient_of(said) is not None and (is_of_person(said) or relates(said))
+
+
+def _named_by(message: ReadMessage) -> list[Patient]:
+    said = _said(message)
+    return [one for one in (patient_of(said), former_of(said)) if one is not None]
+
+
+def _split_at_merges(messages: Sequence[ReadMessage]) -> list[list[ReadMessage]]:
+    """In their order, each message that joins patients or parts them alone."""
+    runs: list[list[ReadMessage]] = []
+    was_alone = True
     for message in messages:
-        assert message.visit_id is not None and message.said is not None
-        said[message.visit_id].append(message.said)
-    return [heard for heard in said.values() if not all(each.nhs_number for each in heard)]
+        is_alone = relates(_said(message))
+        if is_alone or was_alone:
+            runs.append([])
+        runs[-1].append(message)
+        was_alone = is_alone
+    return runs
+
+
+_STRENGTH: Final = (PositionOutcome.ALERTED, PositionOutcome.UNDER_REVIEW)
+
+
+def _note_outcome(message: ReadMessage, decisions: Sequence[tuple[str, Decision]]) -> None:
+    """What became of a message is the most that follows from it for any visit."""
+    if not decisions:
+        message.outcome, message.reason = PositionOutcome.IGNORED, "person_without_visit"
+        return
+    strengths = {outcome: rank for rank, outcome in enumerate(_STRENGTH)}
+    visit_id, decision = min(decisions, key=lambda pair: strengths.get(pair[1].outcome, len(strengths)))
+    message.visit_id = message.visit_id or visit_id
+    message.outcome, message.reason = decision.outcome, decision.reason
 
 
 async def _ensure_owners(connection: AsyncConnection, messages: Sequence[ReadMessage]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date, datetime
 
+import msgspec
+
 from broker.domain.matching import Match
-from broker.domain.visits import london_day
+from broker.domain.visits import LONDON, london_day
 from schemas.alert import AlertKind, AttendanceFacts, IdentityFact, ListedChild, Plan, SocialCareAlert
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry, PlanType
@@ -27,6 +29,25 @@ DUTY_DESK = "duty"
 """Holder of an alert that no allocated worker can be asked to take."""
 
 
+class Correction(msgspec.Struct, frozen=True, kw_only=True):
+    """How the department came to say who the person is, after they had come."""
+
+    at: datetime
+    event: str
+    """The trigger event that said so."""
+    is_merge: bool
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"records joined, {self.event}" if self.is_merge else f"update, {self.event}"
+
+    def explain(self) -> str:
+        """The sentence in the alert."""
+        local = self.at.astimezone(LONDON)
+        return f" Identity corrected at {local:%H:%M} on {local.day} {local:%B %Y}: {self.words}."
+
+
 def compose_alert(
     *,
     alert_id: str,
@@ -37,8 +58,13 @@ def compose_alert(
     now: datetime,
     late: bool,
     list_confirmed_at: datetime | None = None,
+    correction: Correction | None = None,
+    course: str = "",
 ) -> SocialCareAlert:
-    """One alert of one visit for one authority; it lists every plan that authority has for the person."""
+    """One alert of one visit for one authority; it lists every plan that authority has for the person.
+
+    ``course`` says what became of the person meanwhile, if anything did.
+    """
     # The baby's own entry says more of the baby than the mother's.
     matched = sorted(matched, key=lambda pair: IdentityFact.MOTHER in pair[1].agrees)
     entry, on = matched[0][0], london_day(now)
@@ -51,6 +77,7 @@ def compose_alert(
         raised_at=now,
         kind=AlertKind.NOT_BROUGHT if facts.was_not_brought else AlertKind.ATTENDED,
         late=late,
+        identity_corrected_at=correction.at if correction is not None else None,
         is_newborn=is_newborn,
         child=_describe_child(entry),
         plans=_describe_plans([entry for entry, _ in matched], on),
@@ -68,7 +95,9 @@ def compose_alert(
             on,
             late=late,
             by_person=any(match.by_person for _, match in matched),
-        ),
+        )
+        + (correction.explain() if correction is not None else "")
+        + (f" {course}" if course else ""),
     )
 
 

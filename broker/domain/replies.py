@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Final
 
+from broker.domain.alerts import Correction
 from broker.domain.office_calendar import answered_telephone
 from broker.domain.visits import is_adult, london_day
 from schemas.alert import IdentityFact, ListsSearched, PlanShown, ReplyOutcome
@@ -61,6 +62,11 @@ def word_look_up(
 
 
 CORRECTION: Final = "Correction: what the earlier reply for this visit rested on was corrected or taken back."
+
+
+def correction_of_reply(correction: Correction) -> str:
+    """As CORRECTION, where the department itself said who it is."""
+    return f"Correction: since the earlier reply for this visit the identity was corrected ({correction.words})."
 
 
 def word_match(differs: Sequence[IdentityFact], *, all_ended: bool, by_mother: bool, is_told: bool) -> str:

@@ -25,12 +25,28 @@ _NOT_HERE: Final = frozenset(
         *(Event.PERSON_ADDED, Event.PERSON_DELETED, Event.PERSON_UPDATED, Event.ALLERGIES_UPDATED),
         *(Event.PATIENT_MERGED, Event.PATIENT_IDS_MERGED, Event.IDENTIFIERS_MERGED, Event.ACCOUNTS_MERGED),
         *(Event.IDENTIFIERS_MOVED, Event.VISIT_MOVED, Event.IDENTIFIERS_CHANGED),
+        *(Event.LINKED, Event.PERSONS_MERGED, Event.ACCOUNT_IDS_MERGED, Event.PATIENT_ACCOUNT_IDS_MERGED),
+        *(Event.UNLINKED, Event.PERSON_IDS_MERGED, Event.ACCOUNT_MOVED, Event.EXTERNAL_ID_CHANGED),
     }
 )
 """Events that do not say that anybody is in the department."""
+_MERGES: Final = frozenset(
+    {
+        *(Event.PATIENT_MERGED, Event.LINKED, Event.PERSONS_MERGED, Event.PATIENT_IDS_MERGED),
+        *(Event.PATIENT_ACCOUNT_IDS_MERGED, Event.PERSON_IDS_MERGED, Event.IDENTIFIERS_MERGED, Event.IDENTIFIERS_MOVED),
+        *(Event.EXTERNAL_ID_CHANGED, Event.IDENTIFIERS_CHANGED),
+    }
+)
+"""Events that say: what was under the former number is the patient's."""
+_OF_PERSONS: Final = frozenset(
+    {
+        *(Event.PERSON_ADDED, Event.PERSON_DELETED, Event.PERSON_UPDATED, Event.ALLERGIES_UPDATED, *_MERGES),
+        *(Event.UNLINKED, Event.ACCOUNT_IDS_MERGED, Event.ACCOUNTS_MERGED, Event.ACCOUNT_MOVED, Event.VISIT_MOVED),
+    }
+)
 _IDENTITY_OF_THE_MESSAGE: Final = (
     *("sender", "control_id", "event", "message_at", "event_at", "nhs_number_problem"),
-    *("is_fhir", "is_degraded"),
+    *("is_fhir", "is_degraded", "former_patient_id"),
 )
 _LAST_WORD: Final = tuple(name for name in Attendance.__struct_fields__ if name not in _IDENTITY_OF_THE_MESSAGE)
 
@@ -41,7 +57,7 @@ def fold_visit(messages: Iterable[tuple[bytes, Attendance]]) -> Attendance:
     ``messages`` are (marker, attendance), at least one. Latest is by event time, then by the sender's message time,
     then by marker, so every order of arrival gives the same visit. An invalid NHS number does not erase a valid one.
     """
-    ordered = [message for _, message in sorted(messages, key=_order)]
+    ordered = [message for _, message in sorted(messages, key=message_order)]
     known = ordered[-1]
     if len(ordered) > 1:
         known = msgspec.structs.replace(known, **_gather_unsaid(ordered))
@@ -93,6 +109,28 @@ def opens_visit(event: Event) -> bool:
     return event not in _NOT_HERE
 
 
-def _order(message: tuple[bytes, Attendance]) -> tuple[datetime, datetime, bytes]:
+def is_merge(said: Attendance) -> bool:
+    """Whether a message says that a former patient number is another patient's now."""
+    former = said.former_patient_id
+    return bool(former) and former != said.local_patient_id and (said.event in _MERGES or said.is_fhir)
+
+
+def is_of_person(said: Attendance) -> bool:
+    """Whether a message speaks of a person and of no visit of theirs in particular."""
+    if said.event in _MERGES or said.event is Event.UNLINKED:
+        return True
+    return said.event in _OF_PERSONS and not said.visit_number
+
+
+def visit_slot(said: Attendance) -> str | None:
+    """What tells the visits of one patient apart: the visit number, else the day."""
+    if said.visit_number:
+        return said.visit_number
+    day = said.arrived_at or said.event_at or said.message_at
+    return None if day is None else london_day(day).isoformat()
+
+
+def message_order(message: tuple[bytes, Attendance]) -> tuple[datetime, datetime, bytes]:
+    """Where a message, (marker, attendance), stands in its visit: by event time, then as sent, then by marker."""
     marker, said = message
     return (said.event_at or said.message_at or _BEGINNING, said.message_at or _BEGINNING, marker)

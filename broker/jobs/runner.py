@@ -18,7 +18,7 @@ from broker.jobs.retention import RetentionRules, drop_replies, reduce_visits, t
 from broker.jobs.tracing import Tracing
 from broker.keyring import Keyring
 from broker.ports import Clock, TrimmedLog
-from broker.storage import audit, child_lists, deadlines, directory, jobs
+from broker.storage import audit, child_lists, deadlines, directory, jobs, persons
 from broker.storage.audit import Act
 from broker.storage.database import Database
 from broker.storage.jobs import COVERAGE, ClaimedJob
@@ -44,6 +44,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How long a held child list waits before it is handed over again."""
     difference_limit: timedelta = timedelta(days=5)
     """... and an entry that a full list left out."""
+    forgotten_max: int = 2000
+    forget_every: timedelta = timedelta(minutes=10)
 
 
 class JobRunner:
@@ -80,6 +82,7 @@ class JobRunner:
         self._swept: date | None = None
         self._dropped_at: datetime | None = None
         self._has_seeded = False
+        self._forgot_at: datetime | None = None
         self.alive_at = self.worked_at = time.monotonic()
         """When the part last looked for work, and when it last could (monotonic seconds)."""
 
@@ -108,6 +111,7 @@ class JobRunner:
             ("missed", self._find_missed),
             ("retention", self._drop_old),
             ("coverage", self._count_coverage),
+            ("persons", self._forget_news),
         )
         for kind, work in works:
             try:
@@ -236,6 +240,17 @@ class JobRunner:
                 await trim_log(self._database, self._log, self._retention, now)
             self._dropped_at = now
         return done
+
+    async def _forget_news(self) -> int:
+        """News of persons that no visit will take in any more. Looked for once in a while, and in small steps."""
+        now = self._clock.now()
+        if self._forgot_at is not None and now - self._forgot_at < self._options.forget_every:
+            return 0
+        async with self._database.writing() as connection:
+            before = now - self._rules.look_back
+            found = await persons.forget_news(connection, before, self._options.forgotten_max)
+        self._forgot_at = now if found < self._options.forgotten_max else None
+        return found
 
     async def _pause(self) -> None:
         try:

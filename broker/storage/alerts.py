@@ -10,15 +10,18 @@ import msgspec
 from sqlalchemy import case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker.domain.alerts import DUTY_DESK
+from broker.domain.course import VisitState
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.rows import is_among
-from broker.storage.tables import Alert, AlertEntry, AlertState, AuthorityRow, Visit, table
-from schemas.alert import SocialCareAlert
+from broker.storage.rows import insert_rows, is_among
+from broker.storage.tables import Alert, AlertEntry, AlertNotice, AlertState, AuthorityRow, Visit, table
+from schemas.alert import AlertUpdated, NoticeKind, SocialCareAlert
 from schemas.identifiers import authority_owner
 from schemas.look_up import AuthorityNotified
 
 _alerts, _entries = table(Alert), table(AlertEntry)
+_notices = table(AlertNotice)
 _visits, _authorities = table(Visit), table(AuthorityRow)
 SOCIAL_CARE_ROLE = "social_care"
 LOOK_UP_ROLE = "look_up"
@@ -33,6 +36,31 @@ class NewAlert(msgspec.Struct, frozen=True, kw_only=True):
     held_by: str
     due_by: datetime
     entries: tuple[tuple[str, str | None], ...]
+    told_state: VisitState = VisitState.HERE
+    """Where the visit stands, as the alert tells it."""
+
+
+class NewNotice(msgspec.Struct, frozen=True, kw_only=True):
+    """A further message of an alert, and the state of the visit that it tells."""
+
+    update: AlertUpdated
+    told_state: VisitState
+    due_by: datetime
+
+
+class Withdrawal(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert that is withdrawn by a rule."""
+
+    alert_id: str
+    rule: str
+
+
+class ToldNotice(msgspec.Struct, frozen=True, kw_only=True):
+    """What an authority was told of a visit after its alert."""
+
+    kind: NoticeKind
+    is_urgent: bool
+    raised_at: datetime
 
 
 class Ground(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +126,7 @@ async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Seq
                 "state": AlertState.OPEN.value,
                 "raised_at": new.alert.raised_at,
                 "due_by": new.due_by,
+                "told_state": new.told_state.value,
             }
             for new in alerts
         ],
@@ -115,6 +144,38 @@ async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Seq
             for entry_id, worker in new.entries
         ],
     )
+
+
+async def save_notices(connection: AsyncConnection, notices: Sequence[NewNotice]) -> None:
+    """Keep what was told after an alert. An urgent one hands an alert that is still open to the person on duty."""
+    for new in notices:
+        update_ = new.update
+        row = {
+            "id": update_.notice_id,
+            "owner": authority_owner(update_.authority),
+            "alert_id": update_.alert_id,
+            "kind": update_.kind.value,
+            "is_urgent": update_.is_urgent,
+            "raised_at": update_.raised_at,
+        }
+        await insert_rows(connection, _notices, [row], ignore_existing=True)
+        is_it = _alerts.c.id == update_.alert_id
+        told = {"told_state": new.told_state.value, "notices": _alerts.c.notices + 1}
+        await connection.execute(update(_alerts).where(is_it).values(told))
+        if update_.is_urgent:
+            due_by = case((_alerts.c.due_by < new.due_by, _alerts.c.due_by), else_=new.due_by)
+            urgent = {"held_by": DUTY_DESK, "level": _alerts.c.level + 1, "due_by": due_by}
+            is_open = _alerts.c.state == AlertState.OPEN.value
+            await connection.execute(update(_alerts).where(is_it, is_open).values(urgent))
+
+
+async def load_notices(connection: AsyncConnection, alert_id: str) -> list[ToldNotice]:
+    """What was told after an alert, oldest first."""
+    statement = select(_notices).where(_notices.c.alert_id == alert_id).order_by(_notices.c.raised_at, _notices.c.id)
+    return [
+        ToldNotice(kind=NoticeKind(row.kind), is_urgent=row.is_urgent, raised_at=row.raised_at)
+        for row in await connection.execute(statement)
+    ]
 
 
 async def add_grounds(connection: AsyncConnection, grounds: Sequence[Ground]) -> None:
@@ -266,11 +327,22 @@ async def withdraw_alerts(
     )
     found = [row.id for row in await connection.execute(select(_alerts.c.id).where(*standing))]
     if found:
-        closing = {"state": AlertState.CLOSED.value, "closed_rule": rule}
-        is_open = _alerts.c.state == AlertState.OPEN.value
-        await connection.execute(update(_alerts).where(*standing, is_open).values(closing))
-        await connection.execute(update(_alerts).where(*standing).values(withdrawn_at=now, withdrawn_rule=rule))
+        await _withdraw(connection, found, rule=rule, now=now)
     return found
+
+
+async def withdraw_each(connection: AsyncConnection, withdrawals: Sequence[Withdrawal], now: datetime) -> None:
+    """Withdraw alerts, each by its rule. Open ones are closed by it."""
+    for withdrawal in withdrawals:
+        await _withdraw(connection, [withdrawal.alert_id], rule=withdrawal.rule, now=now)
+
+
+async def _withdraw(connection: AsyncConnection, alert_ids: Sequence[str], *, rule: str, now: datetime) -> None:
+    standing = (_alerts.c.id.in_(alert_ids), _alerts.c.withdrawn_at.is_(None))
+    closing = {"state": AlertState.CLOSED.value, "closed_rule": rule}
+    is_open = _alerts.c.state == AlertState.OPEN.value
+    await connection.execute(update(_alerts).where(*standing, is_open).values(closing))
+    await connection.execute(update(_alerts).where(*standing).values(withdrawn_at=now, withdrawn_rule=rule))
 
 
 async def find_resting_on(connection: AsyncConnection, entry_id: str) -> dict[str, datetime]:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.tables import AuthorityRow, ListUpload, LoginRow, Owner, SiteRow, WorkerRow, table
+from schemas.attendance import Event
 from schemas.child_list import ListFreshness
 from schemas.directory import Authority, CareSetting, KeptAnswer, Role, Sender, Site, Worker
 from schemas.identifiers import OwnerId, authority_owner, organisation_owner
@@ -140,6 +141,7 @@ async def save_site(
         "peers": " ".join(site.peers),
         "not_understood": site.not_understood.value,
         "care_setting": site.care_setting.value,
+        "registers_by": " ".join(event.value for event in site.registers_by),
         "owner": owner,
         "credential_digest": credential_digest,
         "sealed": keyring.seal(msgspec.json.encode(secrets), about=f"secrets/{owner}"),
@@ -235,4 +237,5 @@ def _site(row: Any) -> Site:
         not_understood=KeptAnswer(row.not_understood),
         care_setting=CareSetting(row.care_setting),
         notices_suppressed=row.notices_suppressed,
+        registers_by=tuple(Event(event) for event in row.registers_by.split()),
     )

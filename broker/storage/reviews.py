@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.likeness import Reason
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.tables import ENTRY_TAKEN_BACK, ItemState, Review, ReviewDecision, table
+from broker.storage.tables import ENTRY_TAKEN_BACK, VISITS_JOINED, ItemState, Review, ReviewDecision, table
 from schemas.alert import AttendanceFacts, IdentityFact, ListedChild
 from schemas.identifiers import authority_owner
 
@@ -127,6 +127,15 @@ async def close_reviews_of_entry(connection: AsyncConnection, entry_id: str, now
         update(_reviews)
         .where(_reviews.c.state == ItemState.OPEN.value, _reviews.c.entry_id == entry_id)
         .values(state=ItemState.DONE.value, decision=ENTRY_TAKEN_BACK, decided_at=now)
+    )
+
+
+async def close_reviews_of_visit(connection: AsyncConnection, visit_id: str, now: datetime) -> None:
+    """Close the open reviews of a visit that was found to be another, where they are opened again."""
+    await connection.execute(
+        update(_reviews)
+        .where(_reviews.c.state == ItemState.OPEN.value, _reviews.c.visit_id == visit_id)
+        .values(state=ItemState.DONE.value, decision=VISITS_JOINED, decided_at=now)
     )
 
 

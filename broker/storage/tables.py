@@ -33,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
+from schemas.alert import NoticeKind
 from schemas.coverage import CoverageReason
 from schemas.delivery import ChannelName, DeliveryState
 from schemas.directory import CareSetting, KeptAnswer
@@ -96,6 +97,14 @@ ENTRY_CORRECTED = "entry_corrected"
 """The rule by which alerts are closed whose entry was given another NHS number."""
 CONFIRMATION_UNDONE = "confirmation_undone"
 """The rule by which alerts are closed that rested on what a person confirmed and took back."""
+
+
+IDENTITY_CORRECTED = "identity_corrected"
+"""The rule by which alerts are closed whose visit turned out to be somebody else's."""
+
+
+VISITS_JOINED = "visits_joined"
+"""The rule by which alerts and reviews are closed whose visit was found to be another that has its own."""
 
 
 class ReviewDecision(StrEnum):
@@ -203,6 +212,7 @@ class SiteRow(SQLModel, table=True):
     replies_for_adults: bool = False
     peers: str = ""
     not_understood: str = KeptAnswer.ACCEPT.value
+    registers_by: str = Field(default="", sa_column=Column(String, nullable=False, server_default=text("''")))
     credential_digest: bytes = Field(sa_column=_bytes(nullable=False))
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
     reply_url: str | None = None
@@ -567,8 +577,24 @@ class Visit(SQLModel, table=True):
     mother_index: bytes | None = Field(default=None, sa_column=_bytes(index=True))
     reply_outcome: str | None = None
     corrections: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    state: str | None = Field(default=None, sa_column=Column(String, nullable=True))
+    joined_into: str | None = Field(default=None, sa_column=Column(String, nullable=True))
     opened_at: datetime = Field(sa_column=_at(nullable=False))
     heard_at: datetime = Field(sa_column=_at(nullable=False, index=True))
+
+
+class PersonMessage(SQLModel, table=True):
+    """What one message said of a person and of no visit: a visit takes it in. A merge also names the former patient."""
+
+    __tablename__: ClassVar[Any] = "person_messages"
+    marker: bytes = Field(sa_column=_bytes(primary_key=True))
+    owner: str = Field(sa_column=_owner(indexed=False))
+    sender: str
+    patient_index: bytes = Field(sa_column=_bytes(nullable=False, index=True))
+    former_index: bytes | None = Field(default=None, sa_column=_bytes(nullable=True, index=True))
+    said_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    received_at: datetime = Field(sa_column=_at(nullable=False, index=True))
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
 
 
 class VisitBlock(SQLModel, table=True):
@@ -620,6 +646,21 @@ class Alert(SQLModel, table=True):
     withdrawn_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     withdrawn_rule: str | None = None
     closed_rule: str | None = None
+    told_state: str | None = None
+    notices: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+
+
+class AlertNotice(SQLModel, table=True):
+    """What an authority was told of a visit after its alert."""
+
+    __tablename__: ClassVar[Any] = "alert_notices"
+    __table_args__ = (_one_of("kind", NoticeKind),)
+    id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner(indexed=False))
+    alert_id: str = Field(foreign_key="alerts.id", index=True)
+    kind: str
+    is_urgent: bool = Field(sa_column=Column(Boolean, nullable=False))
+    raised_at: datetime = Field(sa_column=_at(nullable=False))
 
 
 class AlertEntry(SQLModel, table=True):

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, exists, func, select, tuple_, update
+from sqlalchemy import bindparam, delete, exists, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker.domain.course import VisitState, says_present, visit_state
 from broker.domain.decision import Known
 from broker.domain.matching import birth_block, visitor_blocks
-from broker.domain.visits import fold_visit, london_day, opens_visit
+from broker.domain.visits import fold_visit, london_day
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_block, index_nhs_number
+from broker.storage.persons import index_patient
 from broker.storage.rows import insert_new, insert_rows, is_among, update_rows
 from broker.storage.tables import (
     ENTRY_TAKEN_BACK,
     Alert,
+    AlertEntry,
+    AlertState,
     Review,
     ReviewDecision,
     Visit,
@@ -27,18 +32,41 @@ from broker.storage.tables import (
     table,
 )
 from schemas.alert import ReplyOutcome
-from schemas.attendance import Attendance
+from schemas.attendance import Attendance, Event
 from schemas.identifiers import organisation_owner
 
 _visits, _messages, _blocks = table(Visit), table(VisitMessage), table(VisitBlock)
-_alerts, _reviews = table(Alert), table(Review)
+_alerts, _reviews, _grounds = table(Alert), table(Review), table(AlertEntry)
 _OF_THREAD: Final = (
     _visits.c.id,
     _visits.c.sender,
     _visits.c.opened_at,
     _visits.c.reply_outcome,
     _visits.c.corrections,
+    _visits.c.state,
+    _visits.c.joined_into,
 )
+_OF_ALERT: Final = (
+    *(_alerts.c.visit_id, _alerts.c.authority, _alerts.c.withdrawn_at, _alerts.c.id, _alerts.c.state),
+    *(_alerts.c.told_state, _alerts.c.notices, _grounds.c.entry_id),
+)
+
+
+Snapshot = tuple[
+    list[tuple[bytes, Attendance]], list[tuple[bytes, Attendance]], dict[bytes, Attendance], set[bytes], str | None
+]
+
+
+class Standing(msgspec.Struct, kw_only=True):
+    """An alert of the visit that stands."""
+
+    alert_id: str
+    is_open: bool = True
+    told: VisitState = VisitState.HERE
+    """The state of the visit that its authority last heard of."""
+    notices: int = 0
+    entries: set[str] = msgspec.field(default_factory=set)
+    """The list entries it rests on."""
 
 
 class Thread(msgspec.Struct, kw_only=True):
@@ -51,8 +79,14 @@ class Thread(msgspec.Struct, kw_only=True):
     added: list[tuple[bytes, Attendance]] = msgspec.field(default_factory=list)
     replaced: dict[bytes, Attendance] = msgspec.field(default_factory=dict)
     """Messages that were read anew, as they were read before."""
-    alerted: set[str] = msgspec.field(default_factory=set)
-    """Authorities whose alert for this visit stands."""
+    registers_by: tuple[Event, ...] = ()
+    """The events with which the sender's system registers somebody."""
+    removed: set[bytes] = msgspec.field(default_factory=set)
+    """Messages that are no part of the visit any more."""
+    joined_into: str | None = None
+    """The visit that this one was found to be."""
+    alerted: dict[str, Standing] = msgspec.field(default_factory=dict)
+    """The alerts of this visit that stand, by authority."""
     withdrawn: dict[str, int] = msgspec.field(default_factory=dict)
     """Alerts that were withdrawn, by authority."""
     corrections: int = 0
@@ -67,6 +101,7 @@ class Thread(msgspec.Struct, kw_only=True):
     """The visit as its row stands: what it is found by was made of this."""
     folded: Attendance | None = None
     """The messages as one, until there is another."""
+    stored_state: VisitState | None = None
 
     def add(self, marker: bytes, said: Attendance) -> Attendance:
         """Add a message, or replace what was read of it before; returns the visit as it is now known."""
@@ -83,15 +118,25 @@ class Thread(msgspec.Struct, kw_only=True):
     @property
     def is_here(self) -> bool:
         """Whether any message says that the person came; until then the visit only gathers what is said."""
-        return any(opens_visit(said.event) for _, said in self.messages)
+        return any(says_present(said, self.registers_by) for _, said in self.messages)
 
-    def drop(self, marker: bytes) -> None:
-        """Take a message out again that could not be decided; what was read of it before stays."""
-        if marker in self.replaced:
-            self._put(marker, self.replaced.pop(marker))
-        else:
-            self.messages = [pair for pair in self.messages if pair[0] != marker]
+    def remove(self, marker: bytes) -> None:
+        """A message turned out to be about somebody else."""
+        self.messages = [pair for pair in self.messages if pair[0] != marker]
+        if marker in {each for each, _ in self.added}:
             self.added = [pair for pair in self.added if pair[0] != marker]
+        else:
+            self.removed.add(marker)
+        self.replaced.pop(marker, None)
+        self.folded = None
+
+    def snapshot(self) -> Snapshot:
+        """What ``restore`` needs if a message cannot be decided."""
+        return ([*self.messages], [*self.added], {**self.replaced}, {*self.removed}, self.joined_into)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """The messages as they were."""
+        self.messages, self.added, self.replaced, self.removed, self.joined_into = snapshot
         self.folded = None
 
     def _put(self, marker: bytes, said: Attendance) -> None:
@@ -106,11 +151,19 @@ class Thread(msgspec.Struct, kw_only=True):
 
     def take_back(self, authority: str) -> None:
         """An authority's alert was withdrawn: it may be alerted again, and the department is answered anew."""
-        self.alerted.discard(authority)
-        self.withdrawn[authority] = self.withdrawn.get(authority, 0) + 1
+        if self.alerted.pop(authority, None) is not None:
+            self.withdrawn[authority] = self.withdrawn.get(authority, 0) + 1
+        self.take_answer_back()
+
+    def take_answer_back(self) -> None:
+        """The department is answered anew, whoever it is."""
         if self.replied is not None:
             self.corrections += 1
             self.replied = None
+
+    def state(self) -> VisitState:
+        """Where the visit stands."""
+        return visit_state(self.messages, self.registers_by)
 
     def known(self, *, is_new: bool) -> Known:
         """What was decided so far."""
@@ -125,34 +178,38 @@ class Thread(msgspec.Struct, kw_only=True):
         )
 
 
-def index_patient(keyring: Keyring, sender: str, local_patient_id: str) -> bytes:
-    """The blind index of a sender's own patient id."""
-    return keyring.index("patient", sender, local_patient_id)
-
-
-def derive_visit_id(keyring: Keyring, said: Attendance, marker: bytes) -> str:
+def derive_visit_id(keyring: Keyring, said: Attendance, marker: bytes, patient: str | None = None) -> str:
     """A visit is keyed by sender, visit number and patient: some systems count the visits of each patient from 1.
 
-    Without a visit number it is keyed by the patient and the day; without both it stands alone.
+    Without a visit number it is keyed by the patient and the day; without both it stands alone. ``patient`` is the
+    number under which the visit is kept, where merges give its patient several.
     """
+    patient = patient or said.local_patient_id
     if said.visit_number:
-        return keyring.derive_id("visit", said.sender, said.visit_number, said.local_patient_id or "")
+        return keyring.derive_id("visit", said.sender, said.visit_number, patient or "")
     day = said.arrived_at or said.event_at or said.message_at
-    patient = said.local_patient_id or said.nhs_number
+    patient = patient or said.nhs_number
     if patient and day is not None:
         return keyring.derive_id("visit-day", said.sender, patient, london_day(day).isoformat())
     return keyring.derive_id("visit-alone", marker.hex())
 
 
 async def load_threads(
-    connection: AsyncConnection, keyring: Keyring, first_said: Mapping[str, Attendance], now: datetime
+    connection: AsyncConnection,
+    keyring: Keyring,
+    first_said: Mapping[str, Attendance],
+    now: datetime,
+    *,
+    also: Iterable[str] = (),
 ) -> dict[str, Thread]:
     """The visits, locked, with their messages and decisions; each that was not heard of before is opened.
+
+    ``also`` are visits that are loaded if they are known.
 
     Two workers that hear of one new visit at the same time meet here: the second waits until the first has
     committed, and then sees what the first decided.
     """
-    threads = await load_known_threads(connection, keyring, first_said)
+    threads = await _load_and_follow(connection, keyring, {*first_said, *also})
     rows = [
         _visit_row(keyring, visit_id, said, now) | {"opened_at": now}
         for visit_id, said in sorted(first_said.items())
@@ -164,13 +221,30 @@ async def load_threads(
             visit_id=visit_id, sender=sender, opened_at=now, messages=[], stored=first_said[visit_id]
         )
     raced = first_said.keys() - threads.keys()
-    return threads | await load_known_threads(connection, keyring, raced)
+    return threads | await _load_and_follow(connection, keyring, raced)
+
+
+async def _load_and_follow(
+    connection: AsyncConnection, keyring: Keyring, visit_ids: Iterable[str]
+) -> dict[str, Thread]:
+    """As ``load_known_threads``, and under the id of a visit that was joined into another that other one."""
+    threads = await _load(connection, keyring, visit_ids)
+    joined = {visit_id: thread.joined_into for visit_id, thread in threads.items() if thread.joined_into}
+    if joined:
+        others = await _load(connection, keyring, {into for into in joined.values() if into} - threads.keys())
+        threads |= others | {visit_id: (threads | others)[into] for visit_id, into in joined.items() if into}
+    return threads
 
 
 async def load_known_threads(
     connection: AsyncConnection, keyring: Keyring, visit_ids: Iterable[str]
 ) -> dict[str, Thread]:
     """Those of the visits that were heard of, locked in sorted order, with their messages and decisions."""
+    threads = await _load(connection, keyring, visit_ids)
+    return {visit_id: thread for visit_id, thread in threads.items() if thread.joined_into is None}
+
+
+async def _load(connection: AsyncConnection, keyring: Keyring, visit_ids: Iterable[str]) -> dict[str, Thread]:
     wanted = sorted(set(visit_ids))
     threads: dict[str, Thread] = {}
     if wanted:
@@ -189,6 +263,8 @@ async def load_known_threads(
                 messages=[],
                 replied=replied,
                 corrections=row.corrections,
+                joined_into=row.joined_into,
+                stored_state=VisitState(row.state) if row.state else None,
             )
     if threads:
         await _load_what_was_heard(connection, keyring, threads)
@@ -207,15 +283,22 @@ async def _load_what_was_heard(connection: AsyncConnection, keyring: Keyring, th
 
 async def _load_what_was_decided(connection: AsyncConnection, threads: Mapping[str, Thread]) -> None:
     wanted = sorted(threads)
-    alerts = select(_alerts.c.visit_id, _alerts.c.authority, _alerts.c.withdrawn_at).where(
-        is_among(connection, _alerts.c.visit_id, wanted)
+    alerts = (
+        select(*_OF_ALERT)
+        .join_from(_alerts, _grounds, _grounds.c.alert_id == _alerts.c.id, isouter=True)
+        .where(is_among(connection, _alerts.c.visit_id, wanted))
     )
+    withdrawn: dict[str, set[tuple[str, str]]] = {}
     for found in await connection.execute(alerts):
         thread = threads[found.visit_id]
-        if found.withdrawn_at is None:
-            thread.alerted.add(found.authority)
-        else:
-            thread.withdrawn[found.authority] = thread.withdrawn.get(found.authority, 0) + 1
+        if found.withdrawn_at is not None:
+            withdrawn.setdefault(found.visit_id, set()).add((found.authority, found.id))
+            continue
+        standing = thread.alerted.setdefault(found.authority, _standing(found))
+        if found.entry_id is not None:
+            standing.entries.add(found.entry_id)
+    for visit_id, pairs in withdrawn.items():
+        threads[visit_id].withdrawn.update(Counter(authority for authority, _ in pairs))
     # A doubt about an entry that was taken back is open again when the entry is listed again.
     reviews = select(_reviews.c.visit_id, _reviews.c.entry_id, _reviews.c.decision).where(
         is_among(connection, _reviews.c.visit_id, wanted), func.coalesce(_reviews.c.decision, "") != ENTRY_TAKEN_BACK
@@ -235,6 +318,15 @@ async def open_look_up(connection: AsyncConnection, visit_id: str, sender: str, 
     await insert_rows(connection, _visits, [row], ignore_existing=True)
 
 
+def _standing(row: Any) -> Standing:
+    return Standing(
+        alert_id=row.id,
+        is_open=row.state == AlertState.OPEN,
+        told=VisitState(row.told_state) if row.told_state else VisitState.HERE,
+        notices=row.notices,
+    )
+
+
 async def find_messages(connection: AsyncConnection, wanted: Iterable[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
     """Of (visit id, marker), those that are a message of that visit."""
     pairs = sorted(set(wanted))
@@ -246,19 +338,27 @@ async def find_messages(connection: AsyncConnection, wanted: Iterable[tuple[str,
     return {(row.visit_id, bytes(row.marker)) for row in await connection.execute(statement)}
 
 
-async def find_latest_by_patient(
-    connection: AsyncConnection, patient_indexes: Iterable[bytes], since: datetime
-) -> dict[bytes, str]:
-    """The visit of each patient that was heard of last, if not before ``since``."""
+async def find_by_patients(connection: AsyncConnection, patient_indexes: Iterable[bytes], since: datetime) -> list[str]:
+    """The visits of patients that were heard of, not before ``since``; without those that were joined into others."""
     wanted = sorted(set(patient_indexes))
     if not wanted:
-        return {}
-    statement = (
-        select(_visits.c.patient_index, _visits.c.id)
-        .where(is_among(connection, _visits.c.patient_index, wanted), _visits.c.heard_at >= since)
-        .order_by(_visits.c.heard_at, _visits.c.id)
+        return []
+    statement = select(_visits.c.id).where(
+        is_among(connection, _visits.c.patient_index, wanted),
+        _visits.c.heard_at >= since,
+        _visits.c.joined_into.is_(None),
     )
-    return {bytes(row.patient_index): row.id for row in await connection.execute(statement)}
+    return sorted((await connection.execute(statement)).scalars())
+
+
+async def find_standing(connection: AsyncConnection, visit_ids: Iterable[str]) -> dict[str, str]:
+    """Of these visits those that were heard of, oldest first, and the visit that each one is now."""
+    statement = (
+        select(_visits.c.id, _visits.c.joined_into)
+        .where(is_among(connection, _visits.c.id, sorted(set(visit_ids))))
+        .order_by(_visits.c.opened_at, _visits.c.id)
+    )
+    return {row.id: row.joined_into or row.id for row in await connection.execute(statement)}
 
 
 async def find_by_person(
@@ -292,10 +392,15 @@ async def list_kept(connection: AsyncConnection, *, after: str, rows_max: int) -
 
 async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread], now: datetime) -> None:
     """Write what was added to the visits, and what was read anew."""
-    changed = sorted((each for each in threads if each.added or each.replaced), key=lambda thread: thread.visit_id)
+    each_once = {
+        each.visit_id: each for each in threads if each.added or each.replaced or each.removed or each.joined_into
+    }
+    await _remove_messages(connection, list(each_once.values()))
+    changed = [each_once[visit_id] for visit_id in sorted(each_once) if each_once[visit_id].messages]
     moved = [each for each in changed if each.stored is None or _person(each.facts()) != _person(each.stored)]
     indexes = [{"id": each.visit_id} | _index_person(keyring, each.facts()) for each in moved]
     await update_rows(connection, _visits, indexes, key="id")
+    await _write_states(connection, changed)
     await _write_blocks(connection, keyring, changed)
     await _note_heard(connection, [each.visit_id for each in changed if each.added and each.opened_at != now], now)
     added = [
@@ -311,6 +416,25 @@ async def save_threads(connection: AsyncConnection, keyring: Keyring, threads: S
     ]
     if replaced:
         await _replace_messages(connection, replaced)
+
+
+async def _remove_messages(connection: AsyncConnection, threads: Sequence[Thread]) -> None:
+    """Take out what is no part of a visit any more, and note which visit it was joined into."""
+    for thread in threads:
+        if thread.removed:
+            gone = (_messages.c.visit_id == thread.visit_id, _messages.c.marker.in_(sorted(thread.removed)))
+            await connection.execute(delete(_messages).where(*gone))
+        if thread.joined_into is not None:
+            into = {"joined_into": thread.joined_into}
+            await connection.execute(update(_visits).where(_visits.c.id == thread.visit_id).values(into))
+            await connection.execute(delete(_blocks).where(_blocks.c.visit_id == thread.visit_id))
+
+
+async def _write_states(connection: AsyncConnection, threads: Sequence[Thread]) -> None:
+    """Where the visits stand now. One that had lapsed is written anew, whatever it comes to."""
+    states = {thread.visit_id: (thread.stored_state, thread.state()) for thread in threads}
+    rows = [{"id": visit_id, "state": state.value} for visit_id, (before, state) in states.items() if state != before]
+    await update_rows(connection, _visits, rows, key="id")
 
 
 async def _write_blocks(connection: AsyncConnection, keyring: Keyring, threads: Sequence[Thread]) -> None:
@@ -404,7 +528,7 @@ def _person(facts: Attendance) -> tuple[object, ...]:
 def _index_person(keyring: Keyring, facts: Attendance) -> dict[str, bytes | None]:
     patient, is_blocked = facts.local_patient_id, not facts.nhs_number
     return {
-        "patient_index": index_patient(keyring, facts.sender, patient) if patient else None,
+        "patient_index": index_patient(keyring, (facts.sender, patient)) if patient else None,
         "nhs_index": index_nhs_number(keyring, facts.nhs_number) if facts.nhs_number else None,
         "mother_index": index_nhs_number(keyring, facts.mother_nhs_number) if facts.mother_nhs_number else None,
         "birth_index": index_block(keyring, birth_block(facts.birth_date)) if is_blocked and facts.birth_date else None,

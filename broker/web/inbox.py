@@ -132,6 +132,7 @@ async def show_alert(request: Request, alert_id: str) -> Response:
         looked = await accesses.list_counted(
             connection, pages.keyring, stored.alert.child.nhs_number, rows_max=ACCESSES_SHOWN_MAX
         )
+        notices = await alerts.load_notices(connection, alert_id)
         await alerts.note_opened(connection, alert_id, now)
         await audit.record_acts(connection, [act_of(person, "alert.read", alert_id)], now)
     return pages.render(
@@ -141,6 +142,7 @@ async def show_alert(request: Request, alert_id: str) -> Response:
         facts=chronology.facts if chronology is not None else stored.alert.attendance,
         lines=chronology.lines if chronology is not None else (),
         accesses=looked,
+        notices=notices,
     )
 
 

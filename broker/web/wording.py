@@ -77,6 +77,14 @@ EVENTS: Final[Mapping[Event, str]] = {
     Event.VISIT_MOVED: "Visit moved to another record",
     Event.IDENTIFIERS_CHANGED: "Identifiers changed",
     Event.ALLERGIES_UPDATED: "Allergies updated",
+    Event.LINKED: "Records joined",
+    Event.PERSONS_MERGED: "Records joined",
+    Event.ACCOUNT_IDS_MERGED: "Accounts joined",
+    Event.PATIENT_ACCOUNT_IDS_MERGED: "Records joined",
+    Event.UNLINKED: "Records parted again",
+    Event.PERSON_IDS_MERGED: "Records joined",
+    Event.ACCOUNT_MOVED: "Account moved to another record",
+    Event.EXTERNAL_ID_CHANGED: "Identifiers changed",
 }
 
 PLAN_TYPES: Final[Mapping[PlanType, str]] = {

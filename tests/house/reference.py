@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from broker.bootstrap import check_safety
 from broker.settings import Environment, Settings
-from schemas.alert import AlertWithdrawn, ClinicianReply, CoverageNotice, SocialCareAlert
+from schemas.alert import AlertUpdated, AlertWithdrawn, ClinicianReply, CoverageNotice, SocialCareAlert
 from schemas.encompass import (
     FullNotice,
     IncidentWithdrawal,
@@ -179,6 +179,7 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = MappingProxyType(
         "docs/reference/settings.md": render_settings,
         "schemas/json/social-care-alert.json": lambda: render_schema(SocialCareAlert, "social-care-alert"),
         "schemas/json/coverage-notice.json": lambda: render_schema(CoverageNotice, "coverage-notice"),
+        "schemas/json/alert-updated.json": lambda: render_schema(AlertUpdated, "alert-updated"),
         "schemas/json/alert-withdrawn.json": lambda: render_schema(AlertWithdrawn, "alert-withdrawn"),
         "schemas/json/clinician-reply.json": lambda: render_schema(ClinicianReply, "clinician-reply"),
         "schemas/json/police-incident.json": lambda: render_schema(PoliceIncident, "police-incident"),

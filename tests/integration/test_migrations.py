@@ -20,6 +20,7 @@ from broker.storage.database import Database
 from broker.storage.migrations import _config, migrate, schema
 from broker.storage.revision import is_current, newest
 from broker.storage.tables import Owner, StoredOffset, table
+from schemas.alert import NoticeKind
 from schemas.coverage import CoverageReason
 from schemas.delivery import ChannelName, DeliveryState
 from schemas.directory import KeptAnswer
@@ -283,6 +284,14 @@ ROWS: dict[str, dict[str, Any]] = {
         "credential_digest": b"",
         "sealed": b"",
     },
+    "alert_notices": {
+        "id": "n1",
+        "owner": "authority:706",
+        "alert_id": "a1",
+        "kind": "admitted",
+        "is_urgent": False,
+        "raised_at": NOW,
+    },
     "missed_alerts": {
         "id": "m1",
         "owner": "authority:706",
@@ -396,6 +405,7 @@ CLOSED: dict[str, tuple[str, list[str]]] = {
     "quarantine": ("state", [state.value for state in tables.ItemState]),
     "replays": ("state", [state.value for state in tables.ItemState]),
     "sites": ("not_understood", [answer.value for answer in KeptAnswer]),
+    "alert_notices": ("kind", [kind.value for kind in NoticeKind]),
     "missed_alerts": ("state", [state.value for state in tables.ItemState]),
     "jobs": ("state", [state.value for state in tables.ItemState]),
     "entry_traces": ("state", [state.value for state in TraceState]),
@@ -415,6 +425,8 @@ async def insert(world: World, name: str, row: dict[str, Any]) -> None:
         await connection.execute(found["lanes"].insert(), LANE)
         await connection.execute(found["list_uploads"].insert(), UPLOAD)
         await connection.execute(found["list_entries"].insert(), ENTRY)
+        if name == "alert_notices":
+            await connection.execute(found["alerts"].insert(), ROWS["alerts"] | {"id": row["alert_id"]})
         await connection.execute(found[name].insert(), row)
         await connection.rollback()
 

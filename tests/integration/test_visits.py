@@ -1,0 +1,350 @@
+"""Visits as the department tells them: corrected, joined, cancelled, left. The scenarios, on both databases."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import select
+
+from broker.domain.alerts import DUTY_DESK
+from broker.domain.course import VisitState
+from broker.storage import alerts, visits
+from broker.storage.tables import Delivery, PersonMessage, Visit, table
+from schemas.alert import NoticeKind, ReplyOutcome
+from schemas.record import PositionOutcome as Outcome
+from tests.world import CASEY, World, hl7, open_world
+
+ALMA = "L2,9990000026,Tester,Alma,2014-05-06,ZZ99 1AA,child_protection_plan,2026-01-10,,W7,East"
+NIGHT = datetime(2026, 2, 14, 3, 7)  # noqa: DTZ001 - HL7 v2 writes local time
+UNKNOWN: dict[str, object] = {"nhs_number": "", "family": "UNKNOWN", "given": "FEMALE", "birth_date": None}
+
+
+def after(minutes: float) -> datetime:
+    """Minutes after the child came."""
+    return NIGHT + timedelta(minutes=minutes)
+
+
+def merge(survivor: str, former: str, *, at: datetime = NIGHT, **person: object) -> bytes:
+    """``former`` is ``survivor`` from now on, of whom the message says who it is."""
+    message = hl7("A40", visit="", patient=survivor, at=at, **person)  # type: ignore[arg-type]
+    return message + f"MRG|{former}^^^RZ1^MR\r".encode()
+
+
+def unmerge(one: str, other: str, *, at: datetime) -> bytes:
+    """The two are two people after all (A37 has two PIDs)."""
+    message = hl7("A37", visit="", patient=one, at=at)
+    return message + f"PID|2||{other}^^^RZ1^MR||UNKNOWN^FEMALE\r".encode()
+
+
+def with_disposition(message: bytes, code: str) -> bytes:
+    """The message with PV1-36."""
+    lines = message.decode().split("\r")
+    number = next(number for number, line in enumerate(lines) if line.startswith("PV1"))
+    fields = lines[number].split("|")
+    fields[36] = code
+    lines[number] = "|".join(fields)
+    return "\r".join(lines).encode()
+
+
+async def states_of(world: World) -> dict[str, str | None]:
+    """Every visit that is one, and where it stands."""
+    columns = table(Visit).c
+    async with world.database.reading() as connection:
+        rows = await connection.execute(select(columns.id, columns.state).where(columns.joined_into.is_(None)))
+        return {row.id: row.state for row in rows}
+
+
+async def events_sent(world: World) -> list[str]:
+    """What kinds of things were put in the outbox, in their order."""
+    columns = table(Delivery).c
+    async with world.database.reading() as connection:
+        rows = await connection.execute(select(columns.event_type, columns.id))
+        return sorted(row.event_type.removeprefix("uk.cpis-broker.").removesuffix(".v1") for row in rows)
+
+
+async def test_scenario_b_an_unknown_child_is_merged_into_a_listed_one_forty_minutes_later(world: World) -> None:
+    await world.list_children(CASEY)
+    assert await world.receive(hl7(patient="U77", **UNKNOWN)) == [Outcome.NO_RECORD]  # type: ignore[arg-type]
+    world.clock.advance(timedelta(minutes=40))
+
+    assert await world.receive(merge("K12345", "U77", at=after(40))) == [Outcome.ALERTED]
+
+    [alert] = await world.alerts()
+    assert alert.alert.late
+    assert "Identity corrected at 03:47 on 14 February 2026: records joined, A40." in alert.alert.reason
+    assert alert.alert.identity_corrected_at is not None
+    replies = {reply.outcome for reply in await world.replies()}
+    assert replies == {ReplyOutcome.IDENTITY_TO_BE_CHECKED, ReplyOutcome.MATCH}
+    # From now on the department speaks of the visit under the number that is left.
+    assert await world.receive(hl7("A08", patient="K12345", at=after(50))) == [Outcome.UPDATED]
+    assert len(await states_of(world)) == 1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_merge_is_taken_in_in_whatever_order_it_comes(
+    sqlite_url: str, tmp_path: Path, order: Sequence[int], at_once: bool
+) -> None:
+    messages = [
+        hl7(patient="U77", **UNKNOWN),  # type: ignore[arg-type]
+        merge("K12345", "U77", at=after(40)),
+        hl7("A08", patient="K12345", nhs_number="", at=after(50)),
+    ]
+    async with open_world(sqlite_url, tmp_path) as world:
+        await world.list_children(CASEY)
+        for batch in [[messages[n] for n in order]] if at_once else [[messages[n]] for n in order]:
+            await world.receive(*batch)
+        standing = [alert for alert in await world.alerts() if alert.withdrawn_at is None]
+        assert len(standing) == 1
+        assert list((await states_of(world)).values()) == ["here"]
+
+
+async def test_two_visits_that_turn_out_to_be_one_keep_one_alert(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7(patient="U77"), hl7("A08", patient="K12345", at=after(5)))
+    assert len(await world.alerts()) == 2
+
+    await world.receive(merge("K12345", "U77", at=after(40)))
+
+    rules = sorted(alert.withdrawn_rule or "" for alert in await world.alerts())
+    assert rules == ["", "visits_joined"]
+    assert len(await states_of(world)) == 1
+
+
+async def test_an_undone_merge_is_taken_back_with_what_rested_on_it(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7(patient="U77", **UNKNOWN), merge("K12345", "U77", at=after(40)))  # type: ignore[arg-type]
+    assert len(await world.alerts()) == 1
+
+    await world.receive(unmerge("K12345", "U77", at=after(60)))
+
+    [alert] = await world.alerts()
+    assert alert.withdrawn_rule == "identity_corrected"
+    newest = max(await world.replies(), key=lambda reply: reply.wording.startswith("Correction"))
+    assert newest.wording.startswith("Correction: since the earlier reply for this visit the identity was corrected")
+    # Heard again, the merge is still undone; a later one stands.
+    await world.receive(merge("K12345", "U77", at=after(41)))
+    assert len(await world.alerts()) == 1
+    await world.receive(merge("K12345", "U77", at=after(90)))
+    assert sorted(each.withdrawn_at is None for each in await world.alerts()) == [False, True]
+
+
+async def test_scenario_c_a_corrected_number_withdraws_from_the_wrong_authority_and_alerts_the_right_one(
+    world: World,
+) -> None:
+    await world.list_children(CASEY)
+    await world.list_children(ALMA, authority="707")
+    await world.receive(hl7())
+    alma = hl7("A08", nhs_number="9990000026", given="ALMA", birth_date=datetime(2014, 5, 6), at=after(9))  # noqa: DTZ001
+
+    assert await world.receive(alma) == [Outcome.ALERTED]
+
+    [wrong], [right] = await world.alerts("706"), await world.alerts("707")
+    assert wrong.withdrawn_rule == "identity_corrected"
+    assert right.withdrawn_at is None
+    assert right.alert.identity_corrected_at is not None
+    corrected = [reply for reply in await world.replies() if reply.wording.startswith("Correction: ")]
+    assert [reply.outcome for reply in corrected] == [ReplyOutcome.MATCH]
+    assert corrected[0].authorities_told == ("Eastmere County Council",)
+    assert (await events_sent(world)).count("alert.withdrawn") == 1
+    await world.receive(hl7("A08", at=after(3)))  # an earlier message that comes late changes nothing
+    assert [each.withdrawn_at is None for each in (*await world.alerts("706"), *await world.alerts("707"))] == [
+        False,
+        True,
+    ]
+
+
+async def test_a_number_corrected_to_another_child_of_the_same_list_is_another_alert(world: World) -> None:
+    await world.list_children(CASEY, ALMA)
+    await world.receive(hl7())
+    alma = hl7("A08", nhs_number="9990000026", given="ALMA", birth_date=datetime(2014, 5, 6), at=after(9))  # noqa: DTZ001
+    await world.receive(alma)
+    stands = {alert.alert.child.given: alert.withdrawn_at is None for alert in await world.alerts()}
+    assert stands == {"Casey": False, "Alma": True}
+
+
+async def test_scenario_r_a_child_who_leaves_before_treatment_is_the_duty_desks_at_once(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    [before] = await world.alerts()
+    world.clock.advance(timedelta(minutes=5))
+
+    left = with_disposition(hl7("A03", at=after(10)), "12")
+    assert await world.receive(left) == [Outcome.UPDATED]
+
+    [alert] = await world.alerts()
+    assert (before.held_by, alert.held_by, alert.level) == ("W1", DUTY_DESK, 1)
+    assert alert.due_by == before.due_by
+    async with world.database.reading() as connection:
+        [notice] = await alerts.load_notices(connection, alert.alert.alert_id)
+    assert (notice.kind, notice.is_urgent) == (NoticeKind.LEFT_BEFORE_TREATMENT, True)
+    assert (await events_sent(world)).count("alert.updated") == 1
+    # Said again, it is told once; acknowledged, nothing is urgent.
+    await world.receive(with_disposition(hl7("A08", at=after(11)), "12"))
+    assert (await events_sent(world)).count("alert.updated") == 1
+
+
+async def test_who_was_told_that_a_child_left_is_told_that_they_are_back(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7(), with_disposition(hl7("A03", at=after(10)), "12"), hl7("A13", at=after(15)))
+    [alert] = await world.alerts()
+    async with world.database.reading() as connection:
+        told = await alerts.load_notices(connection, alert.alert.alert_id)
+    assert {notice.kind for notice in told} == {NoticeKind.LEFT_BEFORE_TREATMENT, NoticeKind.STILL_HERE}
+    assert list((await states_of(world)).values()) == [VisitState.HERE]
+
+
+async def test_an_alert_raised_after_the_child_left_says_so_itself(world: World) -> None:
+    await world.list_children(CASEY)
+    left = with_disposition(hl7("A03", nhs_number="", at=after(10)), "12")
+    await world.receive(hl7(nhs_number=""), left, hl7("A08", at=after(20)))
+    [alert] = await world.alerts()
+    assert "left the department before treatment" in alert.alert.reason
+    assert "alert.updated" not in await events_sent(world)
+
+
+async def test_news_of_a_person_counts_before_and_after_they_come(world: World) -> None:
+    await world.list_children(CASEY)
+    early = hl7("A31", visit="", at=after(-30))
+    assert await world.receive(early) == [Outcome.IGNORED]
+    assert await world.receive(hl7(nhs_number="")) == [Outcome.ALERTED]
+
+
+async def final_state(world: World) -> object:
+    """Everything that stands: of each visit what is known, and of whom is alerted and how they are answered."""
+    columns = table(Visit).c
+    async with world.database.writing() as connection:
+        ids = (await connection.execute(select(columns.id).where(columns.joined_into.is_(None)))).scalars()
+        threads = await visits.load_known_threads(connection, world.keyring, [*ids])
+    known = []
+    for thread in threads.values():
+        facts = thread.facts() if thread.messages else None
+        if facts is not None and thread.is_here:
+            facts = msgspec.structs.replace(facts, control_id="")
+            known.append((repr(facts), thread.state(), sorted(thread.alerted), thread.replied))
+    return sorted(known)
+
+
+def a_day() -> list[bytes]:
+    """A recorded day of one department: registrations, updates, corrections, merges, partings, cancellations."""
+    alma: dict[str, object] = {"nhs_number": "9990000026", "given": "ALMA", "birth_date": datetime(2014, 5, 6)}  # noqa: DTZ001
+    return [
+        # Casey, registered three times, updated, admitted.
+        *(hl7(at=after(number), control_id=f"D{number}") for number in range(3)),
+        *(hl7("A08", at=after(10 + number), complaint=f"fall {number}") for number in range(4)),
+        hl7("A31", visit="", at=after(20)),
+        hl7("A01", at=after(30)),
+        # Somebody unknown who turns out to be Alma, in two steps, and leaves before treatment.
+        hl7(patient="U1", visit="V2", at=after(1), **UNKNOWN),  # type: ignore[arg-type]
+        merge("U2", "U1", at=after(15), **UNKNOWN),
+        merge("K2", "U2", at=after(25), **alma),
+        hl7("A08", patient="K2", visit="V2", at=after(35), **alma),  # type: ignore[arg-type]
+        with_disposition(hl7("A03", patient="K2", visit="V2", at=after(45), **alma), "12"),  # type: ignore[arg-type]
+        # Casey's number by mistake, corrected to Alma's; the visit is cancelled and comes back.
+        hl7(patient="K3", visit="V3", at=after(2)),
+        hl7("A08", patient="K3", visit="V3", at=after(12), **alma),  # type: ignore[arg-type]
+        hl7("A11", patient="K3", visit="V3", at=after(22), **alma),  # type: ignore[arg-type]
+        hl7("A04", patient="K3", visit="V3", at=after(32), **alma),  # type: ignore[arg-type]
+        # Merged into Casey in error.
+        hl7(patient="U4", visit="V4", at=after(3), nhs_number="9990000034", given="SAM"),
+        merge("K12345", "U4", at=after(13)),
+        unmerge("K12345", "U4", at=after(23)),
+        # Discharged, and not after all.
+        hl7(patient="K5", visit="V5", nhs_number="9990000042", given="JO", at=after(4)),
+        hl7("A03", patient="K5", visit="V5", nhs_number="9990000042", given="JO", at=after(14)),
+        hl7("A13", patient="K5", visit="V5", nhs_number="9990000042", given="JO", at=after(24)),
+    ]
+
+
+async def play(directory: Path, messages: Sequence[bytes], sizes: random.Random | None) -> object:
+    """The final state after a day in this order, in batches of random sizes; replayed from the start nothing is new."""
+    directory.mkdir()
+    async with open_world(f"sqlite+aiosqlite:///{directory / 'broker.sqlite'}", directory) as world:
+        await world.list_children(CASEY)
+        await world.list_children(ALMA, authority="707")
+        at = 0
+        while at < len(messages):
+            size = sizes.choice([1, 2, 5, 30]) if sizes is not None else len(messages)
+            await world.receive(*messages[at : at + size])
+            at += size
+        state, sent = await final_state(world), await world.delivery_count()
+        if sizes is None:
+            assert set(await world.receive(*messages)) == {Outcome.IGNORED}
+            assert await world.delivery_count() == sent
+        return state
+
+
+async def _shuffle(directory: Path, count: int, seed: int) -> None:
+    messages = a_day()
+    expected = await play(directory / "in-order", messages, None)
+    chance = random.Random(seed)
+    for number in range(count):
+        shuffled = [*messages, *chance.sample(messages, 5)]
+        chance.shuffle(shuffled)
+        assert await play(directory / str(number), shuffled, chance) == expected, f"shuffle {number} of seed {seed}"
+
+
+async def test_sixty_shuffles_of_a_day_end_in_the_same_state(tmp_path: Path) -> None:
+    await _shuffle(tmp_path, 60, 7)
+
+
+@pytest.mark.soak
+async def test_a_thousand_shuffles_of_a_day_end_in_the_same_state(tmp_path: Path) -> None:
+    await _shuffle(tmp_path, 1000, 77)
+
+
+FEED = {"A08": 0.48, "A31": 0.31, "A04": 0.17}
+"""The shares of one real feed of 219,564 messages; the rest is discharges."""
+
+
+async def _receive_day(directory: Path, count: int) -> None:
+    chance = random.Random(11)
+    events = [event for event, share in FEED.items() for _ in range(round(count * share))]
+    registrations = events.count("A04") // 3
+    people = [f"P{number}" for number in range(registrations)]
+    messages = [
+        hl7(patient=person, visit=f"V-{person}", nhs_number=_number_of(person), at=after(0)) for person in people
+    ]
+    follow_ups = [event for event in events if event != "A04"] + ["A04"] * (events.count("A04") - registrations)
+    follow_ups += ["A03"] * (count - len(messages) - len(follow_ups))
+    chance.shuffle(follow_ups)
+    for number, event in enumerate(follow_ups):
+        person = chance.choice(people)
+        visit = "" if event == "A31" else f"V-{person}"
+        at = after(1 + number / 100)
+        messages.append(hl7(event, patient=person, visit=visit, nhs_number=_number_of(person), at=at))
+    async with open_world(f"sqlite+aiosqlite:///{directory / 'broker.sqlite'}", directory) as world:
+        await world.list_children(CASEY)
+        outcomes: list[Outcome] = []
+        for start in range(0, len(messages), 500):
+            outcomes += await world.receive(*messages[start : start + 500])
+        assert len(outcomes) == count
+        listed = sum(_number_of(person) == "9990000018" for person in people)
+        assert outcomes.count(Outcome.ALERTED) == listed == len(await world.alerts()) > 0
+        assert outcomes.count(Outcome.NO_RECORD) == len(people) - listed
+        assert outcomes.count(Outcome.UPDATED) == count - len(people)
+        assert await world.delivery_count() == 2 * listed + (len(people) - listed)
+
+
+def _number_of(person: str) -> str:
+    """One person in twenty is Casey; the others are on no list."""
+    return "9990000018" if int(person[1:]) % 20 == 7 else "9990000026"
+
+
+async def test_a_tenth_of_a_day_of_one_real_feed_has_the_right_counts(tmp_path: Path) -> None:
+    await _receive_day(tmp_path, 21956)
+
+
+async def test_news_of_persons_is_forgotten_after_the_look_back_and_merges_are_not(world: World) -> None:
+    await world.receive(hl7("A31", visit=""), merge("K1", "U1", nhs_number=""))
+    world.clock.advance(world.rules.look_back * 1.01)
+    await world.run_jobs()
+    columns = table(PersonMessage).c
+    async with world.database.reading() as connection:
+        [kept] = (await connection.execute(select(columns.former_index))).scalars()
+    assert kept is not None
