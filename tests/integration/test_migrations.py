@@ -26,7 +26,7 @@ from schemas.delivery import ChannelName, DeliveryState
 from schemas.directory import KeptAnswer
 from schemas.record import PositionOutcome
 from schemas.trace import TraceState
-from schemas.upload import UploadKind
+from schemas.upload import UploadFormat, UploadKind
 from tests.world import World
 
 assert tables
@@ -439,6 +439,12 @@ async def test_every_closed_vocabulary_is_held_by_the_database(world: World) -> 
         for word in ("", "unheard_of", words[0].swapcase(), f"{words[0]} "):
             with pytest.raises(IntegrityError):
                 await insert(world, name, ROWS[name] | {column: word})
+
+
+async def test_a_file_of_every_form_and_kind_may_be_held(world: World) -> None:
+    for form in UploadFormat:
+        for kind in UploadKind:
+            await insert(world, "held_uploads", ROWS["held_uploads"] | {"format": form.value, "kind": kind.value})
 
 
 def has_check(found: Any) -> bool:

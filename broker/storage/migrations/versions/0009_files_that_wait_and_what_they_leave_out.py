@@ -50,7 +50,7 @@ def _make_held_uploads() -> None:
         sa.Column("decided_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("state IN ('open', 'done')", name=op.f("ck_held_uploads_state_known")),
         sa.CheckConstraint("kind IN ('changes', 'full')", name=op.f("ck_held_uploads_kind_known")),
-        sa.CheckConstraint("format IN ('csv', 'json')", name=op.f("ck_held_uploads_format_known")),
+        sa.CheckConstraint("format IN ('csv', 'json', 'xml')", name=op.f("ck_held_uploads_format_known")),
         sa.ForeignKeyConstraint(["owner"], ["owners.id"], name=op.f("fk_held_uploads_owner")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_held_uploads")),
     )
