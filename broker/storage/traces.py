@@ -14,7 +14,7 @@ from broker.keyring import Keyring
 from broker.storage import jobs
 from broker.storage.database import upsert
 from broker.storage.jobs import COVERAGE, TRACE, derive_job_id
-from broker.storage.rows import SQLITE_VALUES_MAX, is_among
+from broker.storage.rows import SQLITE_VALUES_MAX, insert_new, is_among
 from broker.storage.tables import EntryTrace, ListEntry, table
 from schemas.child_list import ChildListEntry
 from schemas.identifiers import authority_owner
@@ -71,6 +71,17 @@ async def open_traces(
         return
     owner = authority_owner(authority)
     rows = [_new_row(keyring, owner, entry_id, entry, now) for entry_id, entry in sorted(entries.items())]
+    added = set(await insert_new(connection, _traces, rows, key="entry_id"))
+    known = [row for row in rows if row["entry_id"] not in added]
+    if known:
+        await _open_again(connection, known)
+    await jobs.add_jobs(
+        connection, TRACE, [(derive_job_id(keyring, TRACE, entry_id), owner, entry_id) for entry_id in entries], now
+    )
+    await jobs.add_jobs(connection, COVERAGE, [(derive_job_id(keyring, COVERAGE, authority), owner, authority)], now)
+
+
+async def _open_again(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
     statement = upsert(connection, _traces)
     is_dead = (_traces.c.state == TraceState.INVALIDATED.value) & (_traces.c.nhs_index == statement.excluded.nhs_index)
     is_same = (_traces.c.identity == statement.excluded.identity) | is_dead
@@ -78,11 +89,7 @@ async def open_traces(
     anew = {name: case((is_same, _traces.c[name]), else_=statement.excluded[name]) for name in kept}
     plain = {name: statement.excluded[name] for name in ("identity", "nhs_index", "code", "attempts", "next_at")}
     await connection.execute(statement.on_conflict_do_update(index_elements=["entry_id"], set_=anew | plain), rows)
-    await _revive(connection, sorted(entries))
-    await jobs.add_jobs(
-        connection, TRACE, [(derive_job_id(keyring, TRACE, entry_id), owner, entry_id) for entry_id in entries], now
-    )
-    await jobs.add_jobs(connection, COVERAGE, [(derive_job_id(keyring, COVERAGE, authority), owner, authority)], now)
+    await _revive(connection, [row["entry_id"] for row in rows])
 
 
 async def load_traces(
