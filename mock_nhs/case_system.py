@@ -5,7 +5,8 @@ over ``id.timestamp.body``, verified here by code of its own. Answers: 200 kept 
 401 signature wrong or older than five minutes, 404 no such authority, 422 the alert is for another authority.
 
 As a program: ``python -m mock_nhs.case_system --port 8081 --people DIR --record FILE``; an authority's webhook is
-``/alerts/CODE``. Its journal has a line for every request: ``alert``, ``alert_repeated``, ``refused`` with the reason,
+``/alerts/CODE``. Its journal has a line for every request: ``alert``, ``update``, ``withdrawal`` or ``coverage``, the
+same with ``_repeated``, ``refused`` with the reason,
 ``failed_on_purpose`` with the fault, ``followed_redirect``.
 """
 
@@ -112,12 +113,17 @@ def _read_signatures(header: str) -> list[bytes]:
     return found
 
 
+KINDS: Final = {"withdrawn_at": "withdrawal", "noticed_at": "coverage", "notice_id": "update"}
+"""What a message is, by the field that only it has; in this order."""
+
+
 def read_alert(request: Request, webhook_id: str, authority: str) -> Receipt:
     """The alert in a verified request. Raises Refused."""
     try:
         content = json.loads(request.body)
-        alert_id, addressed = content["alert_id"], content["authority"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        # What is said of a list is of no alert.
+        alert_id, addressed = content.get("alert_id") or content["notice_id"], content["authority"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Refused(HTTPStatus.BAD_REQUEST, "not_an_alert") from None
     if addressed != authority:
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "for_another_authority")
@@ -142,7 +148,7 @@ class CaseSystem:
         self._kept = {
             line["idempotency_key"]: line["body_digest"]
             for line in read_journal(record)
-            if line["what"] in ("alert", "withdrawal")
+            if line["what"] in ("alert", *KINDS.values())
         }
         self._on_receipt = on_receipt
         self._clock = clock
@@ -242,7 +248,7 @@ class CaseSystem:
         repeated = receipt.idempotency_key in self._kept
         first = self._kept.setdefault(receipt.idempotency_key, digest)
         alert = receipt.alert
-        what = "withdrawal" if "withdrawn_at" in alert else "alert"
+        what = next((kind for name, kind in KINDS.items() if name in alert), "alert")
         self._note(
             f"{what}_repeated" if repeated else what,
             idempotency_key=receipt.idempotency_key,

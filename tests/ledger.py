@@ -141,14 +141,14 @@ def _count_case_system(books: Books, rows: dict[str, list[Any]], journal: list[A
         books.problems.append("an alert came twice under different idempotency keys")
     if any(line.get("repeat_differs") for line in repeated):
         books.problems.append("a repeated alert differs from the first")
-    due = {row["alert_id"] for row in rows["deliveries"] if row["lane"].startswith("webhook:")}
+    # What is said of a list is of no alert.
+    pushed = [row for row in rows["deliveries"] if row["lane"].startswith("webhook:") and row["alert_id"]]
+    due = {row["alert_id"] for row in pushed}
     if set(alert_ids) - {row["id"] for row in rows["alerts"]}:
         books.problems.append("the case system holds an alert the broker does not know: PHANTOM")
     if settled and due - set(alert_ids):
         books.problems.append(f"{len(due - set(alert_ids))} alerts never reached the case system: LOST")
-    said = {
-        row["alert_id"] for row in rows["deliveries"] if row["state"] == "sent" and row["lane"].startswith("webhook:")
-    }
+    said = {row["alert_id"] for row in pushed if row["state"] == "sent"}
     if said - set(alert_ids):
         books.problems.append(f"{len(said - set(alert_ids))} alerts marked sent that nobody received: LOST")
 
