@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
-from sqlalchemy import or_, select, text, update
+from sqlalchemy import case, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
@@ -60,7 +60,7 @@ async def add_jobs(
     *,
     opens_again: bool = True,
 ) -> None:
-    """Add jobs as (id, owner, subject); one that waits already stays as it is, a done one is opened again.
+    """Add jobs as (id, owner, subject); one that waits already keeps its age, a done one is opened again.
 
     Unless it ``opens_again``, one that was done stays done.
     """
@@ -80,7 +80,16 @@ async def add_jobs(
     added = set(await insert_new(connection, _jobs, rows, key="id"))
     known = [row for row in rows if row["id"] not in added]
     if known and opens_again:
-        again = {"state": ItemState.OPEN.value, "barrier": None, "due_at": now, "leased_until": None, "done_at": None}
+        # A look-back searches from when it was due: changed again while it waits, it searches from the first time.
+        is_due = (_jobs.c.state == ItemState.OPEN.value) & (_jobs.c.due_at < now)
+        due_at = case((is_due, _jobs.c.due_at), else_=now)
+        again = {
+            "state": ItemState.OPEN.value,
+            "barrier": None,
+            "due_at": due_at,
+            "leased_until": None,
+            "done_at": None,
+        }
         statement = upsert(connection, _jobs)
         await connection.execute(
             statement.on_conflict_do_update(index_elements=["id"], set_=again | {"epoch": _jobs.c.epoch + 1}), known

@@ -189,3 +189,16 @@ async def test_4000_racing_pairs(postgres_url: str, tmp_path: Path) -> None:
             await asyncio.gather(*(_race(world, pair) for pair in range(start, start + 20)), _runner(world).run_once())
         await _run_jobs(world)
         assert len({alert.visit_id for alert in await world.alerts()}) == len(await world.alerts())
+
+
+async def test_an_entry_that_changes_again_while_its_look_back_waits_is_still_looked_back_for_from_the_first(
+    world: World,
+) -> None:
+    await world.receive(hl7())
+    world.clock.advance(world.rules.look_back * 0.9)
+    await world.list_children(CASEY)
+    world.clock.advance(world.rules.look_back * 0.2)
+    await world.list_children(CASEY.replace(",North", ",South"))
+    await _run_jobs(world)
+    [alert] = await world.alerts()
+    assert alert.alert.late
