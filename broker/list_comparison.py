@@ -187,7 +187,7 @@ class Comparer:
                 found.unread.add(entry.local_id)
                 continue
             if before is not None and before.entry != entry and before.changed_at > self._sent_at:
-                self._refuse(found, number, "row", "was changed by a later upload while this one was held")
+                self._refuse(found, number, "row", "was changed by a later upload while this one waited")
                 continue
             found.rows_good += 1
             if before is None or before.entry != entry:
@@ -228,7 +228,9 @@ class Comparer:
         elif stood is Standing.CURRENT:
             # An end that is still to come is counted as well: a wrong file must not end a list a day later.
             is_over = not self._is_current(entry)
-            found.ends += is_over or (before.entry.end_on is None and entry.end_on is not None)
+            # Under another number nobody who came as this person is found any more: a column sorted alone ends a list.
+            is_renumbered = before.entry.nhs_number != entry.nhs_number
+            found.ends += is_over or is_renumbered or (before.entry.end_on is None and entry.end_on is not None)
 
     async def _find_left_out(self, found: Comparison) -> None:
         found.current = 0

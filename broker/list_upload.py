@@ -364,7 +364,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             )
             await audit.record_acts(connection, [act], now)
         problem = (
-            f"it would end or take back {found.ends + found.deletes} of {found.current} current entries: "
+            f"it would end, take back or renumber {found.ends + found.deletes} of {found.current} current entries: "
             "a list officer must confirm or reject it; until then nothing of it counts"
         )
         return msgspec.structs.replace(

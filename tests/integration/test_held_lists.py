@@ -277,3 +277,17 @@ async def test_a_list_in_json_is_loaded_as_one_in_csv(world: World) -> None:
     )
     assert report.file_code is FileCode.ALL_LOADED
     assert (await entry_of(world, 1)).name.family == "Tester"
+
+
+async def test_a_file_whose_numbers_slipped_by_a_row_is_held(world: World) -> None:
+    """A spreadsheet that sorts one column alone gives every child somebody else's number."""
+    rows = [row(number) for number in range(1, 6)]
+    await send(world, rows)
+    numbers = [each.split(",")[1] for each in rows]
+    slipped = [
+        each.replace(own, other) for each, own, other in zip(rows, numbers, numbers[1:] + numbers[:1], strict=True)
+    ]
+    report = await send(world, slipped)
+    assert (report.state, report.ends) == (UploadState.HELD, 5)
+    assert (await entry_of(world, 1)).nhs_number == numbers[0]
+    assert (await send(world, slipped[:1])).state is UploadState.LOADED
