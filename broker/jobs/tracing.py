@@ -29,6 +29,7 @@ from schemas.trace import (
     ByNumber,
     Finding,
     Invalidated,
+    Mismatch,
     Refused,
     Restricted,
     Superseded,
@@ -150,6 +151,11 @@ class Tracing:
             ):
                 acts.append(_act(owner, "alias.made", job.subject))
                 await self._look_back(connection, owner, job.subject, now)
+            elif _stands_alone(finding) and await aliases.part_revived(
+                connection, self._keyring, owner, candidate.entry.nhs_number, now=now
+            ):
+                acts.append(_act(owner, "alias.undone", job.subject))
+                await self._look_back_for_person(connection, candidate, now)
             elif candidate.is_dead and not isinstance(finding, Unavailable | Refused | Invalidated):
                 await self._look_back(connection, owner, job.subject, now)
             counting = derive_job_id(self._keyring, COVERAGE, candidate.authority)
@@ -159,6 +165,14 @@ class Tracing:
     async def _look_back(self, connection: AsyncConnection, owner: str, entry_id: str, now: datetime) -> None:
         job_id = derive_job_id(self._keyring, LOOK_BACK, entry_id)
         await jobs.add_jobs(connection, LOOK_BACK, [(job_id, owner, entry_id)], now)
+
+    async def _look_back_for_person(self, connection: AsyncConnection, candidate: Candidate, now: datetime) -> None:
+        """For every plan of the person: an alert may rest on any of them."""
+        index = child_lists.index_nhs_number(self._keyring, candidate.entry.nhs_number)
+        found = (await child_lists.find_by_nhs_number(connection, self._keyring, [index])).get(index, [])
+        own = {each.entry_id for each in found if each.authority == candidate.authority}
+        for entry_id in sorted({*own, candidate.entry_id}):
+            await self._look_back(connection, authority_owner(candidate.authority), entry_id, now)
 
     async def _put_off(self, rest: list[ClaimedJob]) -> None:
         due_at = self._rests_until or self._clock.now()
@@ -192,6 +206,13 @@ def _replacement(finding: Finding) -> NhsNumber | None:
     if isinstance(finding, Superseded | Restricted) and not finding.differs:
         return finding.replacement
     return None
+
+
+def _stands_alone(finding: Finding) -> bool:
+    """Whether PDS has answered with a record of this very number, superseded by nothing."""
+    if isinstance(finding, Restricted):
+        return finding.replacement is None
+    return isinstance(finding, Verified | Mismatch)
 
 
 def _act(owner: str, action: str, subject: str, reason: str = "") -> Act:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import or_, select, update
@@ -20,6 +20,8 @@ from broker.storage.tables import NumberAlias, table
 from schemas.identifiers import NhsNumber
 
 _aliases = table(NumberAlias)
+BROKER: Final = "broker"
+"""Who has undone a pair that PDS does not link any more; linked there again, it stands again."""
 
 
 class Alias(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +55,7 @@ def derive_alias_id(keyring: Keyring, owner: str, old: NhsNumber, new: NhsNumber
 async def add_alias(
     connection: AsyncConnection, keyring: Keyring, owner: str, *, old: NhsNumber, new: NhsNumber, now: datetime
 ) -> bool:
-    """Link two numbers for an owner's entries; False when the pair exists, also when a person has undone it."""
+    """Link two numbers for an owner's entries; False when the pair stands, or when a person has undone it."""
     alias_id = derive_alias_id(keyring, owner, old, new)
     values = {
         "id": alias_id,
@@ -63,8 +65,26 @@ async def add_alias(
         "sealed": keyring.seal(msgspec.json.encode(_Numbers(old, new)), about=f"alias/{alias_id}"),
         "made_at": now,
     }
-    statement = upsert(connection, _aliases).values(values).on_conflict_do_nothing().returning(_aliases.c.id)
-    return (await connection.execute(statement)).one_or_none() is not None
+    statement = upsert(connection, _aliases).values(values)
+    statement = statement.on_conflict_do_update(
+        index_elements=["id"],
+        set_={"made_at": now, "undone_at": None, "undone_by": None},
+        where=_aliases.c.undone_by == BROKER,
+    )
+    return (await connection.execute(statement.returning(_aliases.c.id))).one_or_none() is not None
+
+
+async def part_revived(
+    connection: AsyncConnection, keyring: Keyring, owner: str, old: NhsNumber, *, now: datetime
+) -> bool:
+    """Part a number from all that superseded it, because PDS holds it again as a number of its own."""
+    standing = (
+        _aliases.c.owner == owner,
+        _aliases.c.old_index == keyring.index("nhs", old),
+        _aliases.c.undone_at.is_(None),
+    )
+    statement = update(_aliases).where(*standing).values(undone_at=now, undone_by=BROKER).returning(_aliases.c.id)
+    return bool((await connection.execute(statement)).all())
 
 
 async def undo_alias(connection: AsyncConnection, alias_id: str, *, by: str, now: datetime) -> bool:

@@ -206,6 +206,30 @@ async def test_a_link_that_a_person_undoes_is_withdrawn_aloud_and_never_made_aga
     assert await world.receive(hl7(nhs_number=NEW, visit="V2", patient="K2")) == [PositionOutcome.NO_RECORD]
 
 
+async def test_a_link_ends_when_pds_parts_the_two_records_again_and_comes_back_with_it(side: Side) -> None:
+    """Twins whose records were merged in error: once they are two again, one must not alert as the other."""
+    world = side.world
+    await world.list_children(CASEY, CASEY.replace("child_protection_plan", "looked_after_child"))
+    merged = (replace(CASEY_RECORD, superseded_by=NEW), replace(CASEY_RECORD, nhs_number=NEW))
+    side.knows(*merged)
+    await side.trace()
+    assert await world.receive(hl7(nhs_number=NEW, given="ROBIN")) == [PositionOutcome.ALERTED]
+
+    side.knows(CASEY_RECORD, replace(CASEY_RECORD, nhs_number=NEW, given=("Robin",)))
+    world.clock.advance(OPTIONS.verified_again)
+    await side.trace()
+    [alert] = await world.alerts()
+    assert alert.withdrawn_at is not None
+    twin = hl7(nhs_number=NEW, given="ROBIN", visit="V2", patient="K2")
+    assert await world.receive(twin) == [PositionOutcome.NO_RECORD]
+    assert await side.acts("alias.undone") == ["broker"]
+
+    side.knows(*merged)
+    world.clock.advance(OPTIONS.verified_again)
+    await side.trace()
+    assert await world.receive(hl7(nhs_number=NEW, visit="V3", patient="K3")) == [PositionOutcome.ALERTED]
+
+
 async def test_scenario_e_after_an_adoption_the_old_entry_is_dead_and_nothing_leads_to_the_new_child(
     side: Side,
 ) -> None:
