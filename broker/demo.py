@@ -40,6 +40,11 @@ _START_S: Final = 45.0
 _SETTLE_S: Final = 60.0
 SITE: Final = "RZ1"
 FHIR_SHARE: Final = 0.3
+_SHOWN_ROLES: Final = (
+    ("social_worker", "a social worker"),
+    ("duty_worker", "the duty desk"),
+    ("list_officer", "who keeps the child list"),
+)
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,7 +286,7 @@ def _reckon(stage: Stage, console: Console) -> int:
 
 def _leave_open(stage: Stage, console: Console) -> None:
     console.print(f"\nThe pages are open at [bold]{stage.url}[/bold] - sign in as one of:")
-    for role, meaning in (("social_worker", "a social worker"), ("duty_worker", "the duty desk")):
+    for role, meaning in _SHOWN_ROLES:
         login, password = find_login(stage.directory, role)
         console.print(f"  {meaning}: {login} / {password}")
     clinician = read_csv(stage.directory / "town" / "clinicians.csv")[0]

@@ -48,7 +48,7 @@ class Authority:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Someone who works for an authority. ``role`` is ``social_worker`` or ``duty_worker``."""
+    """Someone who works for an authority. ``role`` is ``social_worker``, ``duty_worker`` or ``list_officer``."""
 
     code: str
     authority: str
@@ -366,10 +366,11 @@ def _invent_authority(seed: int, number: int) -> Authority:
 
 
 def _invent_workers(seed: int, authority: str) -> list[Worker]:
-    """Four social workers and two who answer for everybody."""
+    """Four social workers, two who answer for everybody and one who keeps the list."""
     draws = random.Random(f"{seed}:{authority}:workers")
     roles = [("sw", "social_worker", _TEAMS[number % len(_TEAMS)]) for number in range(4)]
     roles += [("duty", "duty_worker", "Duty desk") for _ in range(2)]
+    roles.append(("list", "list_officer", "Child lists"))
     return [
         Worker(
             code=f"W{authority}{number:02d}",

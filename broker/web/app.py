@@ -36,6 +36,7 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("GET", "/inbox", inbox.show_inbox),
     ("GET", "/alerts/{alert_id}", inbox.show_alert),
     ("POST", "/alerts/{alert_id}/acknowledge", inbox.acknowledge_alert),
+    ("GET", "/reviews", reviews.show_reviews),
     ("GET", "/reviews/{review_id}", reviews.show_review),
     ("POST", "/reviews/{review_id}/confirm", reviews.confirm),
     ("POST", "/reviews/{review_id}/reject", reviews.reject),

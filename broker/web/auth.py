@@ -67,6 +67,11 @@ SIGNED_IN: Final = frozenset(Role)
 _SOCIAL_CARE: Final = frozenset({Role.SOCIAL_WORKER, Role.DUTY_WORKER})
 _DUTY_DESK: Final = frozenset({Role.DUTY_WORKER})
 _LISTS: Final = frozenset({Role.LIST_OFFICER, Role.DUTY_WORKER})
+"""Who answers for what the list says: what it said and when, and what was missed because of it. A list officer reads
+the missed alerts, to mend the list; that somebody saw to the child is said by the duty desk alone."""
+_REVIEWERS: Final = frozenset({*_SOCIAL_CARE, Role.LIST_OFFICER})
+"""Whether two records are one person is asked of the list as well: list officers know its names, numbers and twins.
+They see no alert, and nothing of why the person came."""
 _CLINICIANS: Final = frozenset({Role.CLINICIAN})
 _OPERATORS: Final = frozenset({Role.OPERATOR})
 _LIST_OFFICERS: Final = frozenset({Role.LIST_OFFICER})
@@ -81,13 +86,14 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/inbox"): _SOCIAL_CARE,
     ("GET", "/alerts/{alert_id}"): _SOCIAL_CARE,
     ("POST", "/alerts/{alert_id}/acknowledge"): _SOCIAL_CARE,
-    ("GET", "/reviews/{review_id}"): _SOCIAL_CARE,
-    ("POST", "/reviews/{review_id}/confirm"): _SOCIAL_CARE,
-    ("POST", "/reviews/{review_id}/reject"): _SOCIAL_CARE,
-    ("POST", "/reviews/{review_id}/undo"): _SOCIAL_CARE,
-    ("GET", "/as-at"): _DUTY_DESK,
-    ("POST", "/as-at"): _DUTY_DESK,
-    ("GET", "/missed"): _DUTY_DESK,
+    ("GET", "/reviews"): _REVIEWERS,
+    ("GET", "/reviews/{review_id}"): _REVIEWERS,
+    ("POST", "/reviews/{review_id}/confirm"): _REVIEWERS,
+    ("POST", "/reviews/{review_id}/reject"): _REVIEWERS,
+    ("POST", "/reviews/{review_id}/undo"): _REVIEWERS,
+    ("GET", "/as-at"): _LISTS,
+    ("POST", "/as-at"): _LISTS,
+    ("GET", "/missed"): _LISTS,
     ("POST", "/missed/{missed_id}/settle"): _DUTY_DESK,
     ("GET", "/coverage"): _LISTS,
     ("POST", "/coverage/{item_id}/note"): _LISTS,

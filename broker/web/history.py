@@ -1,4 +1,4 @@
-"""For the duty desk: what the authority's list said of somebody at any time, and the alerts that were missed."""
+"""For list officers and the duty desk: what the list said of somebody at any time, and the alerts that were missed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.inbox import act_of
 from broker.web.pages import pages_of
 from schemas.attendance import Attendance
+from schemas.directory import Role
 from schemas.identifiers import parse_nhs_number
 
 _MISSED_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_ASKED: Final = ("nhs_number", "on", "time")
+"""Fields of the question. They stand in the form again beside the answer, so that another time can be asked for."""
 
 
 class MissedRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,22 +38,22 @@ class MissedRow(msgspec.Struct, frozen=True, kw_only=True):
 
 async def show_as_at_form(request: Request) -> Response:
     """The question."""
-    return pages_of(request).render(request, "as_at.html", answer=None, problem="")
+    return pages_of(request).render(request, "as_at.html", answer=None, problem="", asked=dict.fromkeys(_ASKED, ""))
 
 
 async def show_as_at(request: Request) -> Response:
     """The answer. The number comes in the form, never in the address."""
     pages, person = pages_of(request), signed_in_of(request).person
     form = await read_form(request)
-    number = parse_nhs_number(field_of(form, "nhs_number"))
-    at = _read_instant(field_of(form, "on"), field_of(form, "time"))
+    asked = {name: field_of(form, name) for name in _ASKED}
+    number, at = parse_nhs_number(asked["nhs_number"]), _read_instant(asked["on"], asked["time"])
     if number is None or at is None:
         problem = "Give a valid NHS number, a day and a time."
-        return pages.render(request, "as_at.html", answer=None, problem=problem, status_code=400)
+        return pages.render(request, "as_at.html", answer=None, problem=problem, asked=asked, status_code=400)
     question = AsAtQuestion(nhs_number=number, at=at, owner=person.owner, asked_by=person.login)
     async with pages.database.writing() as connection:
         answer: AsAt = await tell_as_at(connection, pages.keyring, question, pages.clock.now())
-    return pages.render(request, "as_at.html", answer=answer, problem="")
+    return pages.render(request, "as_at.html", answer=answer, problem="", asked=asked)
 
 
 async def show_missed(request: Request) -> Response:
@@ -64,7 +67,7 @@ async def show_missed(request: Request) -> Response:
             rows.append(MissedRow(stored=each, names=_name(said), is_open=each.state is ItemState.OPEN))
         acts = [act_of(person, "missed.listed", each.id) for each in found]
         await audit.record_acts(connection, acts, pages.clock.now())
-    return pages.render(request, "missed.html", rows=rows)
+    return pages.render(request, "missed.html", rows=rows, is_duty_desk=person.role is Role.DUTY_WORKER)
 
 
 async def settle_missed(request: Request, missed_id: str) -> Response:

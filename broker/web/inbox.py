@@ -169,6 +169,14 @@ def scope_of(person: Person) -> str | None:
     raise HTTPException(403)
 
 
+def review_scope_of(person: Person) -> str | None:
+    """The worker whose doubts a person may see; None: those who see all of their authority.
+
+    Raises HTTPException 403 as ``scope_of`` does.
+    """
+    return None if person.role is Role.LIST_OFFICER else scope_of(person)
+
+
 def describe_row(stored: StoredAlert, colleagues: Colleagues, now: datetime) -> AlertRow:
     """An alert with names for codes, and how urgent it is."""
     is_open = stored.state is AlertState.OPEN

@@ -36,6 +36,8 @@ from schemas.upload import UploadFormat, UploadKind, UploadReport
 _ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 PIECE_BYTES: Final = 262_144
 CONFIRM, REJECT = "confirm", "reject"
+_NOTED: Final = "/lists?noted=yes"
+"""Where a decision leads: the page says that it is on record."""
 
 
 class MissingRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +50,7 @@ class MissingRow(msgspec.Struct, frozen=True, kw_only=True):
 
 async def show_lists(request: Request) -> Response:
     """What waits of the authority's list, and the form to send one."""
-    return await _show(request, None)
+    return await _show(request, None, is_noted=request.query_params.get("noted") == "yes")
 
 
 async def upload_list(request: Request) -> Response:
@@ -103,7 +105,7 @@ async def decide_hold(request: Request, upload_id: str, decision: str) -> Respon
             await reject_upload(
                 pages.database, pages.clock, upload_id=upload_id, owner=person.owner, by=person.login, reason=reason
             )
-            return RedirectResponse("/lists", status_code=303)
+            return RedirectResponse(_NOTED, status_code=303)
         report = await confirm_upload(
             pages.database,
             pages.keyring,
@@ -137,10 +139,10 @@ async def decide_missing(request: Request, difference_id: str) -> Response:
         )
     except NothingToDecide:
         raise HTTPException(404) from None
-    return RedirectResponse("/lists", status_code=303)
+    return RedirectResponse(_NOTED, status_code=303)
 
 
-async def _show(request: Request, report: UploadReport | None) -> Response:
+async def _show(request: Request, report: UploadReport | None, *, is_noted: bool = False) -> Response:
     pages, person = pages_of(request), signed_in_of(request).person
     now, rows_max = pages.clock.now(), pages.limits.rows_max
     async with pages.database.writing() as connection:
@@ -160,6 +162,7 @@ async def _show(request: Request, report: UploadReport | None) -> Response:
         "lists.html",
         status_code=200,
         report=report,
+        is_noted=is_noted,
         refused=report.refused[:rows_max] if report is not None else (),
         holds=holds,
         missing=missing,

@@ -77,7 +77,11 @@ class Pages:
         """Fill a template. Whoever is signed in is known to it; everything shown is escaped."""
         signed_in = getattr(request.state, "signed_in", None)
         text = self.templates.get_template(template).render(
-            signed_in=signed_in, now=self.clock.now(), development=self.settings.is_development, **shown
+            signed_in=signed_in,
+            here=request.url.path,
+            now=self.clock.now(),
+            development=self.settings.is_development,
+            **shown,
         )
         return HTMLResponse(text, status_code=status_code)
 

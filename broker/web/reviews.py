@@ -1,9 +1,11 @@
-"""For social care: one doubt about identity, the visit beside the list entry, and the decision of a person."""
+"""For social care and list officers: the doubts about identity; one of them, the visit beside the list entry, and the
+decision of a person."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Final
 
 from fastapi import Request
@@ -16,13 +18,39 @@ from broker.storage import audit, directory, reviews
 from broker.storage.reviews import StoredReview
 from broker.verdict import REASON_LETTERS_MAX, Judge, Verdict, confirm_review, reject_review, undo_review
 from broker.web.auth import field_of, read_form, signed_in_of
-from broker.web.inbox import act_of, describe_review, load_colleagues, scope_of
+from broker.web.inbox import act_of, describe_review, group_reviews, load_colleagues, review_scope_of
 from broker.web.pages import Pages, pages_of
-from schemas.directory import Person
+from schemas.directory import Person, Role
 from schemas.identifiers import authority_of
 
 _REVIEW_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _Decision = Callable[[AsyncConnection, Occasion, Judge, StoredReview, str], Awaitable[Verdict]]
+
+
+async def show_reviews(request: Request) -> Response:
+    """The doubts that wait for a decision, the most urgent first, and those that were decided lately."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now, rows_max, held_by = pages.clock.now(), pages.limits.rows_max, review_scope_of(person)
+    since = now - timedelta(hours=pages.limits.closed_shown_h)
+    async with pages.database.writing() as connection:
+        doubts = await reviews.list_open_reviews(
+            connection, pages.keyring, person.owner, rows_max=rows_max + 1, held_by=held_by
+        )
+        decided = await reviews.list_decided_reviews(
+            connection, pages.keyring, person.owner, since=since, rows_max=rows_max, held_by=held_by
+        )
+        colleagues = await load_colleagues(connection, pages, person)
+        shown = doubts[:rows_max]
+        acts = [act_of(person, "reviews.listed", each.id) for each in (*shown, *decided)]
+        await audit.record_acts(connection, acts, now)
+    return pages.render(
+        request,
+        "reviews.html",
+        groups=group_reviews([describe_review(each, colleagues, now) for each in shown]),
+        decided=[describe_review(each, colleagues, now) for each in decided],
+        is_cut=len(doubts) > rows_max,
+        closed_shown_days=round(pages.limits.closed_shown_h / 24),
+    )
 
 
 async def show_review(request: Request, review_id: str) -> Response:
@@ -70,6 +98,7 @@ async def _show(request: Request, review_id: str, *, verdict: Verdict) -> Respon
         request,
         "review.html",
         row=describe_review(review, colleagues, now),
+        tells_complaint=person.role is not Role.LIST_OFFICER,
         decided_by=colleagues.name_login(review.decided_by or ""),
         verdict=verdict.value,
         reason_letters_max=REASON_LETTERS_MAX,
@@ -81,7 +110,9 @@ async def _load_review(connection: AsyncConnection, pages: Pages, person: Person
     """The doubt, or 404: one that others hold answers as one that does not exist."""
     stored = None
     if _REVIEW_ID.fullmatch(review_id):
-        stored = await reviews.load_review(connection, pages.keyring, person.owner, review_id, held_by=scope_of(person))
+        stored = await reviews.load_review(
+            connection, pages.keyring, person.owner, review_id, held_by=review_scope_of(person)
+        )
     if stored is None:
         raise HTTPException(404)
     return stored

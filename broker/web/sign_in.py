@@ -23,7 +23,9 @@ HOMES: Final[Mapping[Role, str]] = {
     Role.CLINICIAN: "/replies",
     Role.OPERATOR: "/operations",
 }
-_WAY_BACK: Final = re.compile(r"/(?:inbox|lists|coverage|replies|operations|alerts/[0-9a-f]{32})", re.ASCII)
+_WAY_BACK: Final = re.compile(
+    r"/(?:inbox|lists|coverage|reviews|as-at|missed|replies|operations|(?:alerts|reviews)/[0-9a-f]{32})", re.ASCII
+)
 """Where signing in may lead: our own pages only, never another site."""
 
 

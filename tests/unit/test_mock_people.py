@@ -164,7 +164,7 @@ def test_every_reference_in_the_files_has_its_row(town: Town, tmp_path: Path) ->
     workers = {row["code"]: row for row in rows(tmp_path / "workers.csv")}
     sites = rows(tmp_path / "sites.csv")
     assert {row["authority"] for row in workers.values()} == authorities == {"706", "707"}
-    assert {row["role"] for row in workers.values()} == {Role.SOCIAL_WORKER, Role.DUTY_WORKER}
+    assert {row["role"] for row in workers.values()} == {Role.SOCIAL_WORKER, Role.DUTY_WORKER, Role.LIST_OFFICER}
     assert all(set(row["authorities"].split()) <= authorities for row in sites)
     assert {row["organisation"] for row in rows(tmp_path / "clinicians.csv")} == {row["code"] for row in sites}
     logins = [row["login"] for row in [*workers.values(), *rows(tmp_path / "clinicians.csv")]]
