@@ -267,7 +267,8 @@ class Scene:
         """Cheap to ask, unlike the ledger, which is asked afterwards: counting all over again slows the other side."""
         return (
             await self._count("SELECT count(*) FROM handled_positions") >= self.system.ed.offered
-            and await self._count("SELECT count(*) FROM jobs WHERE state = 'open'") == 0
+            # Counts and traces of lists come round for good; what is caught up with is the look-back.
+            and await self._count("SELECT count(*) FROM jobs WHERE state = 'open' AND kind = 'look_back'") == 0
             and await self._count("SELECT count(*) FROM deliveries WHERE state IN ('waiting', 'claimed')") == 0
         )
 
