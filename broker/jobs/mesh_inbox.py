@@ -13,9 +13,9 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 
 import msgspec
-from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.errors import MailboxUnavailable
+from broker.consumers.loop import is_outage
 from broker.domain.retry import next_try_at
 from broker.keyring import Keyring
 from broker.ports import Clock, Mailbox
@@ -112,13 +112,12 @@ class MeshInbox:
                 stays = handled.reason == TOO_LARGE
             if not stays:
                 await self._mailbox.acknowledge(claimed.id)
-        except (MailboxUnavailable, SQLAlchemyError, OSError):
-            # An outage ends the round: the next message would meet it too.
-            await self._release(claimed)
-            raise
         except Exception as error:
-            log(LogEvent.JOB_FAILED, kind="mesh_file", error=type(error).__name__)
             await self._release(claimed)
+            # An outage ends the round: the next message would meet it too. What the database refuses is no outage.
+            if isinstance(error, MailboxUnavailable) or is_outage(error):
+                raise
+            log(LogEvent.JOB_FAILED, kind="mesh_file", error=type(error).__name__)
             return 0
         if stays:
             await self._release(claimed)
@@ -146,10 +145,8 @@ class MeshInbox:
         try:
             received = ReceivedList(authority=authority, body=message.body, uploaded_by=f"mesh:{message.sender}")
             answer = await self._load(received)
-        except (SQLAlchemyError, OSError):
-            raise
         except Exception as error:
-            if attempts < self._options.attempts_max:
+            if is_outage(error) or attempts < self._options.attempts_max:
                 raise
             return msgspec.structs.replace(handled, reason="failed", detail=type(error).__name__)
         return msgspec.structs.replace(

@@ -15,6 +15,7 @@ import mesh_client
 import msgspec
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 from typer.testing import CliRunner
 
 from adapters.errors import MailboxUnavailable
@@ -314,8 +315,9 @@ async def test_a_list_that_is_too_large_stays_until_a_person_asks_again(world: W
     assert (await count(world, ListEntry), waiting(sandbox), await files(world)) == (1, [], [])
 
 
+@pytest.mark.parametrize("fault", [ZeroDivisionError(), IntegrityError("INSERT", None, ValueError())])
 async def test_a_fault_of_ours_is_tried_again_and_then_kept_and_the_next_message_is_not_held_up(
-    world: World, sandbox: MeshSandbox, mailbox: MeshMailbox
+    world: World, sandbox: MeshSandbox, mailbox: MeshMailbox, fault: Exception
 ) -> None:
     load = list_loader(world.database, world.keyring, world.clock)
     bad = send(sandbox, b"\xff")
@@ -323,7 +325,7 @@ async def test_a_fault_of_ours_is_tried_again_and_then_kept_and_the_next_message
 
     async def fails(received: ReceivedList) -> ListAnswer:
         if received.body == b"\xff":
-            raise ZeroDivisionError
+            raise fault
         return await load(received)
 
     inbox = inbox_of(world, mailbox, fails)
@@ -332,7 +334,7 @@ async def test_a_fault_of_ours_is_tried_again_and_then_kept_and_the_next_message
     await inbox.run_once()
     await inbox.run_once()
     [kept] = await files(world)
-    assert (kept.id, kept.reason, kept.detail, kept.is_kept) == (bad, "failed", "ZeroDivisionError", True)
+    assert (kept.id, kept.reason, kept.detail, kept.is_kept) == (bad, "failed", type(fault).__name__, True)
     assert waiting(sandbox) == []
 
 
