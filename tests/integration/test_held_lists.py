@@ -27,6 +27,7 @@ from schemas.child_list import ChildListEntry
 from schemas.identifiers import authority_owner
 from schemas.upload import FileCode, RecordCode, UploadFormat, UploadKind, UploadState
 from tests.factories import make_entry, make_nhs_number
+from tests.unit.test_cpis_xml import child, plan, record, upload
 from tests.world import CASEY, CHILDREN_COLUMNS, World, hl7
 
 OFFICER, LEAD = "list.officer@706.example.org", "lee@706.example.org"
@@ -277,6 +278,31 @@ async def test_a_list_in_json_is_loaded_as_one_in_csv(world: World) -> None:
     )
     assert report.file_code is FileCode.ALL_LOADED
     assert (await entry_of(world, 1)).name.family == "Tester"
+
+
+async def test_a_file_of_a_case_system_is_held_and_confirmed_like_every_other(world: World) -> None:
+    people = [(make_nhs_number(number), f"C{number}") for number in range(1, 5)]
+    stands = upload(*(record(child(number, local_id), plan("cPP")) for number, local_id in people))
+    over = upload(*(record(child(number, local_id), plan("cPP", end="20260201")) for number, local_id in people))
+    reports = [
+        await upload_children(
+            world.database,
+            world.keyring,
+            world.clock,
+            authority="706",
+            file=file,
+            uploaded_by=OFFICER,
+            form=UploadFormat.XML,
+            options=FEW,
+        )
+        for file in (stands, over)
+    ]
+    assert [report.state for report in reports] == [UploadState.LOADED, UploadState.HELD]
+    assert reports[1].upload_id is not None
+    confirmed = await confirm_upload(
+        world.database, world.keyring, world.clock, upload_id=reports[1].upload_id, owner=OWNER, by=LEAD
+    )
+    assert (confirmed.state, confirmed.ends) == (UploadState.LOADED, 4)
 
 
 async def test_a_file_whose_numbers_slipped_by_a_row_is_held(world: World) -> None:
