@@ -64,11 +64,12 @@ async def upload_children(
     uploaded_by: str,
     kind: UploadKind = UploadKind.CHANGES,
     form: UploadFormat = UploadFormat.CSV,
+    sent_at: datetime | None = None,
     dry_run: bool = False,
     options: UploadOptions | None = None,
     on_progress: Progress | None = None,
 ) -> UploadReport:
-    """Load a list.
+    """Load a list; one that was ``sent_at`` an earlier time does not undo what later ones changed.
 
     Raises MalformedFile or UnknownAuthority, and then nothing was stored.
     A file of which every row was refused is on record, but does not count as a confirmed list.
@@ -82,7 +83,7 @@ async def upload_children(
         kind=kind,
         form=form,
         uploaded_by=uploaded_by,
-        sent_at=clock.now(),
+        sent_at=sent_at or clock.now(),
         on_progress=on_progress,
     )
     if isinstance(file, SealedSpool):
@@ -349,7 +350,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             format=self.form,
             file_hash=spool.digest,
             uploaded_by=self.uploaded_by,
-            uploaded_at=now,
+            uploaded_at=self.sent_at,
             rows_good=found.rows_good,
             rows_refused=found.refused_count,
             ends=found.ends,

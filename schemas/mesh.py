@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 
 from schemas.upload import FileCode
@@ -27,6 +29,8 @@ class ReceivedList(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     uploaded_by: str
     """For the audit, such as ``mesh:X26ABC1``."""
+    waits_since: datetime
+    """When it was first seen in the mailbox: what later files changed is not undone by it."""
 
 
 class ListAnswer(msgspec.Struct, frozen=True, kw_only=True):

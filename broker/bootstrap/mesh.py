@@ -62,6 +62,7 @@ def list_loader(
                 authority=received.authority,
                 file=received.body,
                 uploaded_by=received.uploaded_by,
+                sent_at=received.waits_since,
                 form=form,
                 options=options,
             )

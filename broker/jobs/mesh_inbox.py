@@ -107,7 +107,7 @@ class MeshInbox:
         try:
             if not claimed.is_handled:
                 message = await self._mailbox.take(claimed.id)
-                handled = await self._handle(message, claimed.attempts)
+                handled = await self._handle(message, claimed)
                 await self._save(handled)
                 stays = handled.reason == TOO_LARGE
             if not stays:
@@ -130,7 +130,7 @@ class MeshInbox:
         async with self._database.writing() as connection:
             await mesh_files.release_file(connection, claimed.id)
 
-    async def _handle(self, message: MeshMessage, attempts: int) -> HandledFile:
+    async def _handle(self, message: MeshMessage, claimed: ClaimedFile) -> HandledFile:
         authority = self._options.authorities.get(message.sender)
         owner = authority_owner(authority) if authority else BROKER_OWNER
         handled = HandledFile(id=message.id, owner=owner, sender=message.sender, body=message.body)
@@ -143,10 +143,15 @@ class MeshInbox:
         if message.body is None:
             return msgspec.structs.replace(handled, reason=TOO_LARGE)
         try:
-            received = ReceivedList(authority=authority, body=message.body, uploaded_by=f"mesh:{message.sender}")
+            received = ReceivedList(
+                authority=authority,
+                body=message.body,
+                uploaded_by=f"mesh:{message.sender}",
+                waits_since=claimed.waits_since,
+            )
             answer = await self._load(received)
         except Exception as error:
-            if is_outage(error) or attempts < self._options.attempts_max:
+            if is_outage(error) or claimed.attempts < self._options.attempts_max:
                 raise
             return msgspec.structs.replace(handled, reason="failed", detail=type(error).__name__)
         return msgspec.structs.replace(

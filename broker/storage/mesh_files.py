@@ -27,6 +27,7 @@ class ClaimedFile(msgspec.Struct, frozen=True, kw_only=True):
     """A message that this worker holds for a while."""
 
     id: str
+    waits_since: datetime
     attempts: int
     """How often it was claimed before it was handled; this time is the first."""
     is_handled: bool
@@ -102,13 +103,14 @@ async def claim_file(
         update(_files)
         .where(_files.c.id == message_id, or_(_files.c.leased_until.is_(None), _files.c.leased_until <= now))
         .values(leased_until=now + lease, attempts=_files.c.attempts + 1)
-        .returning(_files.c.attempts, _files.c.handled_at, _files.c.reason)
+        .returning(_files.c.attempts, _files.c.handled_at, _files.c.reason, _files.c.kept_at)
     )
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         return None
     return ClaimedFile(
         id=message_id,
+        waits_since=row.kept_at,
         attempts=row.attempts,
         is_handled=row.handled_at is not None,
         stays=row.reason == TOO_LARGE,

@@ -26,7 +26,7 @@ from broker.bootstrap.jobs import open_part
 from broker.bootstrap.mesh import inbox_options, list_loader
 from broker.jobs.mesh_inbox import LoadList, MeshInbox, MeshInboxOptions
 from broker.settings import Environment, Settings
-from broker.storage import mesh_files
+from broker.storage import child_lists, mesh_files
 from broker.storage.deadlines import hand_over_overdue
 from broker.storage.mesh_files import HandledFile, StoredFile
 from broker.storage.tables import AuditRow, ListEntry, ListUpload, MeshFile, table
@@ -336,6 +336,33 @@ async def test_a_fault_of_ours_is_tried_again_and_then_kept_and_the_next_message
     [kept] = await files(world)
     assert (kept.id, kept.reason, kept.detail, kept.is_kept) == (bad, "failed", type(fault).__name__, True)
     assert waiting(sandbox) == []
+
+
+async def test_a_file_that_is_loaded_late_undoes_nothing_of_a_newer_one(
+    world: World, sandbox: MeshSandbox, mailbox: MeshMailbox
+) -> None:
+    load = list_loader(world.database, world.keyring, world.clock)
+    fails_once = [True]
+
+    async def stumbles(received: ReceivedList) -> ListAnswer:
+        if b"Older" in received.body and fails_once:
+            fails_once.clear()
+            raise ZeroDivisionError
+        world.clock.advance(timedelta(seconds=1))
+        return await load(received)
+
+    send(sandbox, rows(CASEY))
+    await inbox_of(world, mailbox).run_once()
+    world.clock.advance(timedelta(hours=1))
+    send(sandbox, rows(CASEY.replace("Tester", "Older"), OTHER))
+    send(sandbox, rows(CASEY.replace("Tester", "Newer")))
+    inbox = inbox_of(world, mailbox, stumbles)
+    await inbox.run_once()
+    await inbox.run_once()
+    async with world.database.reading() as connection:
+        listed = await child_lists.load_list(connection, world.keyring, "706")
+    assert {each.entry.name.family for each in listed} == {"Newer", "Sample"}
+    assert reports(sandbox)[-1][1]["file_code"] == "CPF03"
 
 
 async def test_an_answer_that_mesh_refuses_waits_for_a_person(world: World, mailbox: MeshMailbox) -> None:
