@@ -17,22 +17,15 @@ from functools import partial
 from typing import Protocol
 
 import msgspec
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters.errors import LogError, LogGap
 from broker.ports import Clock, LogReader
 from broker.storage import handled
-from broker.storage.database import Database
+from broker.storage.database import Database, is_database_outage
 from broker.storage.handled import GENERATION, Fenced, Place
 from broker.telemetry import BATCH_SECONDS, LAG, LOG_GAPS, LogEvent, innermost_line, log
 from schemas.record import LogRecord, Partition, PartitionExtent
-
-_TRANSIENT_SQLSTATES = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "XX")
-"""SQLSTATE classes that say nothing about the data: connection, transaction, credentials, a database or schema that is
-not there, deadlock, a table or right that is missing (a migration that was forgotten), resources, locks, operator,
-system."""
 
 
 class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -395,16 +388,9 @@ class ConsumeLoop:
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error says that database or log are away or busy, and nothing about the data."""
-    if isinstance(error, DBAPIError):
-        # asyncpg reports arguments it cannot encode as interface errors that are ValueErrors as well.
-        if isinstance(getattr(error.orig, "__cause__", None), ValueError):
-            return False
-        state = str(getattr(error.orig, "sqlstate", None) or "")
-        away = isinstance(error, (InterfaceError, OperationalError)) or error.connection_invalidated
-        return away if not state else state.startswith(_TRANSIENT_SQLSTATES)
     if isinstance(error, LogError):
         return not isinstance(error, LogGap)
-    return isinstance(error, (PoolTimeout, OSError, TimeoutError))
+    return is_database_outage(error)
 
 
 def _continues(place: Place, extent: PartitionExtent) -> bool:

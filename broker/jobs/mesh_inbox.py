@@ -15,13 +15,12 @@ from hashlib import sha256
 import msgspec
 
 from adapters.errors import MailboxUnavailable
-from broker.consumers.loop import is_outage
 from broker.domain.retry import next_try_at
 from broker.keyring import Keyring
 from broker.ports import Clock, Mailbox
 from broker.storage import audit, mesh_files
 from broker.storage.audit import Act
-from broker.storage.database import Database
+from broker.storage.database import Database, is_database_outage
 from broker.storage.mesh_files import TOO_LARGE, ClaimedFile, DueAnswer, HandledFile
 from broker.telemetry import LogEvent, log
 from schemas.delivery import OutcomeClass
@@ -115,7 +114,7 @@ class MeshInbox:
         except Exception as error:
             await self._release(claimed)
             # An outage ends the round: the next message would meet it too. What the database refuses is no outage.
-            if isinstance(error, MailboxUnavailable) or is_outage(error):
+            if isinstance(error, MailboxUnavailable) or is_database_outage(error):
                 raise
             log(LogEvent.JOB_FAILED, kind="mesh_file", error=type(error).__name__)
             return 0
@@ -151,7 +150,7 @@ class MeshInbox:
             )
             answer = await self._load(received)
         except Exception as error:
-            if is_outage(error) or claimed.attempts < self._options.attempts_max:
+            if is_database_outage(error) or claimed.attempts < self._options.attempts_max:
                 raise
             return msgspec.structs.replace(handled, reason="failed", detail=type(error).__name__)
         return msgspec.structs.replace(

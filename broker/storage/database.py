@@ -8,11 +8,13 @@ import os
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -23,6 +25,10 @@ POSTGRES_SETTINGS = {
     # Who waits for a lock longer than that tries again and says so, instead of falling silent.
     "lock_timeout": "8s",
 }
+_TRANSIENT_SQLSTATES: Final = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "XX")
+"""SQLSTATE classes that say nothing about the data: connection, transaction, credentials, a database or schema that is
+not there, deadlock, a table or right that is missing (a migration that was forgotten), resources, locks, operator,
+system."""
 
 
 class Database:
@@ -145,3 +151,15 @@ def _sqlite_engine(url: str, *, write: bool, connections_max: int) -> AsyncEngin
             os.close(unclosed.pop())
 
     return engine
+
+
+def is_database_outage(error: BaseException) -> bool:
+    """Whether an error says that the database is away or busy, and nothing about the data."""
+    if isinstance(error, DBAPIError):
+        # asyncpg reports arguments it cannot encode as interface errors that are ValueErrors as well.
+        if isinstance(getattr(error.orig, "__cause__", None), ValueError):
+            return False
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        away = isinstance(error, (InterfaceError, OperationalError)) or error.connection_invalidated
+        return away if not state else state.startswith(_TRANSIENT_SQLSTATES)
+    return isinstance(error, (PoolTimeout, OSError, TimeoutError))
