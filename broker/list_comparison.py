@@ -234,11 +234,17 @@ class Comparer:
 
     async def _find_left_out(self, found: Comparison) -> None:
         found.current = 0
+        left_out: list[str] = []
         async for candidate in self._scan():
             if self._is_current(candidate.entry):
                 found.current += 1
                 if not found.has(candidate.entry_id) and candidate.entry.local_id not in found.unread:
-                    found.left_out.append(candidate.entry_id)
+                    left_out.append(candidate.entry_id)
+        # A file that waited knows nothing of what was listed since.
+        for start in range(0, len(left_out), PART_ROWS):
+            async with self._connect() as connection:
+                stored = await child_lists.load_stored(connection, self._keyring, left_out[start : start + PART_ROWS])
+            found.left_out += [entry_id for entry_id, each in stored.items() if each.changed_at <= self._sent_at]
 
     async def _scan(self) -> AsyncIterator[Candidate]:
         after = ""

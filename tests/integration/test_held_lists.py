@@ -305,6 +305,21 @@ async def test_a_file_of_a_case_system_is_held_and_confirmed_like_every_other(wo
     assert (confirmed.state, confirmed.ends) == (UploadState.LOADED, 4)
 
 
+async def test_a_full_list_that_was_held_does_not_ask_about_who_was_listed_since(world: World) -> None:
+    await send(world, [row(number) for number in range(1, 7)])
+    world.clock.advance(timedelta(minutes=5))
+    held = await send(world, [row(n, end="2026-02-01") for n in range(1, 6)], kind=UploadKind.FULL)
+    world.clock.advance(timedelta(minutes=5))
+    await send(world, [row(7)])
+    assert held.upload_id is not None
+    report = await confirm_upload(
+        world.database, world.keyring, world.clock, upload_id=held.upload_id, owner=OWNER, by=LEAD
+    )
+    assert (report.ends, report.left_out) == (5, 1)
+    [asked] = await differences(world)
+    assert asked.entry_id == derive_entry_id(world.keyring, "706", make_entry(local_id="L6"))
+
+
 async def test_a_file_whose_numbers_slipped_by_a_row_is_held(world: World) -> None:
     """A spreadsheet that sorts one column alone gives every child somebody else's number."""
     rows = [row(number) for number in range(1, 6)]
