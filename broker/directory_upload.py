@@ -27,15 +27,18 @@ from adapters.child_list_csv import (
     read_sites,
     read_workers,
 )
+from adapters.force_csv import ForceLine, PersonLine, read_encompass_people, read_forces
+from adapters.school_csv import read_pupils, read_safeguarding_contacts, read_schools, read_term_dates
 from broker.keyring import KEY_BYTES, Keyring
 from broker.ports import Clock
 from broker.senders import digest_credential, write_snapshot
-from broker.storage import audit, directory, logins
+from broker.storage import audit, directory, establishments, logins
 from broker.storage.audit import Act
 from broker.storage.database import Database
 from broker.storage.directory import RecipientSecrets
 from schemas.directory import Person, Role
-from schemas.identifiers import BROKER_OWNER, authority_owner, organisation_owner
+from schemas.encompass import CalendarDays, Establishment, Pupil, SafeguardingContact
+from schemas.identifiers import BROKER_OWNER, SchoolUrn, authority_owner, establishment_owner, organisation_owner
 
 Line = TypeVar("Line")
 PASSWORD_BYTES = 15
@@ -101,11 +104,50 @@ class DirectoryUpload:
                 write_snapshot(snapshot, await directory.load_senders(connection))
         return report
 
+    async def load_schools(self, file: bytes) -> ImportReport:
+        """Educational establishments."""
+        return await self._load(read_schools(file), self._save_establishment, "schools.imported")
+
+    async def load_safeguarding_contacts(self, file: bytes) -> ImportReport:
+        """Who at an establishment is told."""
+        return await self._load(read_safeguarding_contacts(file), self._save_contact, "safeguarding_contacts.imported")
+
+    async def load_pupils(self, file: bytes) -> ImportReport:
+        """Authorities' lists of pupils."""
+        return await self._load(read_pupils(file), self._save_pupil, "pupils.imported")
+
+    async def load_term_dates(self, file: bytes) -> ImportReport:
+        """School days. A school year of an authority or a school that the file names is replaced as a whole."""
+        days: list[CalendarDays] = []
+
+        async def collect(connection: AsyncConnection, each: CalendarDays) -> list[Issued]:
+            days.append(each)
+            return []
+
+        async def replace(connection: AsyncConnection) -> None:
+            await establishments.replace_days(connection, days)
+
+        return await self._load(read_term_dates(file), collect, "term_dates.imported", finish=replace)
+
+    async def load_forces(self, file: bytes, snapshot: Path) -> ImportReport:
+        """Police forces; afterwards the snapshot of the door for incidents is written anew."""
+        report = await self._load(read_forces(file), self._save_force, "forces.imported")
+        if not self._dry_run:
+            async with self._database.reading() as connection:
+                write_snapshot(snapshot, await establishments.load_forces_as_senders(connection))
+        return report
+
+    async def load_encompass_people(self, file: bytes) -> ImportReport:
+        """Safeguarding leads and deputies, and forces' coordinators, who sign in."""
+        return await self._load(read_encompass_people(file), self._save_encompass_person, "encompass_people.imported")
+
     async def _load(
         self,
         rows: Iterable[tuple[int, Line | RowProblem]],
         save: Callable[[AsyncConnection, Line], Awaitable[list[Issued]]],
         action: str,
+        *,
+        finish: Callable[[AsyncConnection], Awaitable[None]] | None = None,
     ) -> ImportReport:
         loaded, refused, issued = 0, [], []
         async with self._database.writing() as connection:
@@ -119,6 +161,8 @@ class DirectoryUpload:
                     loaded += 1
                 except _Refused as problem:
                     refused.append(RowProblem(row=number, field=problem.field, advice=problem.advice))
+            if finish is not None:
+                await finish(connection)
             act = Act(owner=BROKER_OWNER, actor=self._actor, action=action, subject=str(loaded))
             await audit.record_acts(connection, [act], self._clock.now())
             if self._dry_run:
@@ -181,6 +225,49 @@ class DirectoryUpload:
         person = Person(
             login=line.login, name=line.name, role=Role.CLINICIAN, owner=organisation_owner(line.organisation)
         )
+        return await self._save_login(connection, person, line.password)
+
+    async def _save_establishment(self, connection: AsyncConnection, school: Establishment) -> list[Issued]:
+        owner = establishment_owner(school.urn)
+        issued: list[Issued] = []
+        stored = await directory.load_secrets(connection, self._keyring, owner)
+        secrets = RecipientSecrets(topic=_secret(None, stored.topic, issued, owner, "topic_secret"))
+        await establishments.save_establishment(connection, self._keyring, school, secrets)
+        return issued
+
+    async def _save_contact(self, connection: AsyncConnection, contact: SafeguardingContact) -> list[Issued]:
+        if not await establishments.find_establishments(connection, [contact.urn]):
+            raise _Refused("urn", "is not in the directory; import schools first")
+        await establishments.save_contact(connection, self._keyring, contact)
+        return []
+
+    async def _save_pupil(self, connection: AsyncConnection, pupil: Pupil) -> list[Issued]:
+        await establishments.save_pupil(connection, self._keyring, pupil)
+        return []
+
+    async def _save_force(self, connection: AsyncConnection, line: ForceLine) -> list[Issued]:
+        issued: list[Issued] = []
+        code = line.force.code
+        digest = await establishments.find_force_digest(connection, code)
+        if line.credential or digest is None:
+            credential = line.credential or random_secrets.token_hex(20)
+            if not line.credential:
+                issued.append(Issued(to=f"force:{code}", what="credential", secret=credential))
+            digest = digest_credential(self._keyring, code, credential.encode())
+        await establishments.save_force(connection, line.force, digest)
+        return issued
+
+    async def _save_encompass_person(self, connection: AsyncConnection, line: PersonLine) -> list[Issued]:
+        _, _, code = line.owner.partition(":")
+        if line.role is Role.ENCOMPASS_COORDINATOR:
+            if await establishments.find_force(connection, code) is None:
+                raise _Refused("at", "is not in the directory; import forces first")
+        else:
+            contacts = await establishments.load_contacts(connection, self._keyring, [SchoolUrn(code)])
+            if not any(each.contact_id == line.contact_id for each in contacts.get(SchoolUrn(code), [])):
+                raise _Refused("contact_id", "is no contact of this establishment; import safeguarding-contacts first")
+        self._check_password(line.password)
+        person = Person(login=line.login, name=line.name, role=line.role, owner=line.owner, worker=line.contact_id)
         return await self._save_login(connection, person, line.password)
 
     def _check_password(self, password: str | None) -> None:

@@ -1,7 +1,8 @@
-"""The machine doors of HTTP: FHIR R4 messages in. They need no database, and answer every error as a FHIR server does.
+"""The machine doors of HTTP: FHIR R4 messages and police incidents in.
 
-A system shows its credential with every request (HTTP basic, RFC 7617): its ODS code and the credential it was given.
-No route is without that rule. ``join_doors`` puts the doors and the pages behind one port.
+They need no database. The first answers every error as a FHIR server does, the second in plain JSON. A system shows its
+credential with every request (HTTP basic, RFC 7617): its ODS code, or the code of its force, and the credential it was
+given. No route is without that rule. ``join_doors`` puts the doors and the pages behind one port.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from broker.incident_intake import INCIDENT_JSON, IncidentAnswer, IncidentIntake
 from broker.intake import ACCEPTED, NOT_DURABLE, FhirAnswer, Intake
 from broker.senders import Senders, read_basic
 from broker.telemetry import MESSAGES_REFUSED, LogEvent, innermost_line, log
@@ -28,6 +30,7 @@ from schemas.directory import Sender
 from schemas.identifiers import parse_ods_code
 
 BASE: Final = "/FHIR/R4"
+INCIDENTS: Final = "/incidents"
 FHIR_JSON: Final = "application/fhir+json"
 _CONTENT_TYPES: Final = frozenset({FHIR_JSON, "application/json"})
 _ECHOED: Final = ("X-Request-Id", "X-Correlation-Id")
@@ -44,6 +47,20 @@ _WORDS: Final[Mapping[int, tuple[str, str]]] = {
     422: ("business-rule", "No attendance can be read in the Bundle; nothing was kept."),
     500: ("exception", "The broker failed on this request; nothing was kept. Send it again, and report it."),
     503: ("transient", "The message could not be made durable; nothing was kept. Send it again."),
+}
+
+
+_INCIDENT_WORDS: Final[Mapping[int, str]] = {
+    400: "The request cannot be read.",
+    401: "Show the code and the credential of your force (HTTP basic authentication).",
+    404: "There is no such address. Post to /incidents.",
+    405: "This address takes POST only.",
+    408: "The body did not arrive in time; nothing was kept. Send it again.",
+    413: "The body is larger than is taken here; nothing was kept.",
+    415: "Send JSON, uncompressed: Content-Type application/json.",
+    422: "The message is not in order; nothing was kept. Mend it and send it again.",
+    500: "The broker failed on this request; nothing was kept. Send it again, and report it.",
+    503: "The message could not be made durable; nothing was kept. Send it again.",
 }
 
 
@@ -78,6 +95,35 @@ def create_doors(intake: Intake, senders: Senders, limits: DoorLimits) -> FastAP
     check_guarded(doors.routes)
     doors.add_exception_handler(HTTPException, _answer_refusal)
     return doors
+
+
+def create_incident_door(intake: IncidentIntake, forces: Senders, limits: DoorLimits) -> FastAPI:
+    """The door for police incidents: credentials of forces, answers in plain JSON."""
+    door = FastAPI(
+        title="cpis-broker door for police incidents",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(_admit)],
+    )
+    door.state.intake, door.state.senders, door.state.limits = intake, forces, limits
+    door.state.slots = asyncio.Semaphore(limits.requests_max)
+    door.state.slots_of = defaultdict(lambda: asyncio.Semaphore(limits.sender_requests_max))
+    door.add_api_route(INCIDENTS, accept_incident, methods=["POST"], response_model=None)
+    check_guarded(door.routes)
+    door.add_exception_handler(HTTPException, _answer_incident_refusal)
+    return door
+
+
+def join_incident_door(door: ASGIApp, others: ASGIApp) -> ASGIApp:
+    """The door for police incidents before all others."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        is_incident = scope["type"] == "http" and scope["path"] == INCIDENTS
+        await (door if is_incident else others)(scope, receive, send)
+
+    return serve
 
 
 def join_doors(
@@ -118,6 +164,41 @@ async def accept_bundle(request: Request) -> Response:
     return _answer(request, answer)
 
 
+async def accept_incident(request: Request) -> Response:
+    """Take one police incident, its correction or its withdrawal: 202 once it is durably kept."""
+    _check_content(request, frozenset({INCIDENT_JSON}))
+    intake: IncidentIntake = request.app.state.intake
+    try:
+        async with request.app.state.slots_of[request.state.sender.code], request.app.state.slots:
+            body = await _read_body(request, request.app.state.limits)
+            answer = await intake.accept(body, request.state.sender)
+    except HTTPException:
+        raise
+    except Exception as error:
+        log(LogEvent.CRASHED, part="doors", error=type(error).__name__, at=innermost_line(error.__traceback__))
+        raise HTTPException(500) from None
+    return _answer_incident(answer)
+
+
+def _answer_incident(answer: IncidentAnswer) -> Response:
+    if answer.status == ACCEPTED:
+        return _respond_plainly(ACCEPTED, {"message_id": answer.message_id})
+    problems = [{"field": each.field, "advice": each.advice} for each in answer.problems]
+    headers = {"Retry-After": _RETRY_AFTER_S} if answer.status == NOT_DURABLE else {}
+    return _respond_plainly(answer.status, {"error": _INCIDENT_WORDS[answer.status], "problems": problems}, headers)
+
+
+async def _answer_incident_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code if error.status_code in _INCIDENT_WORDS else 400
+    return _respond_plainly(status, {"error": _INCIDENT_WORDS[status], "problems": []}, error.headers or {})
+
+
+def _respond_plainly(status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    fixed = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(json.dumps(content).encode(), status, {**fixed, **(headers or {})}, INCIDENT_JSON)
+
+
 async def _admit(request: Request) -> None:
     """Let a permitted sender in; raises HTTPException 401 for everybody else, alike for every reason."""
     senders: Senders = request.app.state.senders
@@ -132,10 +213,10 @@ async def _admit(request: Request) -> None:
     request.state.sender = sender
 
 
-def _check_content(request: Request) -> None:
+def _check_content(request: Request, taken: frozenset[str] = _CONTENT_TYPES) -> None:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if content_type not in _CONTENT_TYPES or encoding not in ("", "identity"):
+    if content_type not in taken or encoding not in ("", "identity"):
         _refuse(request, 415, "content_type_not_taken")
 
 

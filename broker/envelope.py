@@ -47,21 +47,26 @@ def enclose(
     said: Attendance | None,
     content_type: str,
     at: datetime,
+    ordering_id: str | None = None,
+    event_type: bytes = EVENT_TYPE,
 ) -> Envelope:
-    """Put a message as it was received into an envelope. The same message of the same sender has the same id."""
+    """Put a message as it was received into an envelope. The same message of the same sender has the same id.
+
+    ``ordering_id``: what keeps messages in order, where it is not said of an attendance.
+    """
     message_id = keyring.marker(sender, control_id, body).hex()
     headers = {
         CONTENT_TYPE_HEADER: content_type.encode(),
         "ce_specversion": b"1.0",
         "ce_id": message_id.encode(),
         SOURCE_HEADER: sender.encode(),
-        "ce_type": EVENT_TYPE,
+        "ce_type": event_type,
         "ce_time": at.isoformat().encode(),
         KEY_ID_HEADER: keyring.current.encode(),
     }
     return Envelope(
         message_id=message_id,
-        key=keyring.index("key", sender, _ordering_id(said) or message_id),
+        key=keyring.index("key", sender, ordering_id or _ordering_id(said) or message_id),
         value=keyring.seal(body, about=RECORD_SEAL),
         headers=headers,
     )

@@ -23,6 +23,8 @@ from broker.telemetry import LogEvent, log
 from schemas.directory import Sender, SendersSnapshot
 
 SNAPSHOT_NAME = "senders.json"
+FORCES_SNAPSHOT_NAME = "forces.json"
+"""The police forces that may send incidents, in the same form."""
 
 
 def read_basic(header: str) -> tuple[str, bytes]:

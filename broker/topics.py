@@ -8,6 +8,14 @@ ATTENDANCES: Final = "attendances"
 """Where every door puts what it takes."""
 ATTENDANCES_GROUP: Final = "attendances"
 """The consumer group that handles it."""
-TOPIC_OF_OWNER: Final = {"authority": "social-care-alerts", "organisation": "clinician-replies"}
+INCIDENTS: Final = "police-incidents"
+"""Where police forces' incidents are put; nothing of attendances is there."""
+ENCOMPASS_GROUP: Final = "encompass"
+"""The consumer group that handles them."""
+TOPIC_OF_OWNER: Final = {
+    "authority": "social-care-alerts",
+    "organisation": "clinician-replies",
+    "establishment": "school-notices",
+}
 """Where Kafka users find what is for them."""
-TOPICS: Final = (ATTENDANCES, *TOPIC_OF_OWNER.values())
+TOPICS: Final = (ATTENDANCES, INCIDENTS, *TOPIC_OF_OWNER.values())

@@ -51,6 +51,10 @@ class Role(StrEnum):
     LIST_OFFICER = "list_officer"
     CLINICIAN = "clinician"
     OPERATOR = "operator"
+    SAFEGUARDING_LEAD = "safeguarding_lead"
+    """A designated safeguarding lead or deputy of one establishment."""
+    ENCOMPASS_COORDINATOR = "encompass_coordinator"
+    """Sees to a police force's incidents."""
 
 
 class Authority(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +115,7 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     owner: OwnerId
     worker: str | None = None
-    """The worker's code when the person is a social worker."""
+    """The worker's code when the person is a social worker; the contact's id of a safeguarding lead or deputy."""
 
 
 class Sender(msgspec.Struct, frozen=True, kw_only=True):

@@ -430,3 +430,47 @@ class EncompassPolicy(msgspec.Struct, frozen=True, kw_only=True):
     confirmed_days_max: int = 400
     """A contact nobody confirmed for longer is stale and is told nothing."""
     training_required: bool = True
+
+
+class Force(msgspec.Struct, frozen=True, kw_only=True):
+    """A police force that tells of incidents."""
+
+    code: str
+    """As the force writes it in its messages: letters and digits, like an ODS code."""
+    name: str
+    policy: EncompassPolicy
+    peers: tuple[str, ...] = ()
+    """Networks its messages may come from (CIDR). Empty: any."""
+
+
+class NoticeState(StrEnum):
+    """What became of the notice of one incident to one establishment."""
+
+    WAITING = "waiting"
+    """To be sent."""
+    HELD = "held"
+    """Waits for a person's release, or is suppressed."""
+    SENT = "sent"
+    ACKNOWLEDGED = "acknowledged"
+    WITHDRAWN = "withdrawn"
+
+
+class TaskKind(StrEnum):
+    """What a person has to do because of an incident."""
+
+    LOOK_UP = "look_up"
+    """Find the child's establishment."""
+    TELL_OFFICER = "tell_officer"
+    """The authority's officer sees to a child without an establishment."""
+    NO_ROUTE = "no_route"
+    """Nobody at the establishment may be told by the broker: ring it."""
+    RING_SCHOOL = "ring_school"
+    """Nobody has acknowledged by the bell: ring the office."""
+    RELEASE = "release"
+    """Nothing leaves until the coordinator says so."""
+    CONTRADICTION = "contradiction"
+    """Two messages of one version say different things."""
+    CONFLICT = "conflict"
+    """A contact has the surname of an adult of the incident."""
+    DISCLOSED = "disclosed"
+    """Somebody who is excluded now had been told of an earlier version."""

@@ -58,6 +58,16 @@ def organisation_owner(code: str) -> OwnerId:
     return OwnerId(f"organisation:{code}")
 
 
+def force_owner(code: str) -> OwnerId:
+    """The owner of a police force's rows."""
+    return OwnerId(f"force:{code}")
+
+
+def establishment_owner(urn: SchoolUrn) -> OwnerId:
+    """The owner of what an educational establishment is told."""
+    return OwnerId(f"establishment:{urn}")
+
+
 BROKER_OWNER: Final = OwnerId("broker:operations")
 """Owner of what belongs to nobody else: bytes whose sender cannot be told."""
 

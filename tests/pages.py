@@ -20,7 +20,15 @@ from broker.web.app import create_app
 from broker.web.operations import PartShown, Status, compose_status
 from broker.web.pages import PageLimits
 from schemas.directory import Person, Role, Site
-from schemas.identifiers import BROKER_OWNER, OwnerId, authority_owner, organisation_owner
+from schemas.identifiers import (
+    BROKER_OWNER,
+    OwnerId,
+    SchoolUrn,
+    authority_owner,
+    establishment_owner,
+    force_owner,
+    organisation_owner,
+)
 from tests.factories import (
     PASSWORD,
     make_settings,
@@ -32,14 +40,18 @@ from tests.world import World, open_world
 ASH, BO, DEE, KIT = "ash@706.example.org", "bo@706.example.org", "dee@706.example.org", "kit@707.example.org"
 NIA, OLU, PAT = "nia@rz1.example.org", "olu@rz2.example.org", "pat@operations.example.org"
 LIZ = "liz@706.example.org"
+SAM, COR = "sam@900001.example.org", "cor@zf1.example.org"
 LOGINS = {
     Role.SOCIAL_WORKER: ASH,
     Role.DUTY_WORKER: DEE,
     Role.CLINICIAN: NIA,
     Role.OPERATOR: PAT,
     Role.LIST_OFFICER: LIZ,
+    Role.SAFEGUARDING_LEAD: SAM,
+    Role.ENCOMPASS_COORDINATOR: COR,
 }
 NORTHFOLD, EASTMERE, FENWICK = authority_owner("706"), authority_owner("707"), organisation_owner("RZ1")
+MILL_LANE, FORCE = establishment_owner(SchoolUrn("900001")), force_owner("ZF1")
 HOSPITAL = Site(code="RZ1", name="Fenwick General Hospital", telephone="01632 960301")
 TWIN = "L9,9990000034,Twin,Sam,2016-01-01,ZZ99 1AA,child_protection_plan,2025-01-01,,W1,North"
 FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]{64})"')
@@ -118,7 +130,8 @@ SILENT = (PartShown(name="attendances", state="not ready", silent_s=19.2, ready=
 async def add_people(world: World) -> None:
     """Somebody of every role, with PASSWORD."""
     async with world.database.writing() as connection:
-        await directory.ensure_owners(connection, [(BROKER_OWNER, "Operators of the broker")])
+        owners = ((BROKER_OWNER, "Operators of the broker"), (MILL_LANE, "Mill Lane School"), (FORCE, "Sampleshire"))
+        await directory.ensure_owners(connection, owners)
     people: tuple[tuple[str, Role, OwnerId, str | None], ...] = (
         (ASH, Role.SOCIAL_WORKER, NORTHFOLD, "W1"),
         (BO, Role.SOCIAL_WORKER, NORTHFOLD, "W2"),
@@ -128,6 +141,8 @@ async def add_people(world: World) -> None:
         (OLU, Role.CLINICIAN, organisation_owner("RZ2"), None),
         (LIZ, Role.LIST_OFFICER, NORTHFOLD, None),
         (PAT, Role.OPERATOR, BROKER_OWNER, None),
+        (SAM, Role.SAFEGUARDING_LEAD, MILL_LANE, "A1"),
+        (COR, Role.ENCOMPASS_COORDINATOR, FORCE, None),
     )
     for login, role, owner, worker in people:
         await store_login(world.database, world.keyring, login, role, owner, worker=worker)

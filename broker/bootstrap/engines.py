@@ -30,7 +30,8 @@ async def check_engines(settings: Settings) -> list[str]:
     log_ = open_log(settings)
     try:
         await log_.extents(settings.name_on_log(topics.ATTENDANCES))
-        problems += await _check_topic(settings)
+        for name in (topics.ATTENDANCES, topics.INCIDENTS):
+            problems += await _check_topic(settings, settings.name_on_log(name))
     except LogError:
         problems.append("CPIS_KAFKA_BOOTSTRAP_SERVERS: the log does not answer, or its topics are not made yet")
     finally:
@@ -38,13 +39,12 @@ async def check_engines(settings: Settings) -> list[str]:
     return problems
 
 
-async def _check_topic(settings: Settings) -> list[str]:
-    """An attendance that was acknowledged must outlive a broker of the log."""
+async def _check_topic(settings: Settings, topic: str) -> list[str]:
+    """An attendance or an incident that was acknowledged must outlive a broker of the log."""
     if settings.is_development or not settings.kafka_bootstrap_servers:
         return []
     from adapters.kafka import describe_durability
 
-    topic = settings.name_on_log(topics.ATTENDANCES)
     durability = await describe_durability(_kafka_options(settings), topic)
     if durability.survives_a_lost_broker:
         return []
@@ -109,7 +109,8 @@ async def prepare_topics(settings: Settings) -> None:
         return
     embedded = SqliteLog(_sqlite_options(settings))
     try:
-        await embedded.create_topic(settings.name_on_log(topics.ATTENDANCES), settings.log_partitions)
+        for name in (topics.ATTENDANCES, topics.INCIDENTS):
+            await embedded.create_topic(settings.name_on_log(name), settings.log_partitions)
     finally:
         await embedded.close()
 

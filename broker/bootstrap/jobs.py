@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from broker import topics
 from broker.bootstrap.engines import open_trimmed_log, open_watched_database
-from broker.bootstrap.rules import rules_of
+from broker.bootstrap.rules import notice_rules_of, rules_of
 from broker.bootstrap.safety import load_keyring
 from broker.bootstrap.tracing import open_tracing
 from broker.clock import SystemClock
@@ -76,6 +76,7 @@ async def open_part(settings: Settings) -> AsyncIterator[JobsPart]:
                 difference_limit=timedelta(days=settings.list_difference_days),
             ),
             tracing=tracing,
+            notices=notice_rules_of(settings),
             retention=_retention_of(settings),
             log=log_,
         )

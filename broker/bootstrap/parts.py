@@ -22,6 +22,7 @@ class PartName(StrEnum):
 
     INTAKE = "intake"
     ATTENDANCES = "attendances"
+    ENCOMPASS = "encompass"
     DISPATCH = "dispatch"
     JOBS = "jobs"
     WEB = "web"
@@ -77,6 +78,10 @@ def _open_part(name: PartName, settings: Settings) -> AbstractAsyncContextManage
             from broker.bootstrap import attendances
 
             return attendances.open_part(settings)
+        case PartName.ENCOMPASS:
+            from broker.bootstrap import encompass
+
+            return encompass.open_part(settings)
         case PartName.DISPATCH:
             from broker.bootstrap import dispatch
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from broker.announcement import Rules
 from broker.domain.coverage import CoverageRules
 from broker.domain.visibility import Windows
+from broker.notices import NoticeRules
 from broker.settings import Settings
 
 
@@ -28,4 +29,13 @@ def rules_of(settings: Settings) -> Rules:
         proclaimed_days=settings.proclaimed_days,
         topics_enabled=bool(settings.kafka_bootstrap_servers),
         review_bits_min=settings.review_weight_bits_min,
+    )
+
+
+def notice_rules_of(settings: Settings) -> NoticeRules:
+    """How establishments are told of police incidents."""
+    return NoticeRules(
+        page=f"{settings.public_url.rstrip('/')}/school",
+        topics_enabled=bool(settings.kafka_bootstrap_servers),
+        try_again=timedelta(minutes=settings.escalation_minutes),
     )

@@ -13,13 +13,14 @@ from starlette.types import ASGIApp
 from adapters import fhir_models
 from broker import topics
 from broker.bootstrap.engines import open_database, open_log
-from broker.bootstrap.rules import rules_of
+from broker.bootstrap.rules import notice_rules_of, rules_of
 from broker.bootstrap.safety import load_keyring
 from broker.clock import SystemClock
-from broker.doors import DoorLimits, create_doors, join_doors
+from broker.doors import DoorLimits, create_doors, create_incident_door, join_doors, join_incident_door
+from broker.incident_intake import IncidentIntake
 from broker.intake import Intake
 from broker.liveness import is_ready, measure_quiet_s, read_statuses
-from broker.senders import SNAPSHOT_NAME, Senders
+from broker.senders import FORCES_SNAPSHOT_NAME, SNAPSHOT_NAME, Senders
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.web.app import create_app
@@ -74,6 +75,7 @@ async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
         clock=SystemClock(),
         settings=settings,
         rules=rules_of(settings),
+        notice_rules=notice_rules_of(settings),
         status=lambda: read_status(settings, database),
     )
     senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
@@ -85,9 +87,12 @@ async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
         body_timeout_s=settings.fhir_body_timeout_s,
         requests_max=settings.fhir_requests_max,
     )
+    forces = Senders(settings.data_dir / FORCES_SNAPSHOT_NAME, keyring)
+    incidents = IncidentIntake(log_, settings.name_on_log(topics.INCIDENTS), keyring, SystemClock())
+    doors = join_doors(create_doors(intake, senders, limits), pages, reads, PATHS)
     app = join_list_door(
         create_list_door(pages.state.pages, pages.state.password_check),
-        join_doors(create_doors(intake, senders, limits), pages, reads, PATHS),
+        join_incident_door(create_incident_door(incidents, forces, limits), doors),
     )
     server = _Server(configure_server(app, settings))
     try:

@@ -13,19 +13,21 @@ from broker.exits import EXIT_NOT_WELL
 if TYPE_CHECKING:
     from broker.settings import Settings
     from broker.storage.database import Database
-    from broker.storage.ledger import AlertLedger, TopicLedger
+    from broker.storage.ledger import AlertLedger, NoticeLedger, TopicLedger
 
 
 def show_ledger(as_json: JsonOption = False) -> None:
     """Count both conservation laws; exit 1 if either does not balance."""
-    from broker.bootstrap.ledger import count_ledger
+    from broker.bootstrap.ledger import count_encompass, count_ledger
 
     topic, alerts = run(count_ledger)
-    balances = topic.balances and alerts.balances
+    incidents, notices = run(count_encompass)
+    balances = topic.balances and alerts.balances and incidents.balances and notices.balances
     if as_json:
-        print_json({"topics": [topic], "alerts": alerts, "balances": balances})
+        print_json({"topics": [topic, incidents], "alerts": alerts, "notices": notices, "balances": balances})
     else:
         _print_ledger(topic, alerts)
+        _print_encompass(incidents, notices)
     if not balances:
         errors.print("[bold]The ledger does not balance: something is lost or counted twice.[/bold]")
         raise typer.Exit(EXIT_NOT_WELL)
@@ -69,4 +71,21 @@ def _print_ledger(topic: TopicLedger, alerts: AlertLedger) -> None:
     told.add_row("= acknowledged by a person", str(alerts.acknowledged))
     told.add_row("+ open, with an owner", str(alerts.open_with_owner))
     told.add_row("+ closed by a named rule", str(alerts.closed_by_rule))
+    console.print(told)
+
+
+def _print_encompass(incidents: TopicLedger, notices: NoticeLedger) -> None:
+    from rich.table import Table
+
+    shown = Table("incidents", "count", title="Every police incident the log offered")
+    shown.add_row("offered", str(incidents.offered))
+    shown.add_row("= waiting", str(incidents.waiting))
+    for outcome, count in incidents.outcomes.items():
+        shown.add_row(f"+ {outcome.replace('_', ' ')}", str(count))
+    console.print(shown)
+    told = Table("notices", "count", title="Every notice that was planned")
+    told.add_row("planned", str(notices.planned))
+    for name in ("held", "waiting", "sent", "acknowledged", "withdrawn"):
+        told.add_row(f"+ {name}", str(getattr(notices, name)))
+    told.add_row("without anybody to see to it", str(notices.unattended))
     console.print(told)

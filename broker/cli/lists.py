@@ -40,16 +40,22 @@ class DirectoryFile(StrEnum):
     WORKERS = "workers"
     SITES = "sites"
     CLINICIANS = "clinicians"
+    SCHOOLS = "schools"
+    SAFEGUARDING_CONTACTS = "safeguarding-contacts"
+    PUPILS = "pupils"
+    TERM_DATES = "term-dates"
+    FORCES = "forces"
+    ENCOMPASS_PEOPLE = "encompass-people"
 
 
 def import_directory(
     what: DirectoryFile, file: FileArgument, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Load authorities, workers, sites or clinicians from CSV. A bad row never loses the good ones."""
+    """Load the directory, and that of Operation Encompass, from CSV. A bad row never loses the good ones."""
     from broker import bootstrap
     from broker.clock import SystemClock
     from broker.directory_upload import DirectoryUpload
-    from broker.senders import SNAPSHOT_NAME
+    from broker.senders import FORCES_SNAPSHOT_NAME, SNAPSHOT_NAME
 
     async def load(settings: Settings, database: Database) -> ImportReport:
         upload = DirectoryUpload(
@@ -61,13 +67,20 @@ def import_directory(
             dry_run=dry_run,
         )
         content = file.read_bytes()
-        if what is DirectoryFile.AUTHORITIES:
-            return await upload.load_authorities(content)
-        if what is DirectoryFile.WORKERS:
-            return await upload.load_workers(content)
-        if what is DirectoryFile.CLINICIANS:
-            return await upload.load_clinicians(content)
-        return await upload.load_sites(content, settings.data_dir / SNAPSHOT_NAME)
+        if what is DirectoryFile.SITES:
+            return await upload.load_sites(content, settings.data_dir / SNAPSHOT_NAME)
+        if what is DirectoryFile.FORCES:
+            return await upload.load_forces(content, settings.data_dir / FORCES_SNAPSHOT_NAME)
+        return await {
+            DirectoryFile.AUTHORITIES: upload.load_authorities,
+            DirectoryFile.WORKERS: upload.load_workers,
+            DirectoryFile.CLINICIANS: upload.load_clinicians,
+            DirectoryFile.SCHOOLS: upload.load_schools,
+            DirectoryFile.SAFEGUARDING_CONTACTS: upload.load_safeguarding_contacts,
+            DirectoryFile.PUPILS: upload.load_pupils,
+            DirectoryFile.TERM_DATES: upload.load_term_dates,
+            DirectoryFile.ENCOMPASS_PEOPLE: upload.load_encompass_people,
+        }[what](content)
 
     report = run(load)
     if as_json:

@@ -14,9 +14,11 @@ from broker.domain.visits import LONDON
 from broker.jobs.coverage import count_coverage
 from broker.jobs.look_back import look_back
 from broker.jobs.missed import find_missed
+from broker.jobs.notices import tell_schools
 from broker.jobs.retention import RetentionRules, drop_replies, reduce_visits, trim_log
 from broker.jobs.tracing import Tracing
 from broker.keyring import Keyring
+from broker.notices import NoticeRules
 from broker.ports import Clock, TrimmedLog
 from broker.storage import audit, child_lists, deadlines, directory, jobs, persons
 from broker.storage.audit import Act
@@ -46,6 +48,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     """... and an entry that a full list left out."""
     forgotten_max: int = 2000
     forget_every: timedelta = timedelta(minutes=10)
+    incidents_max: int = 50
+    """Police incidents seen to in one round."""
 
 
 class JobRunner:
@@ -62,6 +66,7 @@ class JobRunner:
         retention: RetentionRules | None = None,
         log: TrimmedLog | None = None,
         tracing: Tracing | None = None,
+        notices: NoticeRules | None = None,
     ) -> None:
         """``log`` is the embedded one, which drops nothing by itself.
 
@@ -73,6 +78,7 @@ class JobRunner:
         self._rules = rules
         self._options = options
         self._tracing = tracing
+        self._notices = notices
         self._stopping = asyncio.Event()
         self._retention = retention or RetentionRules()
         self._log = log
@@ -106,6 +112,7 @@ class JobRunner:
         # One kind of work that fails must not keep the other from being done: what is overdue first.
         works = (
             ("overdue", self._hand_over_overdue),
+            ("encompass_due", self._tell_schools),
             ("look_backs", self._run_look_backs),
             ("blocks", self._block_anew),
             ("missed", self._find_missed),
@@ -139,6 +146,14 @@ class JobRunner:
                 log(LogEvent.JOB_FAILED, kind=job.kind, error=type(error).__name__)
             self.alive_at = time.monotonic()
         return len(claimed)
+
+    async def _tell_schools(self) -> int:
+        """Notices of police incidents whose instant has come."""
+        if self._notices is None:
+            return 0
+        return await tell_schools(
+            self._database, self._keyring, self._notices, self._clock.now(), incidents_max=self._options.incidents_max
+        )
 
     async def _count_coverage(self) -> int:
         now = self._clock.now()

@@ -15,8 +15,20 @@ from sqlmodel import SQLModel
 from broker.domain.alerts import DUTY_DESK
 from broker.storage.coverage import LIST_OFFICERS
 from broker.storage.quarantine import OPERATORS
-from broker.storage.tables import Alert, CoverageItem, HeldUpload, ListDifference, MeshFile, Quarantined, Review, table
+from broker.storage.tables import (
+    Alert,
+    CoverageItem,
+    EncompassTask,
+    HeldUpload,
+    ListDifference,
+    MeshFile,
+    Quarantined,
+    Review,
+    table,
+)
 
+SUPERVISOR = "supervisor"
+"""Whoever stands behind a coordinator or an authority's officer."""
 HELD_AFTERWARDS: dict[type[SQLModel], str] = {
     Alert: DUTY_DESK,
     Review: DUTY_DESK,
@@ -25,6 +37,7 @@ HELD_AFTERWARDS: dict[type[SQLModel], str] = {
     MeshFile: OPERATORS,
     HeldUpload: OPERATORS,
     ListDifference: LIST_OFFICERS,
+    EncompassTask: SUPERVISOR,
 }
 """What can be overdue, and who holds it then."""
 

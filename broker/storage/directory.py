@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.tables import AuthorityRow, ListUpload, LoginRow, Owner, SiteRow, WorkerRow, table
+from broker.storage.tables import AuthorityRow, EstablishmentRow, ListUpload, LoginRow, Owner, SiteRow, WorkerRow, table
 from schemas.attendance import Event
 from schemas.child_list import ListFreshness
 from schemas.directory import Authority, CareSetting, KeptAnswer, Role, Sender, Site, Worker
@@ -20,6 +20,7 @@ from schemas.identifiers import OwnerId, authority_owner, organisation_owner
 
 _owners, _authorities, _sites, _workers = table(Owner), table(AuthorityRow), table(SiteRow), table(WorkerRow)
 _uploads, _logins = table(ListUpload), table(LoginRow)
+_SECRETS_OF = {"authority": _authorities, "organisation": _sites, "establishment": table(EstablishmentRow)}
 
 
 class RecipientSecrets(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +71,9 @@ async def load_directory(connection: AsyncConnection) -> Directory:
         ).all()
     )
     reachable = await connection.execute(
-        select(_logins.c.owner, _logins.c.worker).where(_logins.c.worker.is_not(None), _logins.c.disabled_at.is_(None))
+        select(_logins.c.owner, _logins.c.worker).where(
+            _logins.c.role == Role.SOCIAL_WORKER.value, _logins.c.worker.is_not(None), _logins.c.disabled_at.is_(None)
+        )
     )
     return Directory(
         authorities=authorities,
@@ -166,7 +169,7 @@ async def load_senders(connection: AsyncConnection) -> tuple[Sender, ...]:
 
 async def load_secrets(connection: AsyncConnection, keyring: Keyring, owner: str) -> RecipientSecrets:
     """What the broker shares with one recipient; empty when the recipient is unknown."""
-    source = _authorities if owner.startswith("authority:") else _sites
+    source = _SECRETS_OF[owner.partition(":")[0]]
     sealed = (await connection.execute(select(source.c.sealed).where(source.c.owner == owner))).scalar_one_or_none()
     if sealed is None:
         return RecipientSecrets()

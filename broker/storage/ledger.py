@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.storage import handled
-from broker.storage.tables import Alert, AlertState, HandledPosition, table
+from broker.storage.tables import Alert, AlertState, HandledPosition, NoticeRow, table
+from schemas.encompass import NoticeState
 from schemas.record import Partition, PartitionExtent
 
-_positions, _alerts = table(HandledPosition), table(Alert)
+_positions, _alerts, _notices = table(HandledPosition), table(Alert), table(NoticeRow)
 
 
 class TopicLedger(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,44 @@ class AlertLedger(msgspec.Struct, frozen=True, kw_only=True):
     def balances(self) -> bool:
         """Whether the law holds."""
         return self.raised == self.acknowledged + self.open_with_owner + self.closed_by_rule
+
+
+class NoticeLedger(msgspec.Struct, frozen=True, kw_only=True):
+    """Second law of police incidents: every notice has one state, and one that waits is due at an instant, held for a
+    person with a task, or has a person asked because there is no way to the school."""
+
+    planned: int
+    held: int
+    waiting: int
+    sent: int
+    acknowledged: int
+    withdrawn: int
+    unattended: int
+    """Sent or waiting, with nothing due and nobody asked: there must be none."""
+
+    @property
+    def balances(self) -> bool:
+        """Whether the law holds."""
+        counted = self.held + self.waiting + self.sent + self.acknowledged + self.withdrawn
+        return self.planned == counted and self.unattended == 0
+
+
+async def count_notices(connection: AsyncConnection) -> NoticeLedger:
+    """Count all notices by what became of them."""
+    rows = await connection.execute(select(_notices.c.state, func.count()).group_by(_notices.c.state))
+    counted: dict[str, int] = dict(rows.all())
+    is_open = _notices.c.state.in_((NoticeState.WAITING.value, NoticeState.SENT.value))
+    is_unattended = and_(is_open, _notices.c.next_at.is_(None), _notices.c.rung_at.is_(None))
+    unattended = await connection.execute(select(func.count()).select_from(_notices).where(is_unattended))
+    return NoticeLedger(
+        planned=sum(counted.values()),
+        held=counted.get(NoticeState.HELD, 0),
+        waiting=counted.get(NoticeState.WAITING, 0),
+        sent=counted.get(NoticeState.SENT, 0),
+        acknowledged=counted.get(NoticeState.ACKNOWLEDGED, 0),
+        withdrawn=counted.get(NoticeState.WITHDRAWN, 0),
+        unattended=unattended.scalar_one(),
+    )
 
 
 async def count_topic(

@@ -18,11 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.announcement import Rules
 from broker.keyring import Keyring
+from broker.notices import NoticeRules
 from broker.ports import Clock
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.telemetry import LogEvent, innermost_line, log
-from broker.web import auth, clinician, coverage, history, inbox, lists, operations, reviews, sign_in
+from broker.web import auth, clinician, coverage, force, history, inbox, lists, operations, reviews, school, sign_in
 from broker.web import pages as surroundings
 from broker.web.auth import NotSignedIn, PasswordCheck
 from broker.web.operations import Status
@@ -52,6 +53,16 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("POST", "/lists", lists.upload_list),
     ("POST", "/lists/held/{upload_id}/{decision}", lists.decide_hold),
     ("POST", "/lists/differences/{difference_id}", lists.decide_missing),
+    ("GET", "/school", school.show_school),
+    ("POST", "/school/notices/{notice_id}/acknowledge", school.acknowledge_notice),
+    ("POST", "/school/notices/{notice_id}/not-our-pupil", school.refuse_pupil),
+    ("POST", "/school/notices/{notice_id}/record", school.write_record),
+    ("GET", "/force", force.show_force),
+    ("POST", "/force/tasks/{task_id}/release", force.release_incident),
+    ("POST", "/force/tasks/{task_id}/place", force.place_child),
+    ("POST", "/force/incidents/{incident_id}/suppress", force.suppress_incident),
+    ("GET", "/encompass-tasks", force.show_tasks),
+    ("POST", "/encompass-tasks/{task_id}/settle", force.settle_task),
     ("GET", "/replies", clinician.show_replies),
     ("GET", "/operations", operations.show_operations),
     ("GET", "/_ping", operations.ping),
@@ -87,6 +98,7 @@ def create_app(
     status: Callable[[], Awaitable[Status]],
     rules: Rules,
     limits: PageLimits | None = None,
+    notice_rules: NoticeRules | None = None,
 ) -> FastAPI:
     """The pages. Raises RuntimeError when a route has no access rule, or a rule no route.
 
@@ -104,6 +116,7 @@ def create_app(
         clock=clock,
         settings=settings,
         rules=rules,
+        notice_rules=notice_rules or NoticeRules(page=f"{settings.public_url}/school"),
         limits=limits,
         templates=surroundings.load_templates(static_files),
         static_files=static_files,

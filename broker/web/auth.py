@@ -73,6 +73,8 @@ _REVIEWERS: Final = frozenset({*_SOCIAL_CARE, Role.LIST_OFFICER})
 """Whether two records are one person is asked of the list as well: list officers know its names, numbers and twins.
 They see no alert, and nothing of why the person came."""
 _CLINICIANS: Final = frozenset({Role.CLINICIAN})
+_SAFEGUARDING_LEADS: Final = frozenset({Role.SAFEGUARDING_LEAD})
+_COORDINATORS: Final = frozenset({Role.ENCOMPASS_COORDINATOR})
 _OPERATORS: Final = frozenset({Role.OPERATOR})
 _LIST_OFFICERS: Final = frozenset({Role.LIST_OFFICER})
 
@@ -102,6 +104,16 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/lists"): _LIST_OFFICERS,
     ("POST", "/lists/held/{upload_id}/{decision}"): _LIST_OFFICERS,
     ("POST", "/lists/differences/{difference_id}"): _LIST_OFFICERS,
+    ("GET", "/school"): _SAFEGUARDING_LEADS,
+    ("POST", "/school/notices/{notice_id}/acknowledge"): _SAFEGUARDING_LEADS,
+    ("POST", "/school/notices/{notice_id}/not-our-pupil"): _SAFEGUARDING_LEADS,
+    ("POST", "/school/notices/{notice_id}/record"): _SAFEGUARDING_LEADS,
+    ("GET", "/force"): _COORDINATORS,
+    ("POST", "/force/tasks/{task_id}/release"): _COORDINATORS,
+    ("POST", "/force/tasks/{task_id}/place"): _COORDINATORS,
+    ("POST", "/force/incidents/{incident_id}/suppress"): _COORDINATORS,
+    ("GET", "/encompass-tasks"): _DUTY_DESK,
+    ("POST", "/encompass-tasks/{task_id}/settle"): _DUTY_DESK | _COORDINATORS,
     ("GET", "/replies"): _CLINICIANS,
     ("GET", "/operations"): _OPERATORS,
     ("GET", "/_status"): _OPERATORS,

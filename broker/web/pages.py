@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from broker.announcement import Rules
 from broker.keyring import Keyring
+from broker.notices import NoticeRules
 from broker.ports import Clock
 from broker.settings import Settings
 from broker.storage.database import Database
@@ -69,6 +70,8 @@ class Pages:
     settings: Settings
     rules: Rules
     """How people are told of what is decided on a page."""
+    notice_rules: NoticeRules
+    """How schools are told of what is decided on a page."""
     limits: PageLimits
     templates: Environment
     static_files: Mapping[str, StaticFile]

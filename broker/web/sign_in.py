@@ -22,9 +22,13 @@ HOMES: Final[Mapping[Role, str]] = {
     Role.LIST_OFFICER: "/lists",
     Role.CLINICIAN: "/replies",
     Role.OPERATOR: "/operations",
+    Role.SAFEGUARDING_LEAD: "/school",
+    Role.ENCOMPASS_COORDINATOR: "/force",
 }
 _WAY_BACK: Final = re.compile(
-    r"/(?:inbox|lists|coverage|reviews|as-at|missed|replies|operations|(?:alerts|reviews)/[0-9a-f]{32})", re.ASCII
+    r"/(?:inbox|lists|coverage|reviews|as-at|missed|replies|school|force|encompass-tasks|operations"
+    r"|(?:alerts|reviews)/[0-9a-f]{32})",
+    re.ASCII,
 )
 """Where signing in may lead: our own pages only, never another site."""
 

@@ -105,6 +105,8 @@ ROLES: Final[Mapping[Role, str]] = {
     Role.LIST_OFFICER: "List officer",
     Role.CLINICIAN: "Clinician",
     Role.OPERATOR: "Operator",
+    Role.SAFEGUARDING_LEAD: "Safeguarding lead",
+    Role.ENCOMPASS_COORDINATOR: "Coordinator",
 }
 
 

@@ -33,7 +33,7 @@ COMPOSE: Final = ROOT / "docker-compose.yml"
 DATA: Final = "/var/lib/cpis-broker"
 _HOSTS: Final = re.compile(r"(?:(?<=//)|(?<==))(?:intake|web|case-system|department)(?=$|[:/])")
 """Names of services where an address stands."""
-PARTS: Final = ("intake", "attendances", "dispatch", "jobs", "web")
+PARTS: Final = ("intake", "attendances", "encompass", "dispatch", "jobs", "web")
 OTHERS: Final = ("kafka", "postgres")
 
 pytestmark = pytest.mark.timeout(180)

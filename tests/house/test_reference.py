@@ -19,7 +19,7 @@ from joserfc import jwe
 from joserfc.jwk import OctKey
 from prometheus_client.metrics import MetricWrapperBase
 
-from adapters import child_list_csv, fhir_bundle, kafka_options, school_csv
+from adapters import child_list_csv, fhir_bundle, force_csv, kafka_options, school_csv
 from adapters.child_list_csv import RowProblem
 from adapters.child_list_json import read_children_json
 from adapters.fhir import read_bundle
@@ -267,6 +267,8 @@ FILES: dict[str, tuple[str, Callable[[bytes], Any], str]] = {
     "Workers": ("_worker", child_list_csv.read_workers, "csv.md"),
     "Sites": ("_site", child_list_csv.read_sites, "csv.md"),
     "Clinicians": ("_clinician", child_list_csv.read_clinicians, "csv.md"),
+    "Forces": ("_force", force_csv.read_forces, "encompass-csv.md"),
+    "People who sign in": ("_person", force_csv.read_encompass_people, "encompass-csv.md"),
     "Schools": ("_school", school_csv.read_schools, "encompass-csv.md"),
     "Safeguarding contacts": ("_contact", school_csv.read_safeguarding_contacts, "encompass-csv.md"),
     "Pupils": ("_pupil", school_csv.read_pupils, "encompass-csv.md"),
@@ -276,7 +278,7 @@ FILES: dict[str, tuple[str, Callable[[bytes], Any], str]] = {
 
 def columns_read(function: str) -> set[str]:
     """Every column that a row's function asks for."""
-    trees = [ast.parse(inspect.getsource(module)) for module in (child_list_csv, school_csv)]
+    trees = [ast.parse(inspect.getsource(module)) for module in (child_list_csv, school_csv, force_csv)]
     nodes = [node for tree in trees for node in tree.body]
     [body] = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == function]
     return {

@@ -14,6 +14,7 @@ from broker.domain.retry import next_step
 from broker.storage import outbox
 from broker.storage.tables import AlertState, ItemState
 from schemas.delivery import DeliveryState, Outcome, OutcomeClass
+from schemas.encompass import NoticeState
 from schemas.record import PositionOutcome
 from schemas.trace import TraceState
 from tests.house.reference import ROOT, read_code, read_rows
@@ -33,6 +34,8 @@ KINDS: dict[str, type[StrEnum]] = {
     "Identities of entries": TraceState,
     "Held child lists": ItemState,
     "Differences of full lists": ItemState,
+    "School notices": NoticeState,
+    "Tasks of Operation Encompass": ItemState,
 }
 NOW = datetime(2026, 2, 14, 3, 12, tzinfo=UTC)
 

@@ -24,6 +24,7 @@ from schemas.alert import NoticeKind
 from schemas.coverage import CoverageReason
 from schemas.delivery import ChannelName, DeliveryState
 from schemas.directory import KeptAnswer
+from schemas.encompass import ContactRole, DayKind, EstablishmentKind, NoticeState, Release, TaskKind
 from schemas.record import PositionOutcome
 from schemas.trace import TraceState
 from schemas.upload import UploadFormat, UploadKind
@@ -341,6 +342,81 @@ ROWS: dict[str, dict[str, Any]] = {
         "kept_at": NOW,
         "due_by": NOW,
     },
+    "forces": {
+        "code": "ZF1",
+        "owner": "authority:706",
+        "name": "Sampleshire Police",
+        "statement": "s",
+        "withdrawn_statement": "w",
+        "release": "automatic",
+        "profile": "standard",
+        "under_school_age": "nobody",
+        "confirmed_days_max": 400,
+        "training_required": True,
+        "credential_digest": b"",
+    },
+    "establishments": {
+        "urn": "900002",
+        "owner": "authority:706",
+        "name": "Hill Top School",
+        "kind": "school",
+        "authority": "706",
+        "status": "open",
+        "sealed": b"",
+    },
+    "safeguarding_contacts": {
+        "urn": "900001",
+        "contact_id": "A1",
+        "owner": "authority:706",
+        "role": "lead",
+        "sealed": b"",
+    },
+    "school_days": {
+        "authority": "706",
+        "urn": "",
+        "kind": "term",
+        "first_on": NOW.date(),
+        "last_on": NOW.date(),
+        "owner": "authority:706",
+    },
+    "school_notices": {
+        "id": "n1",
+        "owner": "authority:706",
+        "incident_id": "i1",
+        "force": "ZF1",
+        "urn": "900001",
+        "authority": "706",
+        "version": 1,
+        "state": "waiting",
+        "calendar_is_assumed": False,
+        "sealed": b"",
+        "planned_at": NOW,
+        "send_at": NOW,
+        "due_by": NOW,
+    },
+    "encompass_tasks": {
+        "id": "t1",
+        "owner": "authority:706",
+        "incident_id": "i1",
+        "kind": "look_up",
+        "sealed": b"",
+        "held_by": "coordinator",
+        "level": 0,
+        "state": "open",
+        "opened_at": NOW,
+        "due_by": NOW,
+    },
+}
+SCHOOL: dict[str, Any] = ROWS["establishments"] | {"urn": "900001"}
+INCIDENT: dict[str, Any] = {
+    "id": "i1",
+    "owner": "authority:706",
+    "force": "ZF1",
+    "version": 1,
+    "is_withdrawn": False,
+    "sealed": b"",
+    "received_at": NOW,
+    "reported_at": NOW,
 }
 ENTRY: dict[str, Any] = {
     "id": "e1",
@@ -414,6 +490,12 @@ CLOSED: dict[str, tuple[str, list[str]]] = {
     "list_uploads": ("kind", [kind.value for kind in UploadKind]),
     "held_uploads": ("state", [state.value for state in tables.ItemState]),
     "list_differences": ("state", [state.value for state in tables.ItemState]),
+    "forces": ("release", [release.value for release in Release]),
+    "establishments": ("kind", [kind.value for kind in EstablishmentKind]),
+    "safeguarding_contacts": ("role", [role.value for role in ContactRole]),
+    "school_days": ("kind", [kind.value for kind in DayKind]),
+    "school_notices": ("state", [state.value for state in NoticeState]),
+    "encompass_tasks": ("kind", [kind.value for kind in TaskKind]),
 }
 
 
@@ -427,6 +509,8 @@ async def insert(world: World, name: str, row: dict[str, Any]) -> None:
         await connection.execute(found["list_entries"].insert(), ENTRY)
         if name == "alert_notices":
             await connection.execute(found["alerts"].insert(), ROWS["alerts"] | {"id": row["alert_id"]})
+        await connection.execute(found["establishments"].insert(), SCHOOL)
+        await connection.execute(found["incidents"].insert(), INCIDENT)
         await connection.execute(found[name].insert(), row)
         await connection.rollback()
 

@@ -50,7 +50,7 @@ from tests.world import World
 
 async def visit_route(client: Client, method: str, path: str, alert: str) -> httpx.Response:
     address = path.replace("/alerts/{alert_id}", alert).replace("{name}", "style.css")
-    for parameter in ("{review_id}", "{missed_id}", "{item_id}"):
+    for parameter in ("{review_id}", "{missed_id}", "{item_id}", "{notice_id}", "{task_id}", "{incident_id}"):
         address = address.replace(parameter, "0" * 32)
     address = address.replace("{upload_id}", "0" * 32).replace("{difference_id}", "0" * 32)
     address = address.replace("{decision}", "reject")

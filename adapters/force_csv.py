@@ -1,0 +1,89 @@
+"""Police forces, and the people who sign in for Operation Encompass, as CSV.
+
+A bad row costs itself alone: it comes back with its row number, its field and how to mend it, without the value.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from adapters.csv_rows import FieldProblem, Fields, Rows, read_csv
+from schemas.directory import Role
+from schemas.encompass import ContentProfile, EncompassPolicy, Force, Release, UnderSchoolAge
+from schemas.identifiers import OwnerId, establishment_owner, force_owner
+
+_CONFIRMED_DAYS: Final = 400
+_CREDENTIAL_LETTERS_MIN: Final = 12
+_ROLES: Final = (Role.SAFEGUARDING_LEAD.value, Role.ENCOMPASS_COORDINATOR.value)
+
+
+class ForceLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A force and the credential under which it sends; None: one is made."""
+
+    force: Force
+    credential: str | None = None
+
+
+class PersonLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who signs in: at an establishment as one of its contacts, or at a force."""
+
+    login: str
+    name: str
+    role: Role
+    owner: OwnerId
+    contact_id: str | None = None
+    password: str | None = None
+
+
+def read_forces(file: bytes) -> Rows[ForceLine]:
+    """One force or problem per row. Raises MalformedFile, at once or on the way."""
+    return read_csv(file, ("code", "name", "statement", "withdrawn_statement"), _force)
+
+
+def read_encompass_people(file: bytes) -> Rows[PersonLine]:
+    """One person or problem per row."""
+    return read_csv(file, ("login", "name", "role", "at"), _person)
+
+
+def _force(fields: Fields) -> ForceLine:
+    code = fields.ods_code("code")
+    days = fields.optional("confirmed_days_max")
+    if days is not None and not (days.isascii() and days.isdigit() and 1 <= int(days[:5]) <= 3_660):
+        raise FieldProblem("confirmed_days_max", "must be a number of days from 1 to 3660")
+    credential = fields.optional("credential")
+    if credential is not None and len(credential) < _CREDENTIAL_LETTERS_MIN:
+        raise FieldProblem("credential", f"must have at least {_CREDENTIAL_LETTERS_MIN} characters, or be empty")
+    policy = EncompassPolicy(
+        force=code,
+        statement=fields.required("statement"),
+        withdrawn_statement=fields.required("withdrawn_statement"),
+        release=Release(fields.optional_one_of("release", [each.value for each in Release]) or Release.AUTOMATIC),
+        profile=ContentProfile(
+            fields.optional_one_of("profile", [each.value for each in ContentProfile]) or ContentProfile.STANDARD
+        ),
+        under_school_age=UnderSchoolAge(
+            fields.optional_one_of("under_school_age", [each.value for each in UnderSchoolAge]) or UnderSchoolAge.NOBODY
+        ),
+        confirmed_days_max=int(days) if days is not None else _CONFIRMED_DAYS,
+        training_required=fields.flag("training_required", unsaid=True),
+    )
+    force = Force(code=code, name=fields.required("name"), policy=policy, peers=fields.networks("peers"))
+    return ForceLine(force=force, credential=credential)
+
+
+def _person(fields: Fields) -> PersonLine:
+    role = Role(fields.one_of("role", list(_ROLES)))
+    is_coordinator = role is Role.ENCOMPASS_COORDINATOR
+    contact_id = fields.optional("contact_id")
+    if is_coordinator == (contact_id is not None):
+        raise FieldProblem("contact_id", "is the contact whom a safeguarding lead is, and empty for a coordinator")
+    return PersonLine(
+        login=fields.required("login"),
+        name=fields.required("name"),
+        role=role,
+        owner=force_owner(fields.ods_code("at")) if is_coordinator else establishment_owner(fields.school_urn("at")),
+        contact_id=contact_id,
+        password=fields.optional("password"),
+    )

@@ -1,0 +1,585 @@
+"""From an incident to what establishments are told and people have to do.
+
+Planned anew after everything that may change it: a message, a person's decision, the instant at which something is
+due. So who is told is judged by the directory of the moment of sending, never by that of the moment of writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.domain.encompass import (
+    EncompassDirectory,
+    EstablishmentPlan,
+    Fate,
+    Hold,
+    IncidentPlan,
+    plan_incident,
+)
+from broker.domain.names import fold_name
+from broker.domain.safeguarding import find_disclosed
+from broker.domain.school_calendar import NoticeTiming
+from broker.domain.school_notices import SentNotice, Slip, Step, compose_notice, plan_amendments
+from broker.keyring import Keyring
+from broker.storage import establishments, incidents, outbox
+from broker.storage.audit import Act
+from broker.storage.directory import ensure_owners
+from broker.storage.incidents import (
+    AUTHORITY_OFFICER,
+    COORDINATOR,
+    Found,
+    Matter,
+    StoredIncident,
+    StoredNotice,
+    StoredTask,
+    Telling,
+)
+from broker.storage.outbox import NewDelivery
+from broker.storage.tables import ItemState
+from schemas.delivery import ChannelName
+from schemas.encompass import (
+    Change,
+    Establishment,
+    EstablishmentStatus,
+    Force,
+    IncidentChild,
+    MinimalChild,
+    NamedEstablishment,
+    NoticeState,
+    PoliceIncident,
+    Pupil,
+    SchoolNoticeNudge,
+    SchoolSource,
+    SuppressedScope,
+    Suppression,
+    TaskKind,
+)
+from schemas.identifiers import SchoolUrn, authority_of, authority_owner, establishment_owner
+
+NUDGE_TYPE: Final = "uk.cpis-broker.school-notice.nudged.v1"
+BROKER: Final = "broker"
+_RUNG: Final = TaskKind.RING_SCHOOL
+
+
+class NoticeRules(msgspec.Struct, frozen=True, kw_only=True):
+    """How establishments are told."""
+
+    page: str
+    """Where people sign in; the same for everybody."""
+    topics_enabled: bool = False
+    try_again: timedelta = timedelta(minutes=15)
+    """How often the directory is asked again for a way to an establishment that has none."""
+
+
+class Replanned(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of planning: the notices as they stand, what is to be audited, and whether anybody is told at all."""
+
+    notices: Mapping[SchoolUrn, StoredNotice]
+    acts: tuple[Act, ...]
+    is_told: bool
+    is_waiting_for_a_person: bool
+
+
+class UnknownForce(Exception):
+    """Nobody knows the force: nothing of the incident can be planned."""
+
+
+class _Planner:
+    """One planning of one incident, inside one transaction."""
+
+    def __init__(self, connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, now: datetime) -> None:
+        self.connection = connection
+        self.keyring = keyring
+        self.incident = incident
+        self.now = now
+        self.acts: list[Act] = []
+        self.tasks: dict[str, StoredTask] = {}
+
+    def act(self, action: str, subject: str, reason: str = "", *, owner: str = "") -> None:
+        """Note what is to be audited, for the force unless it is another's."""
+        self.acts.append(
+            Act(owner=owner or self.incident.owner, actor=BROKER, action=action, subject=subject, reason=reason)
+        )
+
+    def ask(
+        self, kind: TaskKind, matter: Matter, *of: str, due_by: datetime, authority: str = "", urn: str = ""
+    ) -> None:
+        """Want something of a person: of the force's coordinator, or of an authority's officer."""
+        task_id = incidents.derive_task_id(self.keyring, kind, self.incident.id, *of)
+        self.tasks[task_id] = StoredTask(
+            id=task_id,
+            owner=authority_owner(authority) if authority else self.incident.owner,
+            incident_id=self.incident.id,
+            kind=kind,
+            urn=SchoolUrn(urn) if urn else None,
+            matter=matter,
+            held_by=AUTHORITY_OFFICER if authority else COORDINATOR,
+            opened_at=self.now,
+            due_by=due_by,
+        )
+
+
+async def replan(
+    connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, rules: NoticeRules, now: datetime
+) -> Replanned:
+    """Bring notices and tasks to what the incident says now. Lock the incident first. Raises UnknownForce."""
+    force = await establishments.find_force(connection, incident.force)
+    if force is None:
+        raise UnknownForce
+    planner = _Planner(connection, keyring, incident, now)
+    known = {notice.urn: notice for notice in await incidents.load_notices(connection, keyring, incident.id)}
+    notices: dict[SchoolUrn, StoredNotice] = {}
+    plan: IncidentPlan | None = None
+    if isinstance(incident.message, PoliceIncident):
+        said = await _complete(connection, keyring, incident, incident.message)
+        urns = {each.urn for child in said.children for each in child.establishments if each.urn is not None}
+        directory = await establishments.load_encompass_directory(connection, keyring, urns)
+        is_released = incident.released_version == incident.message.version
+        plan = plan_incident(said, directory, force.policy, at=now, is_released=is_released)
+        late = msgspec.structs.replace(said, reported_at=now)
+        later = plan_incident(late, directory, force.policy, at=now, is_released=is_released)
+        timings = {each.urn: each.timing for each in later.establishments}
+        for each in plan.establishments:
+            if each.hold is Hold.SUPPRESSED and each.urn in known and known[each.urn].sent_at is not None:
+                continue  # what was sent is taken back
+            notices[each.urn] = _plan_notice(
+                planner, force, said, each, directory=directory, before=known.get(each.urn), timings=timings
+            )
+        _ask_for_children(planner, said, plan)
+    for urn, notice in known.items():
+        if urn not in notices:
+            notices[urn] = _take_back(planner, notice, force, now)
+    for urn, notice in sorted(notices.items()):
+        if notice != known.get(urn):
+            await incidents.save_notice(connection, keyring, notice)
+            if notice.state is NoticeState.WITHDRAWN and notice.sent_at is not None:
+                await _nudge(connection, keyring, notice, rules, occasion="withdrawn", now=now)
+    await _settle_tasks(planner, notices)
+    fates = {each.fate for each in plan.destinations} if plan is not None else set()
+    return Replanned(
+        notices=notices,
+        acts=tuple(planner.acts),
+        is_told=bool(fates & {Fate.NOTICE, Fate.AUTHORITY_OFFICER}),
+        is_waiting_for_a_person=Fate.LOOK_UP in fates or any(n.state is NoticeState.HELD for n in notices.values()),
+    )
+
+
+# What the incident says, with what people and the authorities' lists say of the children
+
+
+async def _complete(
+    connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, said: PoliceIncident
+) -> PoliceIncident:
+    children = said.children
+    pupils = await _find_pupils(connection, keyring, children)
+    named = {each.urn for child in children for each in child.establishments if each.urn is not None}
+    named |= {found.urn for found in incident.found}
+    known = await establishments.find_establishments(connection, named)
+    children = tuple(_place(child, pupils.get(child.child_id), incident.found, known) for child in children)
+    suppress = said.suppress
+    if incident.suppressed_by is not None and incident.suppressed_reason is not None:
+        suppress = Suppression(
+            scope=SuppressedScope.NOTICE, reason=incident.suppressed_reason, authoriser=incident.suppressed_by
+        )
+    return msgspec.structs.replace(said, children=children, suppress=suppress)
+
+
+async def _find_pupils(
+    connection: AsyncConnection, keyring: Keyring, children: Iterable[IncidentChild]
+) -> dict[str, Pupil]:
+    """The pupil that each child without an establishment is, where exactly one has the same names and birth date."""
+    indexes = {
+        child.child_id: establishments.index_pupil(keyring, child.family_name, child.given_name, child.birth_date)
+        for child in children
+        if child.birth_date is not None and child.given_name and not child.establishments and not child.home_educated
+    }
+    found = await establishments.find_pupils(connection, keyring, set(indexes.values())) if indexes else []
+    by_index: dict[bytes, list[Pupil]] = {}
+    for pupil in found:
+        index = establishments.index_pupil(keyring, pupil.family_name, pupil.given_name, pupil.birth_date)
+        by_index.setdefault(index, []).append(pupil)
+    postcodes = {child.child_id: child.postcode for child in children}
+    return {
+        child_id: by_index[index][0]
+        for child_id, index in indexes.items()
+        if len(by_index.get(index, [])) == 1 and _may_live_at(by_index[index][0].postcode, postcodes[child_id])
+    }
+
+
+def _may_live_at(listed: str | None, said: str | None) -> bool:
+    """Postcodes that are both known must be equal: in doubt a person looks."""
+    if not listed or not said:
+        return True
+    return fold_name(listed).replace(" ", "") == fold_name(said).replace(" ", "")
+
+
+def _place(
+    child: IncidentChild,
+    pupil: Pupil | None,
+    found: Sequence[Found],
+    known: Mapping[SchoolUrn, Establishment],
+) -> IncidentChild:
+    """The child with the establishments that count: the authority's list, then what people said, the last word last."""
+    if pupil is not None:
+        listed = tuple(NamedEstablishment(source=SchoolSource.AUTHORITY, urn=urn) for urn in pupil.urns)
+        authority = child.authority or pupil.authority
+        child = msgspec.structs.replace(
+            child, establishments=listed, home_educated=pupil.home_educated, authority=authority
+        )
+    last = {each.urn: each.is_there for each in found if each.child_id == child.child_id}
+    if not last:
+        return child
+    there = [urn for urn, is_there in last.items() if is_there]
+    named = [
+        msgspec.structs.replace(each, urn=None) if each.urn is not None and last.get(each.urn) is False else each
+        for each in child.establishments
+    ]
+    if there:
+        # Somebody looked: what could not be told is answered by what was found.
+        named = [each for each in named if each.urn is not None and _is_open(known.get(each.urn))]
+    elif not child.establishments:
+        named = [NamedEstablishment(source=SchoolSource.OFFICER)]
+    added = [NamedEstablishment(source=SchoolSource.OFFICER, urn=urn) for urn in there]
+    return msgspec.structs.replace(child, establishments=(*named, *added))
+
+
+def _is_open(establishment: Establishment | None) -> bool:
+    return establishment is not None and establishment.status is EstablishmentStatus.OPEN
+
+
+# Notices
+
+
+def _plan_notice(
+    planner: _Planner,
+    force: Force,
+    said: PoliceIncident,
+    plan: EstablishmentPlan,
+    *,
+    directory: EncompassDirectory,
+    before: StoredNotice | None,
+    timings: Mapping[SchoolUrn, NoticeTiming],
+) -> StoredNotice:
+    now, keyring, incident = planner.now, planner.keyring, planner.incident
+    school = directory.establishments[plan.urn]
+    notice_id = incidents.derive_notice_id(keyring, incident.id, plan.urn)
+    slip = Slip(notice_id=notice_id, issued_at=now)
+    composed = compose_notice(said, school, plan.child_ids, force.policy, slip)
+    telling = Telling(
+        notice=composed.notice,
+        child_ids=plan.child_ids,
+        told=plan.recipients.told,
+        skipped=plan.recipients.skipped,
+        withheld=composed.withheld,
+    )
+    _ask_for_establishment(planner, said, school, plan, before=before)
+    _audit_skipped(planner, notice_id, telling, before)
+    if before is not None and before.sent_at is not None:
+        return _amend(planner, force, said, plan, before=before, telling=telling, timings=timings)
+    timing = plan.timing
+    state = NoticeState.HELD if plan.hold is not None else NoticeState.WAITING
+    next_at = None if plan.hold is not None else timing.send_at
+    if plan.hold is None and not plan.has_route and timing.send_at <= now:
+        next_at = now + timedelta(minutes=15)
+    if before is None:
+        planner.act("notice.planned", notice_id, state.value)
+    elif state is not before.state:
+        planner.act("notice.replanned", notice_id, state.value)
+    return StoredNotice(
+        id=notice_id,
+        owner=establishment_owner(plan.urn),
+        incident_id=incident.id,
+        force=incident.force,
+        urn=plan.urn,
+        authority=school.authority,
+        version=1,
+        state=state,
+        hold=plan.hold.value if plan.hold is not None else None,
+        flag=timing.flag.value if timing.flag is not None else None,
+        calendar_is_assumed=timing.calendar_is_assumed,
+        telling=telling,
+        planned_at=before.planned_at if before is not None else now,
+        send_at=timing.send_at,
+        remind_at=timing.remind_at,
+        due_by=timing.due_by,
+        next_at=next_at,
+        rung_at=before.rung_at if before is not None else None,
+    )
+
+
+def _amend(
+    planner: _Planner,
+    force: Force,
+    said: PoliceIncident,
+    plan: EstablishmentPlan,
+    *,
+    before: StoredNotice,
+    telling: Telling,
+    timings: Mapping[SchoolUrn, NoticeTiming],
+) -> StoredNotice:
+    """What was sent stays one notice: it is amended only where this establishment's own text changes."""
+    now = planner.now
+    is_withdrawn = before.telling.withdrawn is not None
+    told = telling.told
+    if plan.hold is not None:
+        # Until a person lets the change go, what was sent stands, for those who may still read it.
+        still = tuple(contact for contact in before.telling.told if contact in told)
+        kept = msgspec.structs.replace(before.telling, told=still, skipped=telling.skipped)
+        return msgspec.structs.replace(before, telling=kept, hold=plan.hold.value)
+    sent = SentNotice(notice=before.telling.notice, is_withdrawn=is_withdrawn, version=before.version)
+    steps = plan_amendments(
+        {plan.urn: sent},
+        {plan.urn: telling.notice},
+        change=said.change or Change.UPDATE,
+        at=now,
+        withdrawn_statement=force.policy.withdrawn_statement,
+    )
+    if not steps:
+        same = msgspec.structs.replace(telling, notice=before.telling.notice)
+        return msgspec.structs.replace(before, telling=same, hold=None)
+    [step] = steps
+    assert step.step is Step.AMEND and not hasattr(step.notice, "withdrawn_at")
+    amended = msgspec.structs.replace(telling, notice=step.notice)
+    timing = plan.timing if plan.timing.due_by > now else timings[plan.urn]
+    planner.act("notice.amended", before.id, f"version {step.notice.version}")
+    return msgspec.structs.replace(
+        before,
+        version=step.notice.version,
+        state=NoticeState.WAITING,
+        hold=None,
+        telling=amended,
+        send_at=now,
+        remind_at=timing.remind_at,
+        due_by=timing.due_by,
+        next_at=now,
+        reminded_at=None,
+        rung_at=None,
+        opened_at=None,
+        acknowledged_at=None,
+        acknowledged_by=None,
+    )
+
+
+def _take_back(planner: _Planner, notice: StoredNotice, force: Force, now: datetime) -> StoredNotice:
+    """The establishment is no longer concerned, or the force takes the incident back."""
+    if notice.state is NoticeState.WITHDRAWN:
+        return notice
+    planner.act("notice.withdrawn", notice.id)
+    telling, version = notice.telling, notice.version
+    if notice.sent_at is not None:
+        sent = SentNotice(notice=telling.notice, version=notice.version)
+        statement = force.policy.withdrawn_statement
+        [step] = plan_amendments(
+            {notice.urn: sent}, {}, change=Change.CORRECTION, at=now, withdrawn_statement=statement
+        )
+        version = step.notice.version
+        telling = msgspec.structs.replace(telling, withdrawn=step.notice)
+    return msgspec.structs.replace(
+        notice, state=NoticeState.WITHDRAWN, version=version, telling=telling, hold=None, next_at=None
+    )
+
+
+def _audit_skipped(planner: _Planner, notice_id: str, telling: Telling, before: StoredNotice | None) -> None:
+    """Who is skipped and why is on the force's record, never on the school's."""
+    known = set(before.telling.skipped) if before is not None else set()
+    for skipped in telling.skipped:
+        if skipped not in known:
+            planner.act("recipient.skipped", notice_id, f"{skipped.reason.value} {skipped.contact_id}")
+
+
+# What people have to do
+
+
+def _tell(children: Iterable[IncidentChild]) -> tuple[MinimalChild, ...]:
+    return tuple(
+        MinimalChild(
+            family_name=child.family_name,
+            given_name=child.given_name,
+            birth_date=child.birth_date,
+            present=child.present,
+            welfare_check=child.welfare_check,
+        )
+        for child in children
+    )
+
+
+def _ask_for_children(planner: _Planner, said: PoliceIncident, plan: IncidentPlan) -> None:
+    children = {child.child_id: child for child in said.children}
+    for each in plan.destinations:
+        matter = Matter(
+            incident=said.incident_id,
+            child_id=each.child_id,
+            children=_tell([children[each.child_id]]),
+            occurred_at=said.occurred_at,
+            reason=each.reason,
+            suggested=each.suggested,
+        )
+        due_by = plan.clock.due_by
+        if each.fate is Fate.LOOK_UP:
+            planner.ask(TaskKind.LOOK_UP, matter, each.child_id, each.urn or "", due_by=due_by, urn=each.urn or "")
+        elif each.fate is Fate.AUTHORITY_OFFICER and plan.hold is None and each.authority is not None:
+            planner.ask(TaskKind.TELL_OFFICER, matter, each.child_id, due_by=due_by, authority=each.authority)
+    held = [each for each in plan.establishments if each.hold not in (None, Hold.SUPPRESSED)]
+    if held or plan.hold is Hold.AWAITS_COORDINATOR:
+        due_by = min([plan.clock.due_by, *(each.timing.due_by for each in held)])
+        planner.ask(TaskKind.RELEASE, Matter(incident=said.incident_id), str(said.version), due_by=due_by)
+    for conflict in plan.conflicts:
+        matter = Matter(incident=said.incident_id, contact=conflict.contact_id)
+        of = (conflict.urn, conflict.contact_id)
+        planner.ask(TaskKind.CONFLICT, matter, *of, due_by=plan.clock.due_by, urn=conflict.urn)
+
+
+def _ask_for_establishment(
+    planner: _Planner,
+    said: PoliceIncident,
+    school: Establishment,
+    plan: EstablishmentPlan,
+    *,
+    before: StoredNotice | None,
+) -> None:
+    matter = Matter(
+        incident=said.incident_id,
+        establishment=school.name,
+        telephone=school.office_telephone,
+        children=_tell(child for child in said.children if child.child_id in plan.child_ids),
+        occurred_at=said.occurred_at,
+    )
+    if plan.hold is None and not plan.has_route:
+        due_by = plan.timing.due_by
+        planner.ask(TaskKind.NO_ROUTE, matter, plan.urn, due_by=due_by, authority=school.authority, urn=plan.urn)
+    told_before = before.telling.told if before is not None and before.sent_at is not None else ()
+    for contact_id in find_disclosed(told_before, plan.recipients):
+        told = Matter(incident=said.incident_id, establishment=school.name, contact=contact_id)
+        planner.ask(TaskKind.DISCLOSED, told, plan.urn, contact_id, due_by=planner.now, urn=plan.urn)
+
+
+async def _settle_tasks(planner: _Planner, notices: Mapping[SchoolUrn, StoredNotice]) -> None:
+    """Ask for what is wanted and was not done yet; what is not wanted any more is closed by that rule."""
+    connection, keyring, incident, now = planner.connection, planner.keyring, planner.incident, planner.now
+    owners = {task.owner for task in planner.tasks.values()} - {incident.owner}
+    # An authority elsewhere, which nobody has imported; one that exists keeps its name.
+    await ensure_owners(connection, [(owner, f"Authority {authority_of(owner)}") for owner in owners])
+    known = await incidents.load_tasks(connection, keyring, incident.id)
+    for task in planner.tasks.values():
+        before = known.get(task.id)
+        is_done = before is not None and before.state is ItemState.DONE and before.decided_by != BROKER
+        if before is not None and before.matter == task.matter and (is_done or before.state is ItemState.OPEN):
+            continue
+        if before is None or before.state is ItemState.DONE:
+            planner.act(f"{task.kind.value}.asked", task.id, owner=task.owner)
+        await incidents.open_task(connection, keyring, task)
+    unwanted = []
+    for task in known.values():
+        if task.state is not ItemState.OPEN or task.id in planner.tasks:
+            continue
+        if task.kind is TaskKind.CONTRADICTION or task.kind is TaskKind.DISCLOSED:
+            continue  # only a person can see to these
+        if task.kind is _RUNG and task.urn is not None:
+            notice = notices.get(task.urn)
+            if notice is not None and notice.state is NoticeState.SENT:
+                continue
+        unwanted.append(task)
+    closed = await incidents.close_tasks(
+        connection, [task.id for task in unwanted], decision="not_needed", by=BROKER, now=now
+    )
+    for task in unwanted:
+        if task.id in closed:
+            planner.act(f"{task.kind.value}.not_needed", task.id, owner=task.owner)
+
+
+# Sending
+
+
+async def send_due(
+    connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, rules: NoticeRules, now: datetime
+) -> tuple[list[Act], int]:
+    """Do what is due of an incident's notices; returns what is to be audited, and how many were rung for."""
+    planned = await replan(connection, keyring, incident, rules, now)
+    acts, rung = list(planned.acts), 0
+    for notice in planned.notices.values():
+        if notice.next_at is None or notice.next_at > now:
+            continue
+        sent = notice
+        if notice.state is NoticeState.WAITING and notice.telling.told:
+            sent = msgspec.structs.replace(notice, state=NoticeState.SENT, sent_at=notice.sent_at or now)
+            await _nudge(connection, keyring, sent, rules, occasion="sent", now=now)
+            acts.append(_act(notice, "notice.sent", f"version {notice.version}"))
+        if sent.remind_at is not None and sent.reminded_at is None and sent.remind_at <= now:
+            if notice.state is NoticeState.SENT:
+                await _nudge(connection, keyring, sent, rules, occasion="reminded", now=now)
+                acts.append(_act(notice, "notice.reminded"))
+            sent = msgspec.structs.replace(sent, reminded_at=now)
+        if sent.state is NoticeState.SENT and sent.rung_at is None and sent.due_by <= now:
+            await _ring(connection, keyring, incident, sent, now)
+            acts.append(_act(notice, "ring_school.asked", owner=authority_owner(sent.authority)))
+            sent = msgspec.structs.replace(sent, rung_at=now)
+            rung += 1
+        await incidents.save_notice(connection, keyring, msgspec.structs.replace(sent, next_at=_next(sent, rules, now)))
+    return acts, rung
+
+
+def _next(notice: StoredNotice, rules: NoticeRules, now: datetime) -> datetime | None:
+    if notice.state is NoticeState.WAITING:
+        return now + rules.try_again
+    if notice.state is not NoticeState.SENT:
+        return None
+    waiting = [notice.due_by] if notice.rung_at is None else []
+    if notice.remind_at is not None and notice.reminded_at is None:
+        waiting.append(notice.remind_at)
+    return min(waiting, default=None)
+
+
+async def _ring(
+    connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, notice: StoredNotice, now: datetime
+) -> None:
+    found = await establishments.find_establishments(connection, [notice.urn])
+    school = found.get(notice.urn)
+    matter = Matter(
+        incident=incident.message.incident_id,
+        establishment=school.name if school is not None else notice.telling.notice.establishment.name,
+        telephone=school.office_telephone if school is not None else None,
+    )
+    task = StoredTask(
+        id=incidents.derive_task_id(keyring, _RUNG, incident.id, notice.urn, str(notice.version)),
+        owner=authority_owner(notice.authority),
+        incident_id=incident.id,
+        kind=_RUNG,
+        urn=notice.urn,
+        matter=matter,
+        held_by=AUTHORITY_OFFICER,
+        opened_at=now,
+        due_by=now + timedelta(minutes=15),
+    )
+    await incidents.open_task(connection, keyring, task)
+
+
+async def _nudge(
+    connection: AsyncConnection,
+    keyring: Keyring,
+    notice: StoredNotice,
+    rules: NoticeRules,
+    *,
+    occasion: str,
+    now: datetime,
+) -> None:
+    """Say "sign in" to the establishment, and nothing else: a topic may be read by anybody there."""
+    if not rules.topics_enabled:
+        return
+    delivery = NewDelivery(
+        id=keyring.derive_id("school-nudge", notice.id, str(notice.version), occasion),
+        channel=ChannelName.TOPIC,
+        owner=notice.owner,
+        event_type=NUDGE_TYPE,
+        content_type="application/json",
+        content=msgspec.json.encode(SchoolNoticeNudge(page=rules.page)),
+    )
+    await outbox.add_deliveries(connection, keyring, [delivery], now)
+
+
+def _act(notice: StoredNotice, action: str, reason: str = "", *, owner: str = "") -> Act:
+    return Act(owner=owner or notice.owner, actor=BROKER, action=action, subject=notice.id, reason=reason)

@@ -1,0 +1,181 @@
+"""For a force's coordinator: who has not read, what waits for release or a look-up; and an authority's officer's tasks.
+
+Every decision is a person's: it is audited with the name, and where something is kept back with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from fastapi import Request
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from broker.notices import replan
+from broker.storage import audit, incidents
+from broker.storage.audit import Act
+from broker.storage.incidents import Found, StoredIncident, StoredNotice, StoredTask
+from broker.storage.tables import ItemState
+from broker.web.auth import field_of, read_form, signed_in_of
+from broker.web.pages import Pages, pages_of
+from schemas.directory import Person, Role
+from schemas.encompass import NoticeState, SuppressionReason, TaskKind
+from schemas.identifiers import parse_school_urn
+
+_TASK_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_INCIDENT_ID: Final = _TASK_ID
+
+
+class UnreadRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A notice that nobody has acknowledged: to which establishment, never what it says."""
+
+    stored: StoredNotice
+    is_urgent: bool
+
+
+class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Something a person has to do."""
+
+    stored: StoredTask
+    is_urgent: bool
+
+    @property
+    def is_release(self) -> bool:
+        """Whether an incident waits to be released."""
+        return self.stored.kind is TaskKind.RELEASE
+
+    @property
+    def is_look_up(self) -> bool:
+        """Whether a child's establishment is to be found."""
+        return self.stored.kind is TaskKind.LOOK_UP
+
+
+async def show_force(request: Request) -> Response:
+    """What waits for the coordinator, and who has not read, with the clock."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now, rows_max = pages.clock.now(), pages.limits.rows_max
+    async with pages.database.writing() as connection:
+        tasks = await _list_tasks(connection, pages, person)
+        force = person.owner.removeprefix("force:")
+        unread = await incidents.list_force_notices(connection, pages.keyring, force, rows_max=rows_max)
+        await audit.record_acts(connection, [_act(person, "force.listed", person.owner)], now)
+    rows = [UnreadRow(stored=each, is_urgent=each.due_by <= now) for each in unread]
+    return pages.render(
+        request,
+        "force.html",
+        tasks=[TaskRow(stored=each, is_urgent=each.due_by <= now or each.level > 0) for each in tasks],
+        rows=[row for row in rows if row.stored.state is not NoticeState.WITHDRAWN],
+        reasons=[reason.value for reason in SuppressionReason],
+    )
+
+
+async def show_tasks(request: Request) -> Response:
+    """What an authority's officer has to do: tell about a child without a school, ring a school."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        tasks = await _list_tasks(connection, pages, person)
+        acts = [_act(person, "encompass_task.read", task.id) for task in tasks]
+        await audit.record_acts(connection, acts, now)
+    shown = [TaskRow(stored=each, is_urgent=each.due_by <= now or each.level > 0) for each in tasks]
+    return pages.render(request, "encompass_tasks.html", tasks=shown)
+
+
+async def release_incident(request: Request, task_id: str) -> Response:
+    """Let this version of the incident go."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    await read_form(request)
+    async with pages.database.writing() as connection:
+        task = await _load_task(connection, pages, person, task_id)
+        incident = await _load_incident(connection, pages, person, task, TaskKind.RELEASE)
+        await incidents.release_version(connection, incident, person.login)
+        await _replan(connection, pages, incident, [_act(person, "incident.released", incident.id)])
+    return RedirectResponse("/force", status_code=303)
+
+
+async def suppress_incident(request: Request, incident_id: str) -> Response:
+    """Keep the incident back: what was sent of it is taken back. The reason is one of the known ones."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    reason = field_of(await read_form(request), "reason")
+    if reason not in set(SuppressionReason):
+        raise HTTPException(400)
+    async with pages.database.writing() as connection:
+        found = None
+        if _INCIDENT_ID.fullmatch(incident_id):
+            found = await incidents.lock_incident(connection, pages.keyring, incident_id)
+        if found is None or found.owner != person.owner:
+            raise HTTPException(404)
+        await incidents.suppress_incident(connection, found, person.login, SuppressionReason(reason))
+        await _replan(connection, pages, found, [_act(person, "incident.suppressed", found.id, reason)])
+    return RedirectResponse("/force", status_code=303)
+
+
+async def place_child(request: Request, task_id: str) -> Response:
+    """Say at which establishment the child is: it is told at once, by the clock that has been running."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    urn = parse_school_urn(field_of(await read_form(request), "urn"))
+    if urn is None:
+        raise HTTPException(400)
+    async with pages.database.writing() as connection:
+        task = await _load_task(connection, pages, person, task_id)
+        incident = await _load_incident(connection, pages, person, task, TaskKind.LOOK_UP)
+        child_id = task.matter.child_id
+        assert child_id is not None, "a look-up without a child"
+        found = Found(child_id=child_id, urn=urn, is_there=True)
+        await incidents.note_found(connection, pages.keyring, incident, [found])
+        await _replan(connection, pages, incident, [_act(person, "child.placed", task.id, urn)])
+    return RedirectResponse("/force", status_code=303)
+
+
+async def settle_task(request: Request, task_id: str) -> Response:
+    """A person has seen to it. What waits for a release or a look-up is not settled so."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    await read_form(request)
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        task = await _load_task(connection, pages, person, task_id)
+        if task.kind in (TaskKind.RELEASE, TaskKind.LOOK_UP):
+            raise HTTPException(404)
+        if await incidents.close_tasks(connection, [task.id], decision="seen_to", by=person.login, now=now):
+            await audit.record_acts(connection, [_act(person, f"{task.kind.value}.seen_to", task.id)], now)
+    is_coordinator = person.role is Role.ENCOMPASS_COORDINATOR
+    return RedirectResponse("/force" if is_coordinator else "/encompass-tasks", status_code=303)
+
+
+async def _list_tasks(connection: AsyncConnection, pages: Pages, person: Person) -> list[StoredTask]:
+    return await incidents.list_tasks(connection, pages.keyring, person.owner, rows_max=pages.limits.rows_max)
+
+
+async def _load_task(connection: AsyncConnection, pages: Pages, person: Person, task_id: str) -> StoredTask:
+    """The open task, or 404: one of others answers as one that does not exist."""
+    if _TASK_ID.fullmatch(task_id):
+        task = await incidents.find_task(connection, pages.keyring, task_id)
+        if task is not None and task.owner == person.owner and task.state is ItemState.OPEN:
+            return task
+    raise HTTPException(404)
+
+
+async def _load_incident(
+    connection: AsyncConnection, pages: Pages, person: Person, task: StoredTask, kind: TaskKind
+) -> StoredIncident:
+    """The incident of the task, locked; 404 when the task is another kind of work."""
+    incident = await incidents.lock_incident(connection, pages.keyring, task.incident_id)
+    if task.kind is not kind or incident is None or incident.owner != person.owner:
+        raise HTTPException(404)
+    return incident
+
+
+async def _replan(connection: AsyncConnection, pages: Pages, incident: StoredIncident, acts: Sequence[Act]) -> None:
+    now = pages.clock.now()
+    changed = await incidents.lock_incident(connection, pages.keyring, incident.id)
+    assert changed is not None
+    planned = await replan(connection, pages.keyring, changed, pages.notice_rules, now)
+    await audit.record_acts(connection, [*acts, *planned.acts], now)
+
+
+def _act(person: Person, action: str, subject: str, reason: str = "") -> Act:
+    return Act(owner=person.owner, actor=person.login, action=action, subject=subject, reason=reason)

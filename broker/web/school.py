@@ -1,0 +1,152 @@
+"""For a safeguarding lead or deputy: what the police told the school of its children, and what the school did.
+
+A person reads only notices of their own establishment that they were told of: who is excluded from an incident learns
+nothing of it here, and who else was told or skipped is nobody's business at the school.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+from fastapi import Request
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from broker.notices import replan
+from broker.storage import audit, incidents, logins
+from broker.storage.audit import Act
+from broker.storage.incidents import Found, StoredNotice, StoredRecord, may_read
+from broker.web.auth import field_of, read_form, signed_in_of
+from broker.web.pages import Pages, pages_of
+from schemas.directory import Person
+from schemas.encompass import NoticeState
+from schemas.identifiers import SchoolUrn
+
+RECORD_LETTERS_MAX: Final = 4_000
+_NOTICE_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_NUMBER: Final = re.compile(r"[0-9]{1,7}", re.ASCII)
+
+
+class NoticeShown(msgspec.Struct, frozen=True, kw_only=True):
+    """One notice as the page shows it."""
+
+    stored: StoredNotice
+    records: Sequence[StoredRecord]
+    by_name: str | None
+    """Who acknowledged it."""
+    is_urgent: bool
+
+    @property
+    def may_be_acknowledged(self) -> bool:
+        """Whether this version waits for a person."""
+        return self.stored.state is NoticeState.SENT
+
+
+async def show_school(request: Request) -> Response:
+    """The notices this person may read, the newest first. Showing them is reading them: it is noted and audited."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        found = await incidents.list_school_notices(
+            connection, pages.keyring, _urn_of(person), contact_id=person.worker or "", rows_max=pages.limits.rows_max
+        )
+        ids = [notice.id for notice in found]
+        await incidents.note_opened(connection, ids, now)
+        records = await incidents.list_records(connection, pages.keyring, ids)
+        names = await logins.load_names(connection, pages.keyring, person.owner)
+        await audit.record_acts(connection, [_act(person, "notice.read", notice_id) for notice_id in ids], now)
+    rows = [
+        NoticeShown(
+            stored=notice,
+            records=[record for record in records if record.notice_id == notice.id],
+            by_name=names.get(notice.acknowledged_by or "", notice.acknowledged_by),
+            is_urgent=notice.state is NoticeState.SENT and notice.due_by <= now,
+        )
+        for notice in found
+    ]
+    return pages.render(request, "school.html", rows=rows, names=names, record_letters_max=RECORD_LETTERS_MAX)
+
+
+async def acknowledge_notice(request: Request, notice_id: str) -> Response:
+    """Answer for having read the version that was shown. Another version by now: the page is shown again."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    version = field_of(await read_form(request), "version")
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        notice = await _load_notice(connection, pages, person, notice_id)
+        await _lock(connection, pages, notice)
+        is_done = _NUMBER.fullmatch(version) is not None and await incidents.acknowledge_notice(
+            connection, notice_id, int(version), person.login, now
+        )
+        if is_done:
+            acts = [_act(person, "notice.acknowledged", notice_id, f"version {version}")]
+            await _replan(connection, pages, notice, acts, now)
+    return RedirectResponse("/school", status_code=303)
+
+
+async def refuse_pupil(request: Request, notice_id: str) -> Response:
+    """Not our pupil: the child goes back to the look-up queue, with the clock that was running all the time."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    number = field_of(await read_form(request), "child")
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        notice = await _load_notice(connection, pages, person, notice_id)
+        # The form names a child by its place in the notice: the force's own id is not the school's business.
+        places = notice.telling.child_ids
+        if _NUMBER.fullmatch(number) is None or int(number) >= len(places):
+            raise HTTPException(400)
+        incident = await incidents.lock_incident(connection, pages.keyring, notice.incident_id)
+        assert incident is not None
+        said = Found(child_id=places[int(number)], urn=notice.urn, is_there=False)
+        await incidents.note_found(connection, pages.keyring, incident, [said])
+        await _replan(connection, pages, notice, [_act(person, "notice.not_our_pupil", notice_id)], now)
+    return RedirectResponse("/school", status_code=303)
+
+
+async def write_record(request: Request, notice_id: str) -> Response:
+    """What the school did: its own record, which is not sent back to the police."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    text = field_of(await read_form(request), "text").strip()
+    if not text or len(text) > RECORD_LETTERS_MAX:
+        raise HTTPException(400)
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        notice = await _load_notice(connection, pages, person, notice_id)
+        await incidents.add_record(connection, pages.keyring, notice, text, by=person.login, now=now)
+        await audit.record_acts(connection, [_act(person, "notice.recorded", notice_id)], now)
+    return RedirectResponse("/school", status_code=303)
+
+
+async def _load_notice(connection: AsyncConnection, pages: Pages, person: Person, notice_id: str) -> StoredNotice:
+    """The notice, or 404: one of others, or one that this person must not know of, answers as one that is not there."""
+    if _NOTICE_ID.fullmatch(notice_id):
+        notice = await incidents.find_notice(connection, pages.keyring, notice_id)
+        if notice is not None and notice.owner == person.owner and may_read(notice, person.worker):
+            return notice
+    raise HTTPException(404)
+
+
+async def _lock(connection: AsyncConnection, pages: Pages, notice: StoredNotice) -> None:
+    await incidents.lock_incident(connection, pages.keyring, notice.incident_id)
+
+
+async def _replan(
+    connection: AsyncConnection, pages: Pages, notice: StoredNotice, acts: Sequence[Act], now: datetime
+) -> None:
+    incident = await incidents.lock_incident(connection, pages.keyring, notice.incident_id)
+    assert incident is not None
+    planned = await replan(connection, pages.keyring, incident, pages.notice_rules, now)
+    await audit.record_acts(connection, [*acts, *planned.acts], now)
+
+
+def _urn_of(person: Person) -> SchoolUrn:
+    return SchoolUrn(person.owner.removeprefix("establishment:"))
+
+
+def _act(person: Person, action: str, subject: str, reason: str = "") -> Act:
+    return Act(owner=person.owner, actor=person.login, action=action, subject=subject, reason=reason)

@@ -1,0 +1,222 @@
+"""The school's page and the coordinator's, and the door for incidents: what a person sees and may do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from fastapi import FastAPI
+
+from broker.doors import DoorLimits, create_doors, create_incident_door, join_doors, join_incident_door
+from broker.intake import Intake
+from broker.senders import Senders
+from broker.topics import INCIDENTS
+from broker.web.app import create_app
+from broker.web.operations import Status, compose_status
+from schemas.encompass import NoticeState, TaskKind
+from tests.encompass import Encompass, at_school, child, half_term, open_encompass
+from tests.factories import make_settings, serve_app
+from tests.pages import READY, Client
+
+DEE = "dee@706.example.org"
+ALEX, ROBIN, BO = "alex@900001.example.org", "robin@900001.example.org", "bo@900002.example.org"
+CORA = "cora@zf1.example.org"
+DEMO = "demo-password"
+
+
+@dataclass
+class Served:
+    """The pages over a small world."""
+
+    encompass: Encompass
+    address: str
+
+    @asynccontextmanager
+    async def signed_in(self, login: str) -> AsyncIterator[Client]:
+        """Somebody who is signed in."""
+        async with Client(self.address) as client:
+            assert (await client.sign_in(login, DEMO)).status_code == 303
+            yield client
+
+
+@pytest.fixture
+async def served(sqlite_url: str, tmp_path: Path) -> AsyncIterator[Served]:
+    """The pages, with the Saturday of half-term sent."""
+    async with open_encompass(sqlite_url, tmp_path) as encompass:
+        world = encompass.world
+        settings = make_settings(tmp_path)
+
+        async def ask_status() -> Status:
+            return await compose_status(world.database, READY)
+
+        app = create_app(
+            database=world.database,
+            keyring=world.keyring,
+            clock=world.clock,
+            settings=settings,
+            status=ask_status,
+            rules=world.rules,
+        )
+        await encompass.receive(half_term())
+        await encompass.run_jobs()
+        async with serve_app(app) as address:
+            yield Served(encompass, address)
+
+
+async def test_the_deputy_reads_and_acknowledges_and_the_sister_learns_nothing(served: Served) -> None:
+    async with served.signed_in(ROBIN) as sister:
+        page = await sister.get("/school")
+        assert page.status_code == 200 and "Jordan" not in page.text and "There are none" in page.text
+    notice = (await served.encompass.notices())["900001"]
+    async with served.signed_in(ALEX) as deputy:
+        page = await deputy.get("/school")
+        assert "Jordan" in page.text and "I hid." in page.text
+        for hidden in ("Sidney", "Morgan", "Robin Sister", "sister of the suspect", "Mill Lane, Sampleton"):
+            assert hidden not in page.text
+        assert (await deputy.post(f"/school/notices/{notice.id}/acknowledge", data={"version": "1"})).status_code == 400
+        answer = await deputy.send_form(f"/school/notices/{notice.id}/acknowledge", version="1")
+        assert answer.status_code == 303
+        kept = await deputy.send_form(f"/school/notices/{notice.id}/record", text="Spoke with Jordan.")
+        assert kept.status_code == 303
+        page = await deputy.get("/school")
+        assert "Acknowledged" in page.text and "Spoke with Jordan." in page.text
+    async with served.signed_in(ROBIN) as sister:
+        assert (await sister.send_form(f"/school/notices/{notice.id}/record", text="x")).status_code == 404
+    async with served.signed_in(BO) as other:
+        assert (await other.send_form(f"/school/notices/{notice.id}/acknowledge", version="1")).status_code == 404
+    notice = (await served.encompass.notices())["900001"]
+    assert (notice.state, notice.acknowledged_by) == (NoticeState.ACKNOWLEDGED, ALEX)
+    served.encompass.world.clock.move_to(notice.due_by)
+    await served.encompass.run_jobs()
+    assert "900001" not in {task.urn for task in await served.encompass.tasks()}
+
+
+async def test_a_correction_has_to_be_read_again(served: Served) -> None:
+    notice = (await served.encompass.notices())["900001"]
+    async with served.signed_in(ALEX) as deputy:
+        await deputy.send_form(f"/school/notices/{notice.id}/acknowledge", version="1")
+        corrected = half_term(version=2, change="correction")
+        corrected["children"][0]["childs_words"] = "I hid with my brother."
+        await served.encompass.receive(corrected)
+        await served.encompass.run_jobs()
+        # The first version's form was still open in another window: it answers for nothing.
+        await deputy.send_form(f"/school/notices/{notice.id}/acknowledge", version="1")
+        assert (await served.encompass.notices())["900001"].state is NoticeState.SENT
+        assert "Corrected" in (await deputy.get("/school")).text
+
+
+async def test_not_our_pupil_goes_back_to_the_queue_and_the_coordinator_finds_the_school(served: Served) -> None:
+    notice = (await served.encompass.notices())["900001"]
+    async with served.signed_in(ALEX) as deputy:
+        answer = await deputy.send_form(f"/school/notices/{notice.id}/not-our-pupil", child="0")
+        assert answer.status_code == 303
+        assert "Jordan" not in (await deputy.get("/school")).text
+    [look_up] = [task for task in await served.encompass.tasks() if task.kind is TaskKind.LOOK_UP]
+    assert look_up.owner == "force:ZF1"
+    async with served.signed_in(CORA) as coordinator:
+        assert "Jordan" in (await coordinator.get("/force")).text
+        assert (await coordinator.send_form(f"/force/tasks/{look_up.id}/place", urn="nobody")).status_code == 400
+        assert (await coordinator.send_form(f"/force/tasks/{look_up.id}/place", urn="900002")).status_code == 303
+        # The sister is nobody that the other school's directory knows: a person says that it may go there.
+        [release] = [task for task in await served.encompass.tasks() if task.kind is TaskKind.RELEASE]
+        assert (await coordinator.send_form(f"/force/tasks/{release.id}/release")).status_code == 303
+    await served.encompass.run_jobs()
+    notices = await served.encompass.notices()
+    assert notices["900001"].state is NoticeState.WITHDRAWN
+    told = notices["900002"].telling.notice
+    assert sorted(each.given_name for each in told.children) == ["Jordan", "Sidney"]
+    assert TaskKind.LOOK_UP not in {task.kind for task in await served.encompass.tasks()}
+
+
+async def test_what_the_coordinator_suppresses_is_taken_back(served: Served) -> None:
+    notice = (await served.encompass.notices())["900001"]
+    async with served.signed_in(CORA) as coordinator:
+        path = f"/force/incidents/{notice.incident_id}/suppress"
+        assert (await coordinator.send_form(path, reason="")).status_code == 400
+        assert (await coordinator.send_form(path, reason="refuge")).status_code == 303
+    assert {each.state for each in (await served.encompass.notices()).values()} == {NoticeState.WITHDRAWN}
+    async with served.signed_in(ALEX) as deputy:
+        assert "Jordan" not in (await deputy.get("/school")).text
+
+
+async def test_a_held_incident_waits_for_its_release(served: Served) -> None:
+    unknown = [{"name": "Nobody Known", "reason": "relative", "authoriser": "DS 1"}]
+    held = half_term(incident_id="ZF1/2026/0009", excluded_recipients=unknown)
+    held["children"] = [child("k9", "Riley", establishments=at_school("900002"))]
+    served.encompass.world.clock.advance(timedelta(minutes=1))
+    await served.encompass.receive(held)
+    await served.encompass.run_jobs()
+    async with served.signed_in(BO) as lead:
+        assert "Riley" not in (await lead.get("/school")).text
+        [release] = [task for task in await served.encompass.tasks() if task.kind is TaskKind.RELEASE]
+        async with served.signed_in(CORA) as coordinator:
+            assert (await coordinator.send_form(f"/force/tasks/{release.id}/release")).status_code == 303
+        await served.encompass.run_jobs()
+        assert "Riley" in (await lead.get("/school")).text
+
+
+async def test_the_authoritys_officer_sees_to_the_child_at_home(served: Served) -> None:
+    async with served.signed_in(DEE) as officer:
+        assert "Morgan" in (await officer.get("/encompass-tasks")).text
+        [task] = await served.encompass.tasks()
+        assert (await officer.send_form(f"/encompass-tasks/{task.id}/settle")).status_code == 303
+        await served.encompass.run_jobs()
+        assert "Morgan" not in (await officer.get("/encompass-tasks")).text
+
+
+# The door
+
+
+@asynccontextmanager
+async def open_door(encompass: Encompass) -> AsyncIterator[httpx.AsyncClient]:
+    """The door for incidents beside the others."""
+    forces = Senders(encompass.world.directory / "forces.json", encompass.world.keyring)
+    intake = Intake(encompass.log, "attendances", encompass.world.keyring, forces, encompass.world.clock)
+    door = create_incident_door(encompass.intake, forces, DoorLimits())
+    pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app: Any = join_incident_door(door, join_doors(create_doors(intake, forces, DoorLimits()), pages))
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://door", auth=("ZF1", "zf1-credential")) as client:
+        yield client
+
+
+async def test_the_door_keeps_what_is_in_order_and_says_what_is_not(sqlite_url: str, tmp_path: Path) -> None:
+    async with open_encompass(sqlite_url, tmp_path) as encompass, open_door(encompass) as door:
+        taken = await door.post("/incidents", json=half_term())
+        assert taken.status_code == 202 and set(taken.json()) == {"message_id"}
+        misspelt = await door.post("/incidents", json=half_term() | {"supress": "Jordan"})
+        assert misspelt.status_code == 422 and misspelt.json()["problems"]
+        assert "Jordan" not in misspelt.text
+        other = await door.post("/incidents", json=half_term(force="ZF2"))
+        assert [each["field"] for each in other.json()["problems"]] == ["force"]
+        wrong = await door.post("/incidents", json=half_term(), auth=("ZF1", "zf2-credential"))
+        assert wrong.status_code == 401
+        assert (await door.get("/incidents")).status_code == 405
+        plain = await door.post("/incidents", content=b"{}", headers={"content-type": "text/plain"})
+        assert plain.status_code == 415
+        kept = [
+            record
+            for partition in await encompass.log.extents(INCIDENTS)
+            for record in encompass.log.records_from(partition, 0)
+        ]
+        [record] = kept
+        assert b"Jordan" not in record.value
+        # What the door kept is read by the consumer, and by it once: the same bytes by another way are a repeat.
+        await encompass.take_partition()
+        batch = msgspec.structs.replace(encompass.batch([b""], 0), records=kept)
+        await encompass.consumer.handle(batch)
+        assert set(await encompass.notices()) == {"900001", "900002"}
+
+
+async def test_what_is_not_durable_is_not_acknowledged(sqlite_url: str, tmp_path: Path) -> None:
+    async with open_encompass(sqlite_url, tmp_path) as encompass, open_door(encompass) as door:
+        await encompass.log.close()
+        answer = await door.post("/incidents", json=half_term())
+        assert answer.status_code == 503 and answer.headers["retry-after"]
