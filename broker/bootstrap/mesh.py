@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Final
@@ -15,20 +16,24 @@ import msgspec
 from adapters.child_list_csv import MalformedFile
 from broker.bootstrap.engines import open_database
 from broker.bootstrap.safety import ConfigurationError, load_keyring
+from broker.bootstrap.tracing import open_tracer
 from broker.clock import SystemClock
 from broker.jobs.mesh_inbox import LoadList, MeshInbox, MeshInboxOptions
 from broker.keyring import Keyring
 from broker.list_comparison import UploadOptions, upload_options_of
 from broker.list_upload import UnknownAuthority, report_malformed, upload_children
-from broker.ports import Clock
+from broker.ports import Clock, Tracer
 from broker.settings import Settings
 from broker.storage.database import Database
+from schemas.identifiers import NhsNumber
 from schemas.mesh import ListAnswer, ReceivedList
+from schemas.trace import ByNumber, Refused, Unavailable
 from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport
 
 PdsAvailable = Callable[[], Awaitable[bool]]
 """Whether the Personal Demographics Service answers, asked before an XML file is loaded."""
 _SENDER: Final = re.compile(r"\s*([A-Za-z0-9]+)\s*=\s*([A-Za-z0-9]{3,10})\s*")
+_NOBODY: Final = NhsNumber("9990000018")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NEEDED: Final = ("mesh_mailbox", "mesh_upload_workflow", "mesh_report_workflow", "mesh_senders")
 _NEEDED_SECRETS: Final = ("mesh_password", "mesh_shared_key")
@@ -37,6 +42,11 @@ _NEEDED_SECRETS: Final = ("mesh_password", "mesh_shared_key")
 async def pds_is_not_asked() -> bool:
     """Where no PDS is set up, nothing is traced before it is loaded, and none can be away."""
     return True
+
+
+async def pds_answers(tracer: Tracer) -> bool:
+    """Whether PDS answers at all; asked about a number of the range that is nobody's (999)."""
+    return not isinstance(await tracer.ask(ByNumber(nhs_number=_NOBODY)), Unavailable | Refused)
 
 
 def list_loader(
@@ -115,10 +125,19 @@ async def open_inbox(settings: Settings) -> AsyncIterator[MeshInbox]:
             message_bytes_max=settings.mesh_message_bytes_max,
         )
     )
+    tracer = open_tracer(settings)
     try:
-        load = list_loader(database, keyring, clock, options=upload_options_of(settings))
+        load = list_loader(
+            database,
+            keyring,
+            clock,
+            options=upload_options_of(settings),
+            pds_available=pds_is_not_asked if tracer is None else partial(pds_answers, tracer),
+        )
         yield MeshInbox(database, keyring, clock, mailbox=mailbox, load=load, options=options)
     finally:
+        if tracer is not None:
+            await tracer.close()
         await mailbox.close()
         await database.close()
 

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,17 @@ from adapters.mesh import MeshMailbox, MeshOptions
 from broker import cli
 from broker.bootstrap import ConfigurationError
 from broker.bootstrap.jobs import open_part
-from broker.bootstrap.mesh import inbox_options, list_loader
+from broker.bootstrap.mesh import inbox_options, list_loader, pds_answers
+from broker.bootstrap.tracing import open_tracer
 from broker.jobs.mesh_inbox import LoadList, MeshInbox, MeshInboxOptions
 from broker.settings import Environment, Settings
 from broker.storage import child_lists, mesh_files
 from broker.storage.deadlines import hand_over_overdue
 from broker.storage.mesh_files import HandledFile, StoredFile
 from broker.storage.tables import AuditRow, ListEntry, ListUpload, MeshFile, table
+from mock_nhs.faults import Faults
+from mock_nhs.pds import Pds
+from mock_nhs.pds import PdsOptions as ServiceOptions
 from schemas.delivery import Outcome, OutcomeClass
 from schemas.mesh import ListAnswer, ReceivedList
 from tests.engines import MESH_KEY, MESH_PASSWORD, MeshSandbox, free_port
@@ -230,21 +235,35 @@ async def test_an_upload_of_a_case_system_is_loaded_and_answered_in_json(
     assert report["file_code"] == "CPF02"
 
 
-async def test_xml_waits_for_pds_and_csv_does_not(world: World, sandbox: MeshSandbox, mailbox: MeshMailbox) -> None:
-    async def is_away() -> bool:
-        return False
+async def test_xml_waits_for_pds_and_csv_does_not(
+    world: World, sandbox: MeshSandbox, mailbox: MeshMailbox, tmp_path: Path
+) -> None:
+    faults = Faults()
+    service = Pds(ServiceOptions(), [], tmp_path / "pds.jsonl", faults, world.clock.now)
+    await service.start()
+    tracer = open_tracer(Settings(environment=Environment.DEVELOPMENT, pds_base_url=service.url))
+    assert tracer is not None
+    load = list_loader(world.database, world.keyring, world.clock, pds_available=partial(pds_answers, tracer))
+    try:
+        faults.arm_share("pds.refuse_503", 1.0)
+        send(sandbox, upload(record(child(), plan("cPP"))))
+        await inbox_of(world, mailbox, load).run_once()
+        assert await count(world, ListUpload) == 0
+        [(_, report)] = reports(sandbox)
+        assert report["file_code"] == "CPF05"
+        assert "again" in report["problem"]
+        assert (waiting(sandbox), await files(world)) == ([], [])
+        send(sandbox, rows(CASEY))
+        await inbox_of(world, mailbox, load).run_once()
+        assert await count(world, ListEntry) == 1
 
-    load = list_loader(world.database, world.keyring, world.clock, pds_available=is_away)
-    send(sandbox, upload(record(child(), plan("cPP"))))
-    await inbox_of(world, mailbox, load).run_once()
-    assert await count(world, ListUpload) == 0
-    [(_, report)] = reports(sandbox)
-    assert report["file_code"] == "CPF05"
-    assert "again" in report["problem"]
-    assert (waiting(sandbox), await files(world)) == ([], [])
-    send(sandbox, rows(CASEY))
-    await inbox_of(world, mailbox, load).run_once()
-    assert await count(world, ListEntry) == 1
+        faults.disarm("pds.refuse_503")
+        send(sandbox, upload(record(child(), plan("cPP"))))
+        await inbox_of(world, mailbox, load).run_once()
+        assert [report["file_code"] for _, report in reports(sandbox)][-1] == "CPF02"
+    finally:
+        await tracer.close()
+        await service.stop()
 
 
 async def test_xml_of_another_authority_than_the_mailbox_is_kept_and_not_loaded(
