@@ -33,6 +33,8 @@ from schemas.child_list import ChildListEntry
 from schemas.upload import RecordCode, RowAnswer, UploadFormat, UploadKind
 
 PART_ROWS: Final = 500
+HOLD_WINDOW: Final = timedelta(hours=24)
+"""What was taken off a list in so long counts together: many small files are no better than a large one."""
 Connect = Callable[[], AbstractAsyncContextManager[AsyncConnection]]
 """How to get a connection for a moment."""
 _PLAN_MEMORY_BYTES: Final = 4_194_304
@@ -104,6 +106,8 @@ class Comparison:
     rows_good: int = 0
     ends: int = 0
     deletes: int = 0
+    before: int = 0
+    """Current entries that other files of this day took off the list, and that nobody confirmed."""
     current: int | None = None
     """Entries that stand as current now; None when nobody had to count them."""
     left_out: list[str] = field(default_factory=list)
@@ -115,6 +119,11 @@ class Comparison:
     """The numbers and plan types of the file."""
     unread: set[str] = field(default_factory=set)
     """The ``local_id`` of rows that were refused: who has a bad row is not missing."""
+
+    @property
+    def taken_today(self) -> int:
+        """Current entries that this file and others of this day take off the list, or give another number."""
+        return self.before + self.ends + self.deletes
 
     def has(self, entry_id: str) -> bool:
         """Whether the file has this entry."""
@@ -153,12 +162,18 @@ class Comparer:
                 self._on_read(found.rows_read)
             if kind is UploadKind.FULL and found.rows_good:
                 await self._find_left_out(found)
-            elif found.ends + found.deletes > self._options.hold_entries:
+            if found.ends + found.deletes:
+                await self._count_the_day(found)
+            if found.current is None and found.taken_today > self._options.hold_entries:
                 found.current = sum([1 async for each in self._scan() if self._is_current(each.entry)])
         except BaseException:
             found.changes.close()
             raise
         return found
+
+    async def _count_the_day(self, found: Comparison) -> None:
+        async with self._connect() as connection:
+            found.before = await child_lists.count_taken(connection, self._authority, self._sent_at - HOLD_WINDOW)
 
     async def _compare_part(self, found: Comparison, part: Sequence[tuple[int, ChildListEntry | RowProblem]]) -> None:
         found.rows_read += len(part)

@@ -297,10 +297,10 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         return await comparer.compare(spool, self.form, self.kind, version)
 
     def _must_wait(self, found: Comparison) -> bool:
-        if self.confirmed is not None or found.current is None:
+        if self.confirmed is not None or found.current is None or not found.ends + found.deletes:
             return False
-        most = max(self.options.hold_entries, found.current * self.options.hold_percent / 100)
-        return found.ends + found.deletes > most
+        share = (found.current + found.before) * self.options.hold_percent / 100
+        return found.taken_today > max(self.options.hold_entries, share)
 
     async def _store(
         self, found: Comparison, spool: SealedSpool, report: UploadReport, writing: Connect
@@ -365,7 +365,8 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             )
             await audit.record_acts(connection, [act], now)
         problem = (
-            f"it would end, take back or renumber {found.ends + found.deletes} of {found.current} current entries: "
+            f"it would end, take back or renumber {found.ends + found.deletes} of {found.current} current entries, "
+            f"after {found.before} that other files took off the list today: "
             "a list officer must confirm or reject it; until then nothing of it counts"
         )
         return msgspec.structs.replace(
@@ -400,6 +401,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             uploaded_at=self.sent_at,
             rows_loaded=found.rows_good,
             rows_refused=found.refused_count,
+            entries_taken=found.ends + found.deletes,
             confirmed_by=self.confirmed.by if self.confirmed else None,
         )
 

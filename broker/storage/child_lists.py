@@ -42,6 +42,8 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     uploaded_at: datetime
     rows_loaded: int
     rows_refused: int
+    entries_taken: int
+    """Current entries that it ends, takes back or gives another number."""
     confirmed_by: str | None = None
 
 
@@ -119,6 +121,14 @@ async def record_upload(connection: AsyncConnection, keyring: Keyring, upload: U
     await connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
     await coverage.note_confirmation(connection, upload.authority, upload.uploaded_at)
     await jobs.bring_forward(connection, derive_job_id(keyring, COVERAGE, upload.authority), now)
+
+
+async def count_taken(connection: AsyncConnection, authority: str, since: datetime) -> int:
+    """Current entries that uploads took off the list since an instant, and that nobody confirmed."""
+    statement = select(func.coalesce(func.sum(_uploads.c.entries_taken), 0)).where(
+        _uploads.c.authority == authority, _uploads.c.uploaded_at >= since, _uploads.c.confirmed_by.is_(None)
+    )
+    return int((await connection.execute(statement)).scalar_one())
 
 
 async def write_entries(

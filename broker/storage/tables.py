@@ -287,6 +287,8 @@ class ListUpload(SQLModel, table=True):
     uploaded_at: datetime = Field(sa_column=_at(nullable=False))
     rows_loaded: int
     rows_refused: int
+    entries_taken: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    """Current entries that it ended, took back or gave another number."""
     kind: str = Field(
         default=UploadKind.CHANGES.value,
         sa_column=Column(String, nullable=False, server_default=UploadKind.CHANGES.value),

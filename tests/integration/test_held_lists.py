@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from broker.domain.visits import london_day
-from broker.list_comparison import UploadOptions
+from broker.list_comparison import HOLD_WINDOW, UploadOptions
 from broker.list_upload import (
     MalformedFile,
     NothingToDecide,
@@ -109,9 +109,30 @@ async def test_the_limit_is_the_larger_of_a_share_and_a_number(world: World) -> 
     await send(world, [row(number) for number in range(1, 41)])
     half = UploadOptions(hold_entries=2, hold_percent=50)
     assert (await send(world, [row(n, end="2026-02-01") for n in range(1, 21)], options=half)).state == "loaded"
+    world.clock.advance(HOLD_WINDOW + timedelta(seconds=1))
     assert (await send(world, [row(n, end="2026-02-01") for n in range(21, 31)], options=None)).state == "loaded"
+    world.clock.advance(HOLD_WINDOW + timedelta(seconds=1))
     some = UploadOptions(hold_entries=2, hold_percent=20)
     assert (await send(world, [row(n, end="2026-02-01") for n in range(31, 34)], options=some)).state == "held"
+
+
+async def test_many_small_files_of_a_day_are_held_like_a_large_one(world: World) -> None:
+    """Case systems send a file for every change: a fault there may end a list one child at a time."""
+    await send(world, [row(number) for number in range(1, 9)])
+    for number in (1, 2):
+        assert (await send(world, [row(number, end="2026-02-01")])).state is UploadState.LOADED
+    third = await send(world, [row(3, end="2026-02-01")])
+    assert third.state is UploadState.HELD and third.upload_id is not None
+    assert "after 2 that other files took off the list" in (third.problem or "")
+    assert (await send(world, [row(9), row(4, family="Testing")])).state is UploadState.LOADED, (
+        "who ends nobody is not held"
+    )
+    await confirm_upload(
+        world.database, world.keyring, world.clock, upload_id=third.upload_id, owner=OWNER, by=LEAD, options=FEW
+    )
+    assert (await send(world, [row(5, end="2026-02-01")])).state is UploadState.HELD
+    world.clock.advance(HOLD_WINDOW + timedelta(seconds=1))
+    assert (await send(world, [row(6, end="2026-02-01")])).state is UploadState.LOADED
 
 
 async def test_a_confirmed_file_counts_without_undoing_what_came_since(world: World) -> None:
