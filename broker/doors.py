@@ -208,7 +208,7 @@ async def _admit(request: Request) -> None:
     )
     if sender is None:
         MESSAGES_REFUSED.labels(reason="sender_not_permitted").inc()
-        log(LogEvent.MESSAGE_REFUSED, sender=parse_ods_code(code), reason="sender_not_permitted")
+        log(LogEvent.MESSAGE_REFUSED, sender=senders.known(parse_ods_code(code) or ""), reason="sender_not_permitted")
         raise HTTPException(401, headers={"WWW-Authenticate": 'Basic realm="cpis-broker", charset="UTF-8"'})
     request.state.sender = sender
 

@@ -143,7 +143,7 @@ class Intake:
 
     def _refuse(self, header: Header | None, reason: str, code: ErrorCode) -> bytes:
         MESSAGES_REFUSED.labels(reason=reason).inc()
-        sender = parse_ods_code(header.sender) if header is not None else None
+        sender = self._senders.known(parse_ods_code(header.sender) or "") if header is not None else None
         log(LogEvent.MESSAGE_REFUSED, sender=sender, reason=reason)
         return self._answer(header, "AR", f"refused: {reason.replace('_', ' ')}", code)
 

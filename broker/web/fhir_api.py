@@ -120,7 +120,7 @@ async def admit(request: Request) -> None:
     site = parse_ods_code(code) or ""
     if senders.admit(site, credential, request.client.host if request.client else "") is None:
         MESSAGES_REFUSED.labels(reason="sender_not_permitted").inc()
-        log(LogEvent.MESSAGE_REFUSED, sender=site, reason="sender_not_permitted")
+        log(LogEvent.MESSAGE_REFUSED, sender=senders.known(site), reason="sender_not_permitted")
         raise Refusal("ACCESS_DENIED")
     if not _PLAIN.fullmatch(request.headers.get(TRACE_HEADER, "")):
         raise Refusal("PRECONDITION_FAILED")

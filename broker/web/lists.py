@@ -116,7 +116,8 @@ async def decide_hold(request: Request, upload_id: str, decision: str) -> Respon
             reason=reason,
             options=upload_options_of(pages.settings),
         )
-    except NothingToDecide:
+    except (NothingToDecide, MalformedFile):
+        # Somebody else decided meanwhile, and the file is gone.
         raise HTTPException(404) from None
     return await _show(request, report)
 

@@ -138,6 +138,16 @@ async def test_who_may_not_send_is_refused_and_nothing_is_kept(
     assert refused["reason"] == "sender_not_permitted"
 
 
+async def test_what_stands_in_the_place_of_a_sender_reaches_no_log_unless_it_is_one(
+    intake: Intake, log: WatchedLog
+) -> None:
+    with capture_logs() as lines:
+        for sender in (b"9990000018", b"TESTER", b"RZ1"):
+            message = hl7(credential="wrong").replace(b"|RZ1|", b"|" + sender + b"|", 1)
+            assert b"MSA|AR|" in (await intake.accept_hl7v2(message, Peer()) or b"")
+    assert [line["sender"] for line in lines if line["event"] == "message_refused"] == [None, None, "RZ1"]
+
+
 async def test_a_sender_without_networks_may_send_from_anywhere(intake: Intake) -> None:
     answer = await accept(intake, hl7(sender="RZ2", credential="rz2-credential"), "203.0.113.9")
     assert read_ack(answer).code == "AA"
