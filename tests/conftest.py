@@ -173,8 +173,12 @@ def topic_name() -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """The PostgreSQL of this run, shared by all tests: do not stop it."""
-    server = PostgresServer()
+    """The PostgreSQL of this run, shared by all tests: do not stop it.
+
+    Nobody ends it before it has done its work, so it need not wait for the disk. What outlives the end of a server is
+    proven on servers of their own.
+    """
+    server = PostgresServer(settings={"fsync": "off", "full_page_writes": "off"})
     try:
         server.start()
         yield server

@@ -47,7 +47,7 @@ RESTARTED_S: Final = 10.0
 """A part that was killed is back by then, and a part without a supervisor gone."""
 ALL: Final = ""
 """Every part, under one supervisor."""
-EVERY_PART: Final = ("intake", "attendances", "dispatch", "jobs", "web")
+EVERY_PART: Final = ("intake", "attendances", "encompass", "dispatch", "jobs", "web")
 
 
 @dataclass(kw_only=True)

@@ -361,7 +361,7 @@ async def stop_database(stage: Stage, directory: Path) -> Finding:
                 sending(system, per_second=PER_SECOND),
                 httpx.AsyncClient(base_url=f"http://127.0.0.1:{system.http_port}", timeout=60) as client,
             ):
-                await until_ready(system, "intake", "attendances", "dispatch", "jobs", "web")
+                await until_ready(system, "intake", "attendances", "encompass", "dispatch", "jobs", "web")
                 await until_handled(system, 10, limit_s=30)
                 found.facts["before"] = await _ask_everybody(system, client, credentials)
                 found.facts["anonymous"] = (await client.get("/_status")).status_code
@@ -381,7 +381,7 @@ async def stop_database(stage: Stage, directory: Path) -> Finding:
                 resumed_at = time.monotonic()
                 await until_handled(system, accepted(system), limit_s=60)
                 found.times["caught up"] = time.monotonic() - resumed_at
-                await until_ready(system, "intake", "attendances", "dispatch", "jobs", "web")
+                await until_ready(system, "intake", "attendances", "encompass", "dispatch", "jobs", "web")
                 found.times["ready again"] = time.monotonic() - resumed_at
                 found.facts["status code meanwhile"], found.times["status answered"] = await asking
                 found.facts["after"] = await _ask_everybody(system, client, credentials)
@@ -509,7 +509,14 @@ def test_a_client_that_delivers_nothing_though_it_answers_is_noticed_and_ended(f
 def test_a_stopped_database_ends_nobody_and_messages_are_accepted_meanwhile(finding: Finding) -> None:
     health, status_code, status = finding.facts["before"]
     assert (health, status_code, status["ready"], status["database"]) == (0, 200, True, "answers")
-    assert {part["name"] for part in status["parts"]} == {"intake", "attendances", "dispatch", "jobs", "web"}
+    assert {part["name"] for part in status["parts"]} == {
+        "intake",
+        "attendances",
+        "encompass",
+        "dispatch",
+        "jobs",
+        "web",
+    }
     assert finding.facts["anonymous"] == 401
     for part in ("attendances", "dispatch", "jobs"):
         assert finding.times[f"{part} not ready"] <= NOT_READY_S + GRACE_S
