@@ -104,17 +104,22 @@ class Played(Generic[Found]):
 
 
 def play(
-    request: pytest.FixtureRequest, scenes: Mapping[str, Scene[Found]], directory: Path, *, limit_s: float
+    request: pytest.FixtureRequest,
+    scenes: Mapping[str, Scene[Found]],
+    directory: Path,
+    *,
+    limit_s: float,
+    at_once: int = 20,
 ) -> Played[Found]:
-    """Play those scenes whose tests were chosen, all at once. ``scenes`` are by the names of their tests."""
+    """Play those scenes whose tests were chosen, so many at once. ``scenes`` are by the names of their tests."""
     chosen = {item.name for item in request.session.items} & scenes.keys()
-    stage = Stage(request, asyncio.Lock())
+    stage, turns = Stage(request, asyncio.Lock()), asyncio.Semaphore(at_once)
 
     async def play_all() -> dict[str, Found | BaseException]:
         names = sorted(chosen)
         ends = await asyncio.gather(
             *(
-                _play_one(scenes[name], stage, directory / f"scene_{number}", limit_s)
+                _play_one(scenes[name], stage, directory / f"scene_{number}", limit_s, turns)
                 for number, name in enumerate(names)
             ),
             return_exceptions=True,
@@ -124,9 +129,11 @@ def play(
     return Played(asyncio.run(play_all()))
 
 
-async def _play_one(scene: Scene[Found], stage: Stage, directory: Path, limit_s: float) -> Found:
+async def _play_one(
+    scene: Scene[Found], stage: Stage, directory: Path, limit_s: float, turns: asyncio.Semaphore
+) -> Found:
     directory.mkdir()
-    async with asyncio.timeout(limit_s):
+    async with turns, asyncio.timeout(limit_s):
         return await scene(stage, directory)
 
 
