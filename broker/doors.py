@@ -78,18 +78,7 @@ class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 def create_doors(intake: Intake, senders: Senders, limits: DoorLimits) -> FastAPI:
     """The doors. Raises RuntimeError when a route asks for no credential."""
-    doors = FastAPI(
-        title="cpis-broker machine doors",
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        # A redirect would name the host that the request named.
-        redirect_slashes=False,
-        dependencies=[Depends(_admit)],
-    )
-    doors.state.intake, doors.state.senders, doors.state.limits = intake, senders, limits
-    doors.state.slots = asyncio.Semaphore(limits.requests_max)
-    doors.state.slots_of = defaultdict(lambda: asyncio.Semaphore(limits.sender_requests_max))
+    doors = _open_door("cpis-broker machine doors", intake, senders, limits)
     for path in (f"{BASE}/$process-message", BASE):
         doors.add_api_route(path, accept_bundle, methods=["POST"], response_model=None)
     check_guarded(doors.routes)
@@ -99,20 +88,26 @@ def create_doors(intake: Intake, senders: Senders, limits: DoorLimits) -> FastAP
 
 def create_incident_door(intake: IncidentIntake, forces: Senders, limits: DoorLimits) -> FastAPI:
     """The door for police incidents: credentials of forces, answers in plain JSON."""
-    door = FastAPI(
-        title="cpis-broker door for police incidents",
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        dependencies=[Depends(_admit)],
-    )
-    door.state.intake, door.state.senders, door.state.limits = intake, forces, limits
-    door.state.slots = asyncio.Semaphore(limits.requests_max)
-    door.state.slots_of = defaultdict(lambda: asyncio.Semaphore(limits.sender_requests_max))
+    door = _open_door("cpis-broker door for police incidents", intake, forces, limits)
     door.add_api_route(INCIDENTS, accept_incident, methods=["POST"], response_model=None)
     check_guarded(door.routes)
     door.add_exception_handler(HTTPException, _answer_incident_refusal)
+    return door
+
+
+def _open_door(title: str, intake: Intake | IncidentIntake, senders: Senders, limits: DoorLimits) -> FastAPI:
+    door = FastAPI(
+        title=title,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        # A redirect would name the host that the request named.
+        redirect_slashes=False,
+        dependencies=[Depends(_admit)],
+    )
+    door.state.intake, door.state.senders, door.state.limits = intake, senders, limits
+    door.state.slots = asyncio.Semaphore(limits.requests_max)
+    door.state.slots_of = defaultdict(lambda: asyncio.Semaphore(limits.sender_requests_max))
     return door
 
 
