@@ -243,9 +243,16 @@ def show_coverage(
     if as_json:
         print_json(report)
         return
+    from broker.domain.visits import LONDON  # loaded only for this command
+
     if not report.is_tracing:
         console.print("No Personal Demographics Service is configured (CPIS_PDS_BASE_URL): nothing is checked.")
-    console.print(f"List confirmed: {report.list_confirmed_at or 'never'}")
+    confirmed_at = report.list_confirmed_at
+    console.print(
+        f"List confirmed: {confirmed_at.astimezone(LONDON):%d %B %Y at %H:%M} (London)"
+        if confirmed_at
+        else "List confirmed: never"
+    )
     for day in report.days:
         percent = f"{100 * day.covered / day.entries:.1f} %" if day.entries else "-"
         console.print(f"{day.counted_on}  {day.entries} entries, {percent} covered, {day.unverified} not checked")
