@@ -25,7 +25,14 @@ demo: .venv/.runtime $(if $(findstring --kafka,$(ARGS)),engines) ## play an even
 # ---- Check
 
 test: engines lint ## run every test, after installing what tests need (PYTEST_ARGS="tests/unit -k word", --soak)
+ifeq ($(strip $(PYTEST_ARGS)),)
+	@echo "pytest: two processes, then what needs the machine for itself"; failed=0; \
+	$(BIN)/python -m pytest -m "not alone" -n 2 --dist loadscope --no-loadscope-reorder || failed=$$?; \
+	$(BIN)/python -m pytest -m alone || failed=$$?; \
+	exit $$failed
+else
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 bench: engines ## measure the broker beside its peers, for half an hour (ARGS="--quick --json FILE": a few minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)

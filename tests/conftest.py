@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,9 +65,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in soaking]
 
 
-def pytest_collectreport(report: pytest.CollectReport) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that skips itself is an error: of several processes, only errors reach the one that counts."""
+    report = yield
     if report.skipped:
-        _skipped.append(report.nodeid)
+        report.outcome = "failed"
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -39,6 +39,8 @@ from tests.unit import test_fhir_corpus as fhir
 from tests.unit import test_hl7v2_corpus as hl7v2
 from tests.world import hl7
 
+pytestmark = pytest.mark.alone
+
 HL7V2_MUTANTS, FHIR_MUTANTS = 10_000, 5_000
 HL7V2_MUTANTS_SOAK, FHIR_MUTANTS_SOAK = 100_000, 50_000
 FRAMES = 200

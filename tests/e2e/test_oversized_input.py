@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests import ledger
 from tests.bundles import encode, make_identifier, make_message, make_patient
@@ -27,6 +28,8 @@ from tests.doors import Answer, Journal, MllpLine, open_fhir_door, post_bundle
 from tests.e2e.scenes import part_is_ready, query, until_ready
 from tests.system import System, open_system
 from tests.world import hl7
+
+pytestmark = pytest.mark.alone
 
 SERVING = ("intake", "attendances", "web")
 TIMES = 5

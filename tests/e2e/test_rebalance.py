@@ -32,7 +32,7 @@ from tests.e2e.scenes import (
 )
 from tests.system import System
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(400)]
 
 PER_SECOND: Final = 30.0
 STORM_S: Final = 30.0

@@ -430,6 +430,21 @@ def test_run_fails_when_a_test_was_skipped(tmp_path: Path, reason_to_pass: str) 
     assert "1 passed" in run.stdout
 
 
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_run_fails_when_a_module_skips_itself(tmp_path: Path, processes: str) -> None:
+    tests = "import pytest\npytest.skip('not today', allow_module_level=True)\n"
+    run = run_pytest(tmp_path, tests, "-n", processes)
+    assert "1 error" in run.stdout, run.stdout
+    assert "not today" in run.stdout
+
+
+def test_run_in_two_processes_fails_when_a_test_was_skipped(tmp_path: Path) -> None:
+    tests = "import pytest\ndef test_good(): pass\n@pytest.mark.skip\ndef test_left_out(): assert False\n"
+    run = run_pytest(tmp_path, tests, "-n", "2")
+    assert run.returncode == 1, run.stdout
+    assert "test_left_out" in run.stdout.split("skipped tests fail the run")[1]
+
+
 def test_soak_tests_run_only_when_asked_for(tmp_path: Path) -> None:
     tests = "import pytest\ndef test_short(): pass\n@pytest.mark.soak\ndef test_long(): pass\n"
     run = run_pytest(tmp_path, tests)

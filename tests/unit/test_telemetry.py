@@ -80,7 +80,9 @@ def test_anything_else_is_withheld(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "thing", [ValueError("Casey"), b"Casey", ["Casey"], {"name": "Casey"}, ("Casey",), object()], ids=repr
+    "thing",
+    [ValueError("Casey"), b"Casey", ["Casey"], {"name": "Casey"}, ("Casey",), object()],
+    ids=lambda thing: type(thing).__name__,
 )
 def test_a_thing_that_is_neither_count_nor_word_is_withheld(thing: object) -> None:
     assert logged(thing) == WITHHELD
