@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from broker.cli import audit, history, installation, lists, mesh, parts, quarantine, replay
+from broker.cli import audit, deliveries, history, installation, lists, mesh, parts, quarantine, replay
 from broker.cli.screen import fail
 from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 
@@ -26,11 +26,13 @@ app = typer.Typer(
 )
 children_app = typer.Typer(no_args_is_help=True, help="Authorities' child lists.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="Messages that could not be handled.")
+deliveries_app = typer.Typer(no_args_is_help=True, help="What did not reach its recipient.")
 mesh_app = typer.Typer(no_args_is_help=True, help="Files that came by MESH.")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chains.")
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of this installation.")
 app.add_typer(children_app, name="children")
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(deliveries_app, name="deliveries")
 app.add_typer(mesh_app, name="mesh")
 app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
@@ -50,6 +52,8 @@ app.command(name="ledger")(audit.show_ledger)
 quarantine_app.command(name="list")(quarantine.list_quarantine)
 quarantine_app.command(name="show")(quarantine.show_quarantined)
 quarantine_app.command(name="replay")(quarantine.replay_quarantined)
+deliveries_app.command(name="list")(deliveries.list_deliveries)
+deliveries_app.command(name="resend")(deliveries.resend_deliveries)
 mesh_app.command(name="list")(mesh.list_files)
 mesh_app.command(name="show")(mesh.show_file)
 mesh_app.command(name="settle")(mesh.settle_file)

@@ -7,19 +7,20 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import case, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.retry import NextStep
 from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.rows import insert_rows
-from broker.storage.tables import Delivery, Lane, table
+from broker.storage.tables import Delivery, Lane, Reply, table
 from schemas.delivery import ChannelName, DeliveryState
 
-_lanes, _deliveries = table(Lane), table(Delivery)
+_lanes, _deliveries, _replies = table(Lane), table(Delivery), table(Reply)
 NOTIFY_CHANNEL = "cpis_outbox"
 _WAITING = (DeliveryState.WAITING.value, DeliveryState.CLAIMED.value)
+_ENDED_IN_VAIN = (DeliveryState.FAILED.value, DeliveryState.GIVEN_UP.value)
 
 
 class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +65,17 @@ class DueDelivery(msgspec.Struct, frozen=True, kw_only=True):
 class _Content(msgspec.Struct, frozen=True, array_like=True):
     content_type: str
     content: bytes
+
+
+class Unreached(msgspec.Struct, frozen=True, kw_only=True):
+    """Deliveries of one lane that ended or wait for the same reason. Counts, words and instants only."""
+
+    lane: str
+    state: DeliveryState
+    code: str
+    """What the last attempt ended with: a closed word, never what the recipient said."""
+    deliveries: int
+    oldest_at: datetime
 
 
 class LeaseLost(Exception):
@@ -194,6 +206,76 @@ async def count_states(connection: AsyncConnection) -> dict[str, int]:
     """Deliveries by state."""
     rows = await connection.execute(select(_deliveries.c.state, func.count()).group_by(_deliveries.c.state))
     return dict(rows.all())
+
+
+async def list_unreached(connection: AsyncConnection, *, rows_max: int) -> list[Unreached]:
+    """What was refused, given up, or tried in vain so far, oldest first."""
+    columns = (_deliveries.c.lane, _deliveries.c.state, _deliveries.c.last_code)
+    oldest_at = func.min(_deliveries.c.created_at)
+    statement = (
+        select(*columns, func.count().label("deliveries"), oldest_at.label("oldest_at"))
+        .where(
+            or_(
+                _deliveries.c.state.in_(_ENDED_IN_VAIN),
+                and_(_deliveries.c.state.in_(_WAITING), _deliveries.c.attempts > 0),
+            )
+        )
+        .group_by(*columns)
+        .order_by(oldest_at, *columns)
+        .limit(rows_max)
+    )
+    return [
+        Unreached(
+            lane=row.lane,
+            state=DeliveryState(row.state),
+            code=row.last_code or "",
+            deliveries=row.deliveries,
+            oldest_at=row.oldest_at,
+        )
+        for row in await connection.execute(statement)
+    ]
+
+
+async def resend_deliveries(connection: AsyncConnection, lane: str, now: datetime) -> tuple[int, int]:
+    """Let a lane's refused and given up deliveries be tried anew, under the ids they had.
+
+    Returns how many wait again, and how many stay where they are because something newer about the same alert or
+    visit was sent: an old word after a newer one would mislead.
+    """
+    in_vain = (_deliveries.c.lane == lane, _deliveries.c.state.in_(_ENDED_IN_VAIN))
+    ended = (await connection.execute(select(func.count()).where(*in_vain))).scalar_one()
+    again = await connection.execute(
+        update(_deliveries)
+        .where(*in_vain, ~_is_overtaken())
+        .values(state=DeliveryState.WAITING.value, next_attempt_at=now, settled_at=None)
+    )
+    if again.rowcount:
+        due_at = _earlier(_lanes.c.next_due_at, now)
+        await connection.execute(update(_lanes).where(_lanes.c.id == lane).values(next_due_at=due_at))
+        if connection.dialect.name == "postgresql":
+            await connection.execute(text(f"NOTIFY {NOTIFY_CHANNEL}"))
+    return again.rowcount, ended - again.rowcount
+
+
+def _is_overtaken() -> ColumnElement[bool]:
+    """Something newer about the same alert, or about the same visit, has reached the same recipient."""
+    newer, newer_reply, reply = _deliveries.alias(), _replies.alias(), _replies.alias()
+    same_visit = (
+        select(newer_reply.c.id)
+        .join(reply, reply.c.visit_id == newer_reply.c.visit_id)
+        .where(reply.c.id == _deliveries.c.reply_id, newer_reply.c.id == newer.c.reply_id)
+    )
+    return (
+        select(newer.c.id)
+        .where(
+            newer.c.lane == _deliveries.c.lane,
+            newer.c.state == DeliveryState.SENT.value,
+            newer.c.created_at > _deliveries.c.created_at,
+            or_(newer.c.alert_id == _deliveries.c.alert_id, same_visit.correlate(_deliveries, newer).exists()),
+        )
+        .correlate(_deliveries)
+        .exists()
+    )
 
 
 def _leasable(now: datetime) -> tuple[Any, Any]:

@@ -112,13 +112,16 @@ async def show_metrics(request: Request) -> Response:
 
 
 async def show_operations(request: Request) -> Response:
-    """The page for operators: the status, and the messages in quarantine without contents, and sites to classify."""
+    """The page for operators: the status, and what waits for them, without contents."""
     pages = pages_of(request)
     status = await _ask_status(request)
     async with pages.database.reading() as connection:
         items = await quarantine.list_open(connection, rows_max=pages.limits.rows_max)
         unclassified = await directory.list_not_classified(connection, rows_max=pages.limits.rows_max)
-    return pages.render(request, "operations.html", status=status, items=items, unclassified=unclassified)
+        unreached = await outbox.list_unreached(connection, rows_max=pages.limits.rows_max)
+    return pages.render(
+        request, "operations.html", status=status, items=items, unclassified=unclassified, unreached=unreached
+    )
 
 
 async def _ask_status(request: Request) -> Status:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,19 +14,22 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 from structlog.testing import capture_logs
+from typer.testing import CliRunner, Result
 
+from broker import cli
+from broker.clock import SystemClock
 from broker.dispatcher import Dispatcher, DispatchOptions
 from broker.keyring import Keyring
 from broker.storage import directory, outbox, wakeups
 from broker.storage.database import Database
 from broker.storage.directory import RecipientSecrets
 from broker.storage.outbox import NewDelivery
-from broker.storage.tables import Delivery, Lane, table
+from broker.storage.tables import AuditRow, Delivery, Lane, Reply, table
 from broker.storage.wakeups import listen_for_deliveries
 from schemas.delivery import ChannelName, Outcome, OutcomeClass, Parcel
 from schemas.directory import Authority
 from tests.fakes import ManualClock
-from tests.world import FIELD_KEYS, INDEX_KEY, World, open_world
+from tests.world import CASEY, FIELD_KEYS, INDEX_KEY, World, hl7, open_world
 
 NORTHFOLD, EASTMERE, FENWICK, OTTERY = "authority:706", "authority:707", "organisation:RZ1", "organisation:RZ2"
 TOPICS = {"authority": "alerts", "organisation": "replies"}
@@ -35,7 +39,7 @@ BUSY = Outcome(outcome=OutcomeClass.TRANSIENT, code="http_503")
 REFUSED = Outcome(outcome=OutcomeClass.PERMANENT, code="http_422")
 UNKNOWN = Outcome(outcome=OutcomeClass.AMBIGUOUS, code="cut_off")
 
-_deliveries, _lanes = table(Delivery), table(Lane)
+_deliveries, _lanes, _replies, _audit = table(Delivery), table(Lane), table(Reply), table(AuditRow)
 
 
 class PostBox:
@@ -120,7 +124,13 @@ async def dispatching(world: World, post: PostBox, name: str = "one", **options:
 
 
 async def add(
-    world: World, *names: str, owner: str = NORTHFOLD, channel: ChannelName = ChannelName.TOPIC, age_s: float = 0
+    world: World,
+    *names: str,
+    owner: str = NORTHFOLD,
+    channel: ChannelName = ChannelName.TOPIC,
+    age_s: float = 0,
+    alert_id: str | None = None,
+    reply_id: str | None = None,
 ) -> None:
     """Put deliveries of these names in the outbox, one after the other."""
     for name in names:
@@ -131,11 +141,21 @@ async def add(
             event_type="uk.cpis-broker.alert.raised.v1",
             content_type="application/json",
             content=f'"{name}"'.encode(),
+            alert_id=alert_id,
+            reply_id=reply_id,
         )
         async with world.database.writing() as connection:
             now = world.clock.now() - timedelta(seconds=age_s)
             await outbox.add_deliveries(connection, world.keyring, [delivery], now)
         world.clock.advance(timedelta(microseconds=1))
+
+
+async def command(world: World, *words: str) -> Result:
+    """``cpis-broker deliveries``, as a person gives it, in a thread of this process."""
+    settings = {"CPIS_ENVIRONMENT": "development", "CPIS_DATABASE_URL": world.database.url, "COLUMNS": "300"}
+    ended = await asyncio.to_thread(lambda: CliRunner().invoke(cli.app, ["deliveries", *words], env=settings))
+    world.clock.advance(max(timedelta(0), SystemClock().now() - world.clock.now()))  # a command reads the real clock
+    return ended
 
 
 async def states(world: World) -> dict[str, tuple[str, int, str | None]]:
@@ -398,6 +418,62 @@ async def test_after_the_limit_it_is_given_up_and_the_next_goes(world: World, po
     async with dispatching(world, post, give_up=timedelta(hours=1)):
         await until_settled(world)
     assert await states(world) == {"old": ("given_up", 1, "http_503"), "new": ("sent", 1, "ok")}
+
+
+async def test_a_person_has_sent_again_what_was_refused_and_is_told_first_why(world: World, post: PostBox) -> None:
+    await add(world, "a1", "a2", "a3")
+    await add(world, "r1", owner=FENWICK)
+    post.ends[NORTHFOLD] = iter([REFUSED, SENT, REFUSED])
+    async with dispatching(world, post):
+        await until_settled(world)
+        listed = await command(world, "list")
+        assert "topic:authority:706: 2 failed, http_422, the oldest from" in listed.stdout
+        assert FENWICK not in listed.stdout
+        done = await command(world, "resend", "topic:authority:706", "--by", "Pat", "--why", "address mended")
+        assert (done.exit_code, done.stdout) == (0, "topic:authority:706: 2 will be sent again\n")
+        await until_settled(world)
+    assert post.keys() == ["a1", "a2", "a3", "a1", "a3"]
+    assert set((await states(world)).values()) == {("sent", 1, "ok"), ("sent", 2, "ok")}
+    assert "every delivery that was tried has reached its recipient" in (await command(world, "list")).stdout
+    async with world.database.reading() as connection:
+        [act] = (await connection.execute(select(_audit).where(_audit.c.action == "deliveries.resent"))).all()
+    assert (act.subject, act.reason) == ("topic:authority:706", "address mended")
+    assert act.actor.startswith("Pat (cli:")
+
+
+async def test_what_waits_is_listed_and_not_sent_before_its_time(world: World, post: PostBox) -> None:
+    await add(world, "a1")
+    post.ends[NORTHFOLD] = iter([BUSY])
+    async with dispatching(world, post):
+        await until_backing_off(world)
+        [found] = json.loads((await command(world, "list", "--json")).stdout)
+        assert (found["lane"], found["state"], found["code"]) == ("topic:authority:706", "waiting", "http_503")
+        refused = await command(world, "resend", "topic:authority:706", "--by", "Pat")
+        assert refused.exit_code == 1
+        assert "nothing to 'topic:authority:706' was refused or given up" in refused.stderr
+    assert post.keys() == ["a1"]
+
+
+async def test_an_old_word_is_not_sent_after_a_newer_one_about_the_same(world: World, post: PostBox) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    async with world.database.writing() as connection:
+        [alert] = await world.alerts()
+        [reply] = (await connection.execute(select(_replies))).all()
+        await connection.execute(_replies.insert().values(**(reply._asdict() | {"id": "corrected"})))
+        await connection.execute(_deliveries.delete())
+    about: dict[str, tuple[str | None, str | None]]
+    about = {"raised": (alert.alert.alert_id, None), "withdrawn": (alert.alert.alert_id, None), "other": (None, None)}
+    about |= {"told": (None, reply.id), "told anew": (None, "corrected")}
+    for name, (alert_id, reply_id) in about.items():
+        await add(world, name, alert_id=alert_id, reply_id=reply_id)
+    post.ends[NORTHFOLD] = iter([REFUSED, SENT, REFUSED, REFUSED, SENT])
+    async with dispatching(world, post):
+        await until_settled(world)
+        done = await command(world, "resend", "topic:authority:706", "--by", "Pat")
+        assert "1 will be sent again; 2 stay: something newer about the same was sent" in done.stdout
+        await until_settled(world)
+    assert post.keys()[len(about) :] == ["other"]
 
 
 async def test_one_slow_recipient_does_not_hold_up_the_others(world: World, post: PostBox) -> None:
