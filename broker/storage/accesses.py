@@ -6,13 +6,13 @@ silent reads count never. Those that do not count are kept all the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
@@ -23,6 +23,8 @@ from schemas.identifiers import NhsNumber, organisation_owner
 
 _accesses = table(Access)
 COUNTED_ONCE_WITHIN: Final = timedelta(hours=24)
+Counted = dict[tuple[bytes, bytes], list[datetime]]
+"""When accesses counted, by the index of the record and that of their author."""
 
 
 class AccessKind(StrEnum):
@@ -59,13 +61,62 @@ class Accessed(msgspec.Struct, frozen=True, kw_only=True):
     author: Author
 
 
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """The accesses from unscheduled care to some records, as far as they are shown or may keep one from counting."""
+
+    rows: Mapping[bytes, Sequence[Any]]
+    """By the record's index, newest first."""
+
+    def counted(self) -> Counted:
+        """When each author had access to each record."""
+        found: Counted = {}
+        for index, rows in self.rows.items():
+            for row in rows:
+                found.setdefault((index, bytes(row.author_index)), []).append(row.at)
+        return found
+
+    def show(self, keyring: Keyring, index: bytes, new: Iterable[NewAccess], *, rows_max: int) -> list[Accessed]:
+        """The most recent accesses to one record, newest first; ``new`` ones have just been kept."""
+        kept = self.rows.get(index, ())[:rows_max]
+        shown = [Accessed(at=each.at, author=each.author) for each in new]
+        shown += [Accessed(at=row.at, author=_open(keyring, row)) for row in kept]
+        return sorted(shown, key=lambda each: each.at, reverse=True)[:rows_max]
+
+
+async def load_history(
+    connection: AsyncConnection, indexes: Collection[bytes], since: datetime, *, rows_max: int
+) -> History:
+    """The ``rows_max`` most recent accesses to each record that has one of these indexes, and all after ``since``."""
+    place = func.row_number().over(partition_by=_accesses.c.nhs_index, order_by=(_accesses.c.at.desc(), _accesses.c.id))
+    ranked = (
+        select(
+            _accesses.c.id,
+            _accesses.c.nhs_index,
+            _accesses.c.author_index,
+            _accesses.c.at,
+            _accesses.c.sealed,
+            place.label("place"),
+        )
+        .where(is_among(connection, _accesses.c.nhs_index, indexes), _accesses.c.is_counted)
+        .subquery()
+    )
+    statement = select(ranked).where(or_(ranked.c.place <= rows_max, ranked.c.at > since)).order_by(ranked.c.place)
+    rows: dict[bytes, list[Any]] = {}
+    for row in await connection.execute(statement):
+        rows.setdefault(bytes(row.nhs_index), []).append(row)
+    return History(rows=rows)
+
+
 async def save_accesses(
-    connection: AsyncConnection, keyring: Keyring, new: Sequence[NewAccess]
+    connection: AsyncConnection, keyring: Keyring, new: Sequence[NewAccess], history: History | None = None
 ) -> dict[str, NewAccess]:
-    """Keep the accesses; returns those that count, by id. One that is there already stays and counts no more."""
+    """Keep the accesses; returns those that count, by id. One that is there already stays and counts no more.
+
+    ``history`` is that of their records from COUNTED_ONCE_WITHIN before the first of them; None: it is read here.
+    """
     if not new:
         return {}
-    counted = await _load_counted(connection, keyring, new)
+    counted = await _load_counted(connection, keyring, new) if history is None else history.counted()
     rows: dict[str, dict[str, Any]] = {}
     counts: dict[str, NewAccess] = {}
     for access in sorted(new, key=lambda each: each.at):
@@ -79,7 +130,8 @@ async def save_accesses(
         if is_counted:
             before.append(access.at)
             counts[row["id"]] = access
-    kept = set(await insert_new(connection, _accesses, list(rows.values()), key="id"))
+    # Sorted, so that two transactions with the same accesses wait for each other and never in a circle.
+    kept = set(await insert_new(connection, _accesses, sorted(rows.values(), key=lambda row: row["id"]), key="id"))
     return {access_id: access for access_id, access in counts.items() if access_id in kept}
 
 
@@ -96,9 +148,7 @@ async def list_counted(
     return [Accessed(at=row.at, author=_open(keyring, row)) for row in await connection.execute(statement)]
 
 
-async def _load_counted(
-    connection: AsyncConnection, keyring: Keyring, new: Sequence[NewAccess]
-) -> dict[tuple[bytes, bytes], list[datetime]]:
+async def _load_counted(connection: AsyncConnection, keyring: Keyring, new: Sequence[NewAccess]) -> Counted:
     persons = sorted({index_nhs_number(keyring, access.nhs_number) for access in new})
     first, last = min(access.at for access in new), max(access.at for access in new)
     statement = select(_accesses.c.nhs_index, _accesses.c.author_index, _accesses.c.at).where(
@@ -107,7 +157,7 @@ async def _load_counted(
         _accesses.c.at > first - COUNTED_ONCE_WITHIN,
         _accesses.c.at < last + COUNTED_ONCE_WITHIN,
     )
-    found: dict[tuple[bytes, bytes], list[datetime]] = {}
+    found: Counted = {}
     for row in await connection.execute(statement):
         found.setdefault((bytes(row.nhs_index), bytes(row.author_index)), []).append(row.at)
     return found

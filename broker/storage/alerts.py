@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +18,6 @@ from broker.storage.rows import insert_rows, is_among
 from broker.storage.tables import Alert, AlertEntry, AlertNotice, AlertState, AuthorityRow, Visit, table
 from schemas.alert import AlertUpdated, NoticeKind, SocialCareAlert
 from schemas.identifiers import authority_owner
-from schemas.look_up import AuthorityNotified
 
 _alerts, _entries = table(Alert), table(AlertEntry)
 _notices = table(AlertNotice)
@@ -70,6 +69,18 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
     authority: str
     entry_id: str
     worker: str | None
+
+
+class ToldOf(msgspec.Struct, frozen=True, kw_only=True):
+    """That an authority was told of the person of an entry, because of an organisation."""
+
+    organisation: str
+    entry_id: str
+    alert_id: str
+    authority: str
+    told_at: datetime
+    acknowledged_at: datetime | None
+    is_look_up: bool
 
 
 class StoredAlert(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,31 +294,35 @@ async def load_authorities_told(
 
 
 async def list_told_of(
-    connection: AsyncConnection, organisation: str, entry_ids: Sequence[str], since: datetime, *, rows_max: int
-) -> list[AuthorityNotified]:
-    """The alerts that an organisation (its owner id) caused of the person of these entries, newest first."""
-    resting = select(_entries.c.alert_id).where(is_among(connection, _entries.c.entry_id, entry_ids))
+    connection: AsyncConnection, organisations: Collection[str], entry_ids: Collection[str], since: datetime
+) -> list[ToldOf]:
+    """The alerts that organisations (their owner ids) caused of the persons of these entries, newest first."""
     statement = (
         select(
-            _authorities.c.name,
+            _entries.c.entry_id,
+            _visits.c.owner,
+            _alerts.c.id,
+            _alerts.c.authority,
             _alerts.c.raised_at,
             _alerts.c.acknowledged_at,
             (_alerts.c.role == LOOK_UP_ROLE).label("is_look_up"),
         )
+        .join_from(_entries, _alerts, _alerts.c.id == _entries.c.alert_id)
         .join(_visits, _visits.c.id == _alerts.c.visit_id)
-        .join(_authorities, _authorities.c.code == _alerts.c.authority)
         .where(
-            _alerts.c.id.in_(resting),
-            _visits.c.owner == organisation,
+            is_among(connection, _entries.c.entry_id, entry_ids),
+            is_among(connection, _visits.c.owner, organisations),
             _alerts.c.raised_at >= since,
             _alerts.c.withdrawn_at.is_(None),
         )
         .order_by(_alerts.c.raised_at.desc(), _alerts.c.id)
-        .limit(rows_max)
     )
     return [
-        AuthorityNotified(
-            authority_name=row.name,
+        ToldOf(
+            organisation=row.owner,
+            entry_id=row.entry_id,
+            alert_id=row.id,
+            authority=row.authority,
             told_at=row.raised_at,
             acknowledged_at=row.acknowledged_at,
             is_look_up=row.is_look_up,

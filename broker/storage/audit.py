@@ -11,7 +11,7 @@ from sqlalchemy import exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.audit_chain import GENESIS, AuditRecord, chain_hash
-from broker.storage.rows import insert_rows, update_rows
+from broker.storage.rows import Write, insert_rows, is_among, write_together
 from broker.storage.tables import AuditHead, AuditRow, Owner, table
 
 _heads, _audit, _owners = table(AuditHead), table(AuditRow), table(Owner)
@@ -53,8 +53,7 @@ async def record_acts(connection: AsyncConnection, acts: Sequence[Act], now: dat
             previous = chain_hash(previous, record)
             rows.append({**msgspec.structs.asdict(record), "hash": previous})
         moved.append({"owner": owner, "sequence": sequence, "hash": previous})
-    await insert_rows(connection, _audit, rows)
-    await update_rows(connection, _heads, moved, key="owner")
+    await write_together(connection, [Write(_audit, rows), Write(_heads, moved, key="owner")])
 
 
 async def list_recorded(connection: AsyncConnection, act: Act, subjects: Sequence[str], since: datetime) -> set[str]:
@@ -105,7 +104,11 @@ async def list_chains(connection: AsyncConnection) -> list[str]:
 
 async def _lock_heads(connection: AsyncConnection, owners: Sequence[str]) -> dict[str, tuple[int, bytes]]:
     # Sorted, so that two transactions with the same owners wait for each other and never in a circle.
-    begun = [{"owner": owner, "sequence": 0, "hash": GENESIS} for owner in owners]
-    await insert_rows(connection, _heads, begun, ignore_existing=True)
-    locked = select(_heads).where(_heads.c.owner.in_(owners)).order_by(_heads.c.owner).with_for_update()
-    return {row.owner: (row.sequence, bytes(row.hash)) for row in await connection.execute(locked)}
+    among = is_among(connection, _heads.c.owner, owners)
+    locking = select(_heads).where(among).order_by(_heads.c.owner).with_for_update()
+    locked = (await connection.execute(locking)).all()
+    if len(locked) < len(owners):
+        begun = [{"owner": owner, "sequence": 0, "hash": GENESIS} for owner in owners]
+        await insert_rows(connection, _heads, begun, ignore_existing=True)
+        locked = (await connection.execute(locking)).all()
+    return {row.owner: (row.sequence, bytes(row.hash)) for row in locked}

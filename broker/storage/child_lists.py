@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, delete, func, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Candidate
@@ -18,14 +18,14 @@ from broker.storage.aliases import Alias, find_aliases
 from broker.storage.database import upsert
 from broker.storage.jobs import COVERAGE, derive_job_id
 from broker.storage.rows import insert_rows, is_among, update_rows
-from broker.storage.tables import AuthorityRow, EntryBlock, ListEntry, ListUpload, ListVersion, table
+from broker.storage.tables import AuthorityRow, EntryBlock, ListEntry, ListUpload, ListVersion, NumberAlias, table
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
 from schemas.identifiers import NhsNumber, authority_owner
 from schemas.upload import UploadKind
 
 _uploads, _entries, _blocks, _versions = table(ListUpload), table(ListEntry), table(EntryBlock), table(ListVersion)
-_authorities = table(AuthorityRow)
+_authorities, _aliases = table(AuthorityRow), table(NumberAlias)
 _is_alive = _entries.c.dead_at.is_(None)
 QUERY_VALUES_MAX = 500
 """Values in one IN list; SQLite and PostgreSQL both take more, plans stay cacheable."""
@@ -238,6 +238,35 @@ async def find_by_nhs_number(
             for index in {own, *_linked_with(row, pairs)} & set(part):
                 found.setdefault(index, []).append(candidate)
     return found
+
+
+async def find_listed(
+    connection: AsyncConnection, keyring: Keyring, indexes: Collection[bytes]
+) -> dict[bytes, list[Candidate]]:
+    """As ``find_by_nhs_number``, in one statement; the numbers that are linked with an entry's own are left out."""
+    columns = (
+        _entries.c.id,
+        _entries.c.authority,
+        _entries.c.nhs_index,
+        _entries.c.sealed,
+        _entries.c.dead_at,
+    )
+    asked = [
+        select(_entries.c.nhs_index.label("asked"), *columns).where(
+            is_among(connection, _entries.c.nhs_index, indexes), _is_alive
+        )
+    ]
+    for one, other in ((_aliases.c.old_index, _aliases.c.new_index), (_aliases.c.new_index, _aliases.c.old_index)):
+        linked = and_(_entries.c.nhs_index == other, _entries.c.owner == _aliases.c.owner)
+        asked.append(
+            select(one.label("asked"), *columns)
+            .join_from(_aliases, _entries, linked)
+            .where(is_among(connection, one, indexes), _aliases.c.undone_at.is_(None), _is_alive)
+        )
+    found: dict[bytes, dict[str, Candidate]] = {}
+    for row in await connection.execute(union_all(*asked)):
+        found.setdefault(bytes(row.asked), {})[row.id] = _open(keyring, row)
+    return {index: [each for _, each in sorted(entries.items())] for index, entries in found.items()}
 
 
 async def find_by_block(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Final
 from sqlalchemy import Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -25,6 +26,8 @@ POSTGRES_SETTINGS = {
     # Who waits for a lock longer than that tries again and says so, instead of falling silent.
     "lock_timeout": "8s",
 }
+RESTED_S: Final = 1.0
+"""A connection that has rested for so long is tested before it is used: the server may have gone meanwhile."""
 _TRANSIENT_SQLSTATES: Final = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "XX")
 """SQLSTATE classes that say nothing about the data: connection, transaction, credentials, a database or schema that is
 not there, deadlock, a table or right that is missing (a migration that was forgotten), resources, locks, operator,
@@ -51,7 +54,6 @@ class Database:
                 pool_size=connections_max,
                 max_overflow=0,
                 pool_timeout=statement_timeout_s,
-                pool_pre_ping=True,
                 hide_parameters=True,
                 connect_args={
                     "timeout": 5,
@@ -59,6 +61,7 @@ class Database:
                     "server_settings": POSTGRES_SETTINGS,
                 },
             )
+            _test_rested(self._writer)
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -99,6 +102,27 @@ def upsert(connection: AsyncConnection, table: Table) -> postgresql.Insert | sql
     if connection.dialect.name == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)
+
+
+def _test_rested(engine: AsyncEngine) -> None:
+    """Test the connections that come out of the pool, but not those just used: a test is three round trips."""
+    dialect = engine.sync_engine.dialect
+    assert dialect.dbapi is not None
+    failed = dialect.dbapi.Error
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def note(_: Any, record: ConnectionPoolEntry) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def test(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+        if time.monotonic() - record.info.get("rests_since", time.monotonic()) < RESTED_S:
+            return
+        try:
+            dialect.do_ping(connection)
+        except failed as error:
+            # The pool then drops all that were opened before, and takes a new one.
+            raise InvalidatePoolError from error
 
 
 def _sqlite_engine(url: str, *, write: bool, connections_max: int) -> AsyncEngine:

@@ -70,6 +70,51 @@ async def update_rows(connection: AsyncConnection, table: Table, rows: Sequence[
     await connection.exec_driver_sql(plan.statement, values)
 
 
+class Write(NamedTuple):
+    """Rows of one table to be inserted, or with ``key`` set anew where they are; all have the same columns."""
+
+    table: Table
+    rows: Sequence[Row]
+    key: str = ""
+    ignore_existing: bool = False
+
+
+async def write_together(connection: AsyncConnection, writes: Sequence[Write]) -> None:
+    """Do several writes, each to another table, in one round trip where the database takes one.
+
+    PostgreSQL checks foreign keys when all are done; SQLite does them one after another, so name parents first.
+    """
+    wanted = [write for write in writes if write.rows]
+    if connection.dialect.name != "postgresql":
+        for table, rows, key, ignore_existing in wanted:
+            if key:
+                await update_rows(connection, table, rows, key=key)
+            else:
+                await insert_rows(connection, table, rows, ignore_existing=ignore_existing)
+    elif wanted:
+        shapes = tuple((table, tuple(rows[0]), key, ignore) for table, rows, key, ignore in wanted)
+        statement, plans = _plan_together(connection.dialect, shapes)
+        values = [column for plan, write in zip(plans, wanted, strict=True) for column in plan.columns_of(write.rows)]
+        await connection.exec_driver_sql(statement, tuple(values))
+
+
+@lru_cache(maxsize=100)
+def _plan_together(
+    dialect: Dialect, shapes: tuple[tuple[Table, tuple[str, ...], str, bool], ...]
+) -> tuple[str, list[_Plan]]:
+    plans: list[_Plan] = []
+    for table, names, key, ignore_existing in shapes:
+        first = 1 + sum(len(plan.names) for plan in plans)
+        plans.append(
+            _plan_update(dialect, table, names, key, first=first)
+            if key
+            else _plan_insert(dialect, table, names, ignore_existing, "", first=first)
+        )
+    *others, last = (plan.statement for plan in plans)
+    before = ", ".join(f"part{number} AS ({statement})" for number, statement in enumerate(others))
+    return (f"WITH {before} {last}" if before else last), plans
+
+
 class _Plan(NamedTuple):
     """One table's statement; when it inserts on SQLite, ``marks`` and ``ending`` follow."""
 
@@ -90,23 +135,25 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=100)
-def _plan_insert(dialect: Dialect, table: Table, names: tuple[str, ...], ignore_existing: bool, key: str) -> _Plan:
+def _plan_insert(
+    dialect: Dialect, table: Table, names: tuple[str, ...], ignore_existing: bool, key: str, *, first: int = 1
+) -> _Plan:
     quote = dialect.identifier_preparer.quote
     target = f"INSERT INTO {quote(table.name)} ({', '.join(map(quote, names))})"
     ending = ("ON CONFLICT DO NOTHING" if ignore_existing else "") + (f" RETURNING {quote(key)}" if key else "")
     binders = _binders(dialect, table, names)
     if dialect.name == "postgresql":
-        return _Plan(" ".join((target, "SELECT * FROM", _unnest(dialect, table, names), ending)), names, binders)
+        return _Plan(" ".join((target, "SELECT * FROM", _unnest(dialect, table, names, first), ending)), names, binders)
     return _Plan(target, names, binders, f"({', '.join('?' * len(names))})", ending)
 
 
 @lru_cache(maxsize=100)
-def _plan_update(dialect: Dialect, table: Table, names: tuple[str, ...], key: str) -> _Plan:
+def _plan_update(dialect: Dialect, table: Table, names: tuple[str, ...], key: str, *, first: int = 1) -> _Plan:
     quote = dialect.identifier_preparer.quote
     changed, target = [quote(name) for name in names if name != key], quote(table.name)
     if dialect.name == "postgresql":
         changes = ", ".join(f"{name} = said.{name}" for name in changed)
-        said = f"{_unnest(dialect, table, names)} AS said ({', '.join(map(quote, names))})"
+        said = f"{_unnest(dialect, table, names, first)} AS said ({', '.join(map(quote, names))})"
         found = f"{target}.{quote(key)} = said.{quote(key)}"
         statement = " ".join(("UPDATE", target, "SET", changes, "FROM", said, "WHERE", found))
         return _Plan(statement, names, _binders(dialect, table, names))
@@ -120,6 +167,6 @@ def _binders(dialect: Dialect, table: Table, names: tuple[str, ...]) -> tuple[Ca
     return tuple(table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names)
 
 
-def _unnest(dialect: Dialect, table: Table, names: tuple[str, ...]) -> str:
+def _unnest(dialect: Dialect, table: Table, names: tuple[str, ...], first: int) -> str:
     types = [table.c[name].type.compile(dialect) for name in names]
-    return f"unnest({', '.join(f'${number}::{type_}[]' for number, type_ in enumerate(types, start=1))})"
+    return f"unnest({', '.join(f'${number}::{type_}[]' for number, type_ in enumerate(types, start=first))})"

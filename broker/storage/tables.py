@@ -681,7 +681,7 @@ class AlertEntry(SQLModel, table=True):
 
     __tablename__: ClassVar[Any] = "alert_entries"
     alert_id: str = Field(primary_key=True, foreign_key="alerts.id")
-    entry_id: str = Field(primary_key=True)
+    entry_id: str = Field(primary_key=True, index=True)
     owner: str = Field(sa_column=_owner())
     worker: str | None = Field(default=None, index=True)
 

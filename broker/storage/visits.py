@@ -312,10 +312,15 @@ async def _load_what_was_decided(connection: AsyncConnection, threads: Mapping[s
             thread.rejected.add(row.entry_id)
 
 
-async def open_look_up(connection: AsyncConnection, visit_id: str, sender: str, now: datetime) -> None:
-    """Open a thread for a mere look-up: nobody came, so it has no messages and is found by no person's index."""
-    row = {"id": visit_id, "owner": organisation_owner(sender), "sender": sender, "opened_at": now, "heard_at": now}
-    await insert_rows(connection, _visits, [row], ignore_existing=True)
+async def open_look_ups(connection: AsyncConnection, look_ups: Sequence[tuple[str, str]], now: datetime) -> None:
+    """Open a thread for each mere look-up, as (id, sender): nobody came, so it has no messages and is found by no
+    person's index.
+    """
+    rows = [
+        {"id": look_up_id, "owner": organisation_owner(sender), "sender": sender, "opened_at": now, "heard_at": now}
+        for look_up_id, sender in look_ups
+    ]
+    await insert_rows(connection, _visits, rows, ignore_existing=True)
 
 
 def _standing(row: Any) -> Standing:

@@ -6,7 +6,9 @@ answer, and nowhere else. The transaction's order is that of the consumer: reads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -14,7 +16,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.announcement import Occasion, Rules, announce_look_up, open_occasion, save_announcements
+from broker.announcement import Announcement, Occasion, Rules, announce_look_up, open_occasion, save_announcements
 from broker.domain.care_settings import Notice, Treatment, treat_look_up
 from broker.domain.decision import Candidate
 from broker.domain.replies import show_plans, summarise_lists, word_look_up
@@ -23,10 +25,11 @@ from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.ports import Clock
 from broker.storage import accesses, alerts, audit, child_lists, directory, visits
-from broker.storage.accesses import Accessed, AccessKind, Author, NewAccess
+from broker.storage.accesses import Accessed, AccessKind, Author, History, NewAccess
+from broker.storage.alerts import ToldOf
 from broker.storage.audit import Act
 from broker.storage.child_lists import index_nhs_number
-from broker.storage.database import Database
+from broker.storage.database import Database, is_database_outage
 from broker.storage.directory import Directory
 from broker.telemetry import LogEvent, log
 from schemas.directory import Site
@@ -36,6 +39,8 @@ from schemas.look_up import AccessShown, AuthorityNotified, PlanFound, RecordSho
 ACCESSES_SHOWN_MAX: Final = 25
 """As CP-IS shows."""
 NOTIFIED_SHOWN_MAX: Final = 10
+TOGETHER_MAX: Final = 32
+"""Questions of one transaction."""
 _DIRECTORY_KEPT: Final = timedelta(seconds=1)
 
 
@@ -63,17 +68,122 @@ class _Question(msgspec.Struct, frozen=True, kw_only=True):
     treatment: Treatment
 
     @property
+    def organisation(self) -> str:
+        """The owner of what is written of it."""
+        return organisation_owner(self.site.code)
+
+    @property
     def record_number(self) -> NhsNumber:
         """The number under which the person is listed: that which was asked about may have been superseded."""
         return self.found[0].entry.nhs_number if self.found else self.nhs_number
+
+    @property
+    def access(self) -> NewAccess | None:
+        """The access that is kept; none for a miss, or where a site keeps to itself who is looked up."""
+        if not self.found or self.treatment.notice is Notice.SUPPRESSED:
+            return None
+        author = Author(
+            kind=AccessKind.LOOKED_UP,
+            organisation=self.site.code,
+            organisation_name=self.site.name,
+            person=self.asker.person,
+        )
+        return NewAccess(
+            nhs_number=self.record_number, author=author, at=self.occasion.now, is_unscheduled=self.treatment.is_told
+        )
+
+    @property
+    def act(self) -> Act:
+        """As it is audited."""
+        return Act(
+            owner=self.organisation,
+            actor=self.asker.actor,
+            action="record.looked_up",
+            subject=index_nhs_number(self.occasion.keyring, self.nhs_number).hex(),
+            reason=self.treatment.rule,
+        )
+
+
+class _Told(msgspec.Struct, frozen=True, kw_only=True):
+    """The look-up of a question that counts, and what follows from it."""
+
+    question: _Question
+    access: NewAccess
+    announcement: Announcement
+
+    def alerts(self) -> Iterator[ToldOf]:
+        """The alerts, as they are found later."""
+        for new in self.announcement.alerts:
+            for entry_id, _ in new.entries:
+                yield ToldOf(
+                    organisation=self.question.organisation,
+                    entry_id=entry_id,
+                    alert_id=new.alert.alert_id,
+                    authority=new.alert.authority,
+                    told_at=new.alert.raised_at,
+                    acknowledged_at=None,
+                    is_look_up=True,
+                )
+
+
+class _Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What else is asked of the database, for listed and unlisted people alike."""
+
+    history: History
+    told: Sequence[ToldOf]
+
+    def notified(self, question: _Question, new: Sequence[_Told]) -> list[AuthorityNotified]:
+        """Whom this organisation's visits and look-ups have told of the person, newest first."""
+        entries, authorities = {each.entry_id for each in question.found}, question.occasion.directory.authorities
+        known = [*(alert for each in new for alert in each.alerts()), *self.told]
+        own = {
+            each.alert_id: AuthorityNotified(
+                authority_name=authorities[each.authority].name,
+                told_at=each.told_at,
+                acknowledged_at=each.acknowledged_at,
+                is_look_up=each.is_look_up,
+            )
+            for each in known
+            if each.organisation == question.organisation and each.entry_id in entries
+        }
+        return list(own.values())[:NOTIFIED_SHOWN_MAX]
+
+    def accesses(self, question: _Question, new: Sequence[_Told]) -> list[Accessed]:
+        """Who had access to the record, newest first; of a person who is on no list any more nothing is shown."""
+        if not question.found:
+            return []
+        number, keyring = question.record_number, question.occasion.keyring
+        own = [each.access for each in new if each.access.nhs_number == number]
+        return self.history.show(keyring, index_nhs_number(keyring, number), own, rows_max=ACCESSES_SHOWN_MAX)
 
 
 class UnknownSite(Exception):
     """The asking organisation is not in the directory."""
 
 
+class _Asked(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A question that waits for its answer."""
+
+    asker: Asker
+    nhs_number: NhsNumber
+    write: Callable[[RecordShown], bytes]
+    answered: asyncio.Future[bytes]
+
+    def settle(self, answer: bytes | Exception) -> None:
+        """Give the answer to whoever still waits for it."""
+        if self.answered.done():
+            return
+        if isinstance(answer, Exception):
+            self.answered.set_exception(answer)
+        else:
+            self.answered.set_result(answer)
+
+
 class LookUps:
-    """Answers questions about one person, each in one transaction."""
+    """Answers questions about one person. Those that wait at the same moment share one transaction.
+
+    What is asked of the database for a transaction is the same for people who are listed and who are not.
+    """
 
     def __init__(self, database: Database, keyring: Keyring, clock: Clock, rules: Rules) -> None:
         self._database = database
@@ -81,64 +191,82 @@ class LookUps:
         self._clock = clock
         self._rules = rules
         self._directory: tuple[datetime, Directory] | None = None
+        self._waiting: deque[_Asked] = deque()
+        self._work: asyncio.Task[None] | None = None
 
     async def answer(self, asker: Asker, nhs_number: NhsNumber, write: Callable[[RecordShown], bytes]) -> bytes:
         """The answer as ``write`` puts it, once everything about it is durable. Raises UnknownSite."""
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Asked(asker=asker, nhs_number=nhs_number, write=write, answered=answered))
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._answer_waiting())
+        return await answered
+
+    async def _answer_waiting(self) -> None:
+        """Answer together what waits together, until nothing waits."""
+        while self._waiting:
+            asked = [self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER_MAX))]
+            for each, answer in zip(asked, await self._try_together(asked), strict=True):
+                each.settle(answer)
+
+    async def _try_together(self, asked: Sequence[_Asked]) -> Sequence[bytes | Exception]:
+        """An answer or an error for each. One that fails does not take the others with it, as far as it can be."""
+        try:
+            return await self._answer_together(asked)
+        except Exception as error:
+            if len(asked) == 1 or is_database_outage(error):
+                return [error] * len(asked)
+        return [(await self._try_together([each]))[0] for each in asked]
+
+    async def _answer_together(self, asked: Sequence[_Asked]) -> list[bytes | Exception]:
         now = self._clock.now()
         async with self._database.writing() as connection:
-            known = await self._load_directory(connection, now)
-            site = known.sites.get(asker.organisation)
-            if site is None:
-                raise UnknownSite
-            occasion = open_occasion(self._keyring, known, self._rules, now)
-            found = await _find(connection, occasion, nhs_number)
-            if {each.authority for each in found} - known.authorities.keys():
-                self._directory = None  # imported and listed within the moment for which the directory is kept
-                known = await self._load_directory(connection, now)
-                occasion = open_occasion(self._keyring, known, self._rules, now)
-            treatment = treat_look_up(site, asker.is_unscheduled)
-            question = _Question(
-                occasion=occasion, asker=asker, site=site, nhs_number=nhs_number, found=found, treatment=treatment
-            )
-            told, acts = await self._notify(connection, question)
-            body = write(_compose(question, *await _load_context(connection, question)))
-            index = index_nhs_number(self._keyring, nhs_number)
-            looked = Act(
-                owner=organisation_owner(site.code),
-                actor=asker.actor,
-                action="record.looked_up",
-                subject=index.hex(),
-                reason=treatment.rule,
-            )
-            await audit.record_acts(connection, [*acts, looked], now)
-        for authority in told:
-            log(LogEvent.ALERT_RAISED, authority=authority, count=1)
-        return body
+            occasion, found = await self._find(connection, asked, now)
+            questions = [_open_question(occasion, one, found) for one in asked]
+            known = [question for question in questions if question is not None]
+            context = await _load_context(connection, occasion, known)
+            told = await self._notify(connection, known, context.history)
+            answers: list[bytes | Exception] = [
+                UnknownSite()
+                if question is None
+                else one.write(_compose(question, context.notified(question, told), context.accesses(question, told)))
+                for one, question in zip(asked, questions, strict=True)
+            ]
+            acts = [act for each in told for act in each.announcement.acts]
+            await audit.record_acts(connection, [*acts, *(question.act for question in known)], now)
+        for alert in (alert for each in told for alert in each.announcement.alerts):
+            log(LogEvent.ALERT_RAISED, authority=alert.alert.authority, count=1)
+        return answers
 
-    async def _notify(self, connection: AsyncConnection, question: _Question) -> tuple[list[str], list[Act]]:
-        """Keep the access, and tell the authorities when it counts; returns whom, and what is to be audited."""
-        site, occasion = question.site, question.occasion
-        if not question.found or question.treatment.notice is Notice.SUPPRESSED:
-            return [], []
-        author = Author(
-            kind=AccessKind.LOOKED_UP,
-            organisation=site.code,
-            organisation_name=site.name,
-            person=question.asker.person,
-        )
-        access = NewAccess(
-            nhs_number=question.record_number, author=author, at=occasion.now, is_unscheduled=question.treatment.is_told
-        )
-        counted = await accesses.save_accesses(connection, self._keyring, [access])
-        told: list[str] = []
-        acts: list[Act] = []
-        for look_up_id in counted:
-            await visits.open_look_up(connection, look_up_id, site.code, occasion.now)
-            announcement = announce_look_up(occasion, look_up_id, site, question.found)
-            await save_announcements(connection, self._keyring, [announcement], occasion.now)
-            told += [alert.alert.authority for alert in announcement.alerts]
-            acts += announcement.acts
-        return told, acts
+    async def _find(
+        self, connection: AsyncConnection, asked: Sequence[_Asked], now: datetime
+    ) -> tuple[Occasion, dict[bytes, list[Candidate]]]:
+        """The entries by the index of the number that was asked about, and a directory that knows their authorities."""
+        known = await self._load_directory(connection, now)
+        indexes = sorted({index_nhs_number(self._keyring, each.nhs_number) for each in asked})
+        found = await child_lists.find_listed(connection, self._keyring, indexes)
+        if {each.authority for entries in found.values() for each in entries} - known.authorities.keys():
+            self._directory = None  # imported and listed within the moment for which the directory is kept
+            known = await self._load_directory(connection, now)
+        return open_occasion(self._keyring, known, self._rules, now), found
+
+    async def _notify(
+        self, connection: AsyncConnection, questions: Sequence[_Question], history: History
+    ) -> list[_Told]:
+        """Keep the accesses, and tell the authorities of those that count."""
+        asking = [(question, access) for question in questions if (access := question.access) is not None]
+        counted = await accesses.save_accesses(connection, self._keyring, [access for _, access in asking], history)
+        told = []
+        for look_up_id, access in counted.items():
+            question = next(question for question, own in asking if own is access)
+            announcement = announce_look_up(question.occasion, look_up_id, question.site, question.found)
+            told.append(_Told(question=question, access=access, announcement=announcement))
+        if told:
+            now = told[0].access.at
+            opened = [(look_up_id, access.author.organisation) for look_up_id, access in counted.items()]
+            await visits.open_look_ups(connection, opened, now)
+            await save_announcements(connection, self._keyring, [each.announcement for each in told], now)
+        return told
 
     async def _load_directory(self, connection: AsyncConnection, now: datetime) -> Directory:
         """The directory, read anew when it is older than a moment."""
@@ -147,31 +275,34 @@ class LookUps:
         return self._directory[1]
 
 
-async def _find(connection: AsyncConnection, occasion: Occasion, nhs_number: NhsNumber) -> list[Candidate]:
-    """The entries of the number that are shown today."""
-    index = index_nhs_number(occasion.keyring, nhs_number)
-    found = await child_lists.find_by_nhs_number(connection, occasion.keyring, [index])
+def _open_question(occasion: Occasion, asked: _Asked, found: Mapping[bytes, Sequence[Candidate]]) -> _Question | None:
+    """The question with the entries that are shown today; None when nobody knows who asks."""
+    site = occasion.directory.sites.get(asked.asker.organisation)
+    if site is None:
+        return None
     on, windows = london_day(occasion.now), occasion.rules.windows
-    return [each for each in found.get(index, []) if standing_on(each.entry, on, windows) is not Standing.HIDDEN]
+    index = index_nhs_number(occasion.keyring, asked.nhs_number)
+    return _Question(
+        occasion=occasion,
+        asker=asked.asker,
+        site=site,
+        nhs_number=asked.nhs_number,
+        found=[each for each in found.get(index, ()) if standing_on(each.entry, on, windows) is not Standing.HIDDEN],
+        treatment=treat_look_up(site, asked.asker.is_unscheduled),
+    )
 
 
-async def _load_context(
-    connection: AsyncConnection, question: _Question
-) -> tuple[list[AuthorityNotified], list[Accessed]]:
-    """Whom this organisation's visits and look-ups have told, and who had access; asked of a miss as well."""
-    occasion, found = question.occasion, question.found
-    notified = await alerts.list_told_of(
+async def _load_context(connection: AsyncConnection, occasion: Occasion, questions: Sequence[_Question]) -> _Context:
+    records = {index_nhs_number(occasion.keyring, question.record_number) for question in questions}
+    since = occasion.now - accesses.COUNTED_ONCE_WITHIN
+    history = await accesses.load_history(connection, sorted(records), since, rows_max=ACCESSES_SHOWN_MAX)
+    told = await alerts.list_told_of(
         connection,
-        organisation_owner(question.site.code),
-        [each.entry_id for each in found],
+        sorted({question.organisation for question in questions}),
+        sorted({each.entry_id for question in questions for each in question.found}),
         occasion.now - occasion.rules.look_back,
-        rows_max=NOTIFIED_SHOWN_MAX,
     )
-    before = await accesses.list_counted(
-        connection, occasion.keyring, question.record_number, rows_max=ACCESSES_SHOWN_MAX
-    )
-    # Of a person who is on no list any more nothing is shown, whatever is still kept.
-    return notified, before if found else []
+    return _Context(history=history, told=told)
 
 
 def _compose(question: _Question, notified: Sequence[AuthorityNotified], before: Sequence[Accessed]) -> RecordShown:

@@ -6,7 +6,8 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,24 +21,27 @@ from fhir.resources.R4B.bundle import Bundle
 from fhir.resources.R4B.operationoutcome import OperationOutcome
 from prometheus_client import REGISTRY, generate_latest
 from sqlalchemy import event, select
+from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
+from adapters.fhir_search import build_care_team_answer
 from broker.bootstrap.web import configure_server
 from broker.doors import join_doors
 from broker.senders import Senders
-from broker.storage import accesses, alerts, tables
+from broker.storage import accesses, alerts, audit, tables
 from broker.storage.database import Database
 from broker.storage.tables import AlertState, AuditRow, table
 from broker.web.fhir_api import PATHS, check_guarded, create_fhir_api
-from broker.web.look_up import LookUps
+from broker.web.look_up import Asker, LookUps, UnknownSite
 from schemas.alert import AlertKind
-from schemas.identifiers import organisation_owner
+from schemas.identifiers import NhsNumber, organisation_owner
+from schemas.look_up import RecordShown
 from tests.factories import make_settings, serve_app
 from tests.integration.test_care_settings import classify
 from tests.pages import ASH, Pages
 from tests.world import CASEY, World, hl7
 
-CASEY_NUMBER, STRANGER = "9990000018", "9990000026"
+CASEY_NUMBER, STRANGER, OTHER = "9990000018", "9990000026", "9990000034"
 HEADERS = {"TraceID": "2f1c0b5e-0000-4000-8000-000000000001", "NHSD-Session-URID": "555012345678"}
 FLAG = "child-protection-information-system-flag"
 SILENTLY = {**HEADERS, "IsUnscheduledAccessEvent": "false"}
@@ -457,10 +461,79 @@ async def test_a_hit_and_a_miss_are_of_one_size(api: Api) -> None:
 async def test_a_known_hit_and_a_miss_ask_the_database_the_same(api: Api) -> None:
     await api.world.list_children(CASEY)
     await api.ask("CareTeam")
-    counts = []
+    sent = []
     for number in (CASEY_NUMBER, STRANGER):
         with counted_statements(api.world.database) as statements:
             await api.ask("CareTeam", number, SILENTLY)
-        counts.append(len(statements))
-    hit, miss = counts
-    assert hit - miss <= 2  # the access itself: whether it counts, and its row
+        # SQLite spells out how many values are bound, which is no difference of work.
+        sent.append([re.split(" VALUES |WHERE", each)[0] for each in statements])
+    hit, miss = sent
+    assert [each for each in hit if not each.startswith("INSERT INTO accesses")] == miss
+    assert len(hit) - len(miss) == 1  # the access itself
+
+
+# Questions that wait together
+
+
+def transactions(statements: Sequence[str]) -> int:
+    """How many there were: each ends with the heads of its audit."""
+    return sum("UPDATE audit_heads" in statement for statement in statements)
+
+
+async def test_questions_that_wait_share_a_transaction_and_each_has_its_own_answer(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.list_children(OF_EASTMERE.replace(CASEY_NUMBER, OTHER), authority="707")
+    look_ups = LookUps(world.database, world.keyring, world.clock, world.rules)
+    numbers = [CASEY_NUMBER, OTHER, STRANGER] * 4
+    kept: list[RecordShown] = []
+
+    def write(record: RecordShown) -> bytes:
+        kept.append(record)
+        return record.nhs_number.encode()
+
+    with counted_statements(world.database) as statements:
+        answers = await asyncio.gather(
+            *(look_ups.answer(asker(f"p{place}"), NhsNumber(number), write) for place, number in enumerate(numbers))
+        )
+    assert answers == [number.encode() for number in numbers]
+    assert transactions(statements) == 1
+    assert [[plan.authority for plan in record.plans] for record in kept[:3]] == [["706"], ["707"], []]
+    # Each sees what those who asked at the same moment did.
+    assert [len(record.accesses) for record in kept[:3]] == [4, 4, 0]
+    assert [len(record.notified) for record in kept[:3]] == [4, 4, 0]
+    assert len(await world.alerts("706")) == len(await world.alerts("707")) == 4
+
+
+async def test_a_question_that_fails_takes_no_other_with_it(world: World) -> None:
+    await world.list_children(CASEY)
+    look_ups = LookUps(world.database, world.keyring, world.clock, world.rules)
+
+    def fail(_: RecordShown) -> bytes:
+        raise ArithmeticError
+
+    asked = [
+        look_ups.answer(asker("p1"), NhsNumber(CASEY_NUMBER), build_care_team_answer),
+        look_ups.answer(asker("p2"), NhsNumber(CASEY_NUMBER), fail),
+        look_ups.answer(asker("p3", "RZ9"), NhsNumber(CASEY_NUMBER), build_care_team_answer),
+        look_ups.answer(asker("p4"), NhsNumber(STRANGER), build_care_team_answer),
+    ]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(each) for each in answers] == [bytes, ArithmeticError, UnknownSite, bytes]
+    assert len(await world.alerts()) == 1
+    async with world.database.reading() as connection:
+        assert await audit.verify_chain(connection, organisation_owner("RZ1")) is None
+
+
+async def test_when_the_database_is_away_all_who_wait_learn_it(world: World) -> None:
+    look_ups = LookUps(world.database, world.keyring, world.clock, world.rules)
+    async with world.database.writing() as connection:
+        await connection.exec_driver_sql("ALTER TABLE list_entries RENAME TO entries_away")
+    with counted_statements(world.database) as statements:
+        asked = (look_ups.answer(asker("p"), NhsNumber(STRANGER), build_care_team_answer) for _ in range(9))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(each, DBAPIError) for each in answers)
+    assert sum("list_entries" in each for each in statements) == 1
+
+
+def asker(person: str, organisation: str = "RZ1") -> Asker:
+    return Asker(organisation=organisation, person=person, is_unscheduled=None)
