@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import exists, or_, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.audit_chain import GENESIS, AuditRecord, chain_hash
@@ -106,8 +106,10 @@ async def _lock_heads(connection: AsyncConnection, owners: Sequence[str]) -> dic
     # Sorted, so that two transactions with the same owners wait for each other and never in a circle.
     among = is_among(connection, _heads.c.owner, owners)
     locking = select(_heads).where(among).order_by(_heads.c.owner).with_for_update()
-    locked = (await connection.execute(locking)).all()
-    if len(locked) < len(owners):
+    # All or none: with some of them locked, the others could not be begun in order.
+    there = select(func.count()).select_from(_heads).where(among).scalar_subquery()
+    locked = (await connection.execute(locking.where(there == len(owners)))).all()
+    if not locked:
         begun = [{"owner": owner, "sequence": 0, "hash": GENESIS} for owner in owners]
         await insert_rows(connection, _heads, begun, ignore_existing=True)
         locked = (await connection.execute(locking)).all()

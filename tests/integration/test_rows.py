@@ -11,14 +11,14 @@ from sqlalchemy.exc import IntegrityError
 
 from broker.storage import rows
 from broker.storage.directory import ensure_owners
-from broker.storage.rows import Row, insert_new, insert_rows, is_among, update_rows
-from broker.storage.tables import HandledMarker, Visit, table
+from broker.storage.rows import Row, Write, insert_new, insert_rows, is_among, update_rows, write_together
+from broker.storage.tables import HandledMarker, Lane, Visit, VisitBlock, table
 from schemas.identifiers import organisation_owner
 from tests.world import World
 
 AT = datetime(2026, 10, 25, 1, 30, 0, 250_000, tzinfo=UTC)
 OWNER = organisation_owner("RX1")
-MARKERS, VISITS = table(HandledMarker), table(Visit)
+MARKERS, VISITS, BLOCKS = table(HandledMarker), table(Visit), table(VisitBlock)
 
 
 def marker(number: int) -> dict[str, object]:
@@ -47,6 +47,31 @@ async def test_only_rows_that_were_not_there_are_new_however_many(
         assert sorted(int.from_bytes(each, "big") for each in new) == [n for n in range(23) if n not in (2, 13)]
         assert await insert_new(connection, MARKERS, [marker(2)], key="marker") == []
         assert await insert_new(connection, MARKERS, [], key="marker") == []
+
+
+async def test_several_writes_at_once_are_all_done_or_none(world: World) -> None:
+    """Parents and children in one statement; what is set anew in another."""
+    async with world.database.writing() as connection:
+        await insert_rows(connection, MARKERS, [marker(1)])
+        await ensure_owners(connection, [(OWNER, "Fenwick")])
+    later = AT + timedelta(days=1)
+    writes = [
+        Write(VISITS, [visit("v1", None), visit("v2", b"2")]),
+        Write(BLOCKS, [{"block": b"b", "visit_id": "v1", "owner": OWNER}], ignore_existing=True),
+        Write(MARKERS, [{"marker": (1).to_bytes(16, "big"), "handled_at": later}], key="marker"),
+        Write(table(Lane), []),
+    ]
+    async with world.database.writing() as connection:
+        await write_together(connection, writes)
+        await write_together(connection, [])
+    async with world.database.reading() as connection:
+        assert (await connection.execute(select(MARKERS.c.handled_at))).scalars().all() == [later]
+        assert set((await connection.execute(select(VISITS.c.id))).scalars()) == {"v1", "v2"}
+    with pytest.raises(IntegrityError):
+        async with world.database.writing() as connection:
+            await write_together(connection, [Write(VISITS, [visit("v3", None)]), Write(BLOCKS, [writes[1].rows[0]])])
+    async with world.database.reading() as connection:
+        assert set((await connection.execute(select(VISITS.c.id))).scalars()) == {"v1", "v2"}
 
 
 async def test_a_row_that_is_there_stays_or_is_refused(world: World) -> None:
