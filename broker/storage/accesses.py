@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import func, or_, select
+from sqlalchemy import Select, bindparam, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_nhs_number
-from broker.storage.rows import insert_new, is_among
+from broker.storage.rows import insert_new, is_among, is_one_of
 from broker.storage.tables import Access, table
 from schemas.identifiers import NhsNumber, organisation_owner
 
@@ -87,6 +88,15 @@ async def load_history(
     connection: AsyncConnection, indexes: Collection[bytes], since: datetime, *, rows_max: int
 ) -> History:
     """The ``rows_max`` most recent accesses to each record that has one of these indexes, and all after ``since``."""
+    statement = _ranked(connection.dialect.name, rows_max)
+    rows: dict[bytes, list[Any]] = {}
+    for row in await connection.execute(statement, {"indexes": list(indexes), "since": since}):
+        rows.setdefault(bytes(row.nhs_index), []).append(row)
+    return History(rows=rows)
+
+
+@cache
+def _ranked(dialect_name: str, rows_max: int) -> Select[Any]:
     place = func.row_number().over(partition_by=_accesses.c.nhs_index, order_by=(_accesses.c.at.desc(), _accesses.c.id))
     ranked = (
         select(
@@ -97,14 +107,11 @@ async def load_history(
             _accesses.c.sealed,
             place.label("place"),
         )
-        .where(is_among(connection, _accesses.c.nhs_index, indexes), _accesses.c.is_counted)
+        .where(is_one_of(dialect_name, _accesses.c.nhs_index, "indexes"), _accesses.c.is_counted)
         .subquery()
     )
-    statement = select(ranked).where(or_(ranked.c.place <= rows_max, ranked.c.at > since)).order_by(ranked.c.place)
-    rows: dict[bytes, list[Any]] = {}
-    for row in await connection.execute(statement):
-        rows.setdefault(bytes(row.nhs_index), []).append(row)
-    return History(rows=rows)
+    is_wanted = or_(ranked.c.place <= rows_max, ranked.c.at > bindparam("since"))
+    return select(ranked).where(is_wanted).order_by(ranked.c.place)
 
 
 async def save_accesses(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import case, func, select, update
+from sqlalchemy import Select, bindparam, case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.alerts import DUTY_DESK
 from broker.domain.course import VisitState
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.rows import insert_rows, is_among
+from broker.storage.rows import insert_rows, is_one_of
 from broker.storage.tables import Alert, AlertEntry, AlertNotice, AlertState, AuthorityRow, Visit, table
 from schemas.alert import AlertUpdated, NoticeKind, SocialCareAlert
 from schemas.identifiers import authority_owner
@@ -297,7 +298,24 @@ async def list_told_of(
     connection: AsyncConnection, organisations: Collection[str], entry_ids: Collection[str], since: datetime
 ) -> list[ToldOf]:
     """The alerts that organisations (their owner ids) caused of the persons of these entries, newest first."""
-    statement = (
+    values = {"organisations": list(organisations), "entry_ids": list(entry_ids), "since": since}
+    return [
+        ToldOf(
+            organisation=row.owner,
+            entry_id=row.entry_id,
+            alert_id=row.id,
+            authority=row.authority,
+            told_at=row.raised_at,
+            acknowledged_at=row.acknowledged_at,
+            is_look_up=row.is_look_up,
+        )
+        for row in await connection.execute(_told_of(connection.dialect.name), values)
+    ]
+
+
+@cache
+def _told_of(dialect_name: str) -> Select[Any]:
+    return (
         select(
             _entries.c.entry_id,
             _visits.c.owner,
@@ -310,25 +328,13 @@ async def list_told_of(
         .join_from(_entries, _alerts, _alerts.c.id == _entries.c.alert_id)
         .join(_visits, _visits.c.id == _alerts.c.visit_id)
         .where(
-            is_among(connection, _entries.c.entry_id, entry_ids),
-            is_among(connection, _visits.c.owner, organisations),
-            _alerts.c.raised_at >= since,
+            is_one_of(dialect_name, _entries.c.entry_id, "entry_ids"),
+            is_one_of(dialect_name, _visits.c.owner, "organisations"),
+            _alerts.c.raised_at >= bindparam("since"),
             _alerts.c.withdrawn_at.is_(None),
         )
         .order_by(_alerts.c.raised_at.desc(), _alerts.c.id)
     )
-    return [
-        ToldOf(
-            organisation=row.owner,
-            entry_id=row.entry_id,
-            alert_id=row.id,
-            authority=row.authority,
-            told_at=row.raised_at,
-            acknowledged_at=row.acknowledged_at,
-            is_look_up=row.is_look_up,
-        )
-        for row in await connection.execute(statement)
-    ]
 
 
 async def withdraw_alerts(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, delete, func, select, union_all, update
+from sqlalchemy import CompoundSelect, and_, delete, func, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Candidate
@@ -17,7 +18,7 @@ from broker.storage import coverage, jobs, traces
 from broker.storage.aliases import Alias, find_aliases
 from broker.storage.database import upsert
 from broker.storage.jobs import COVERAGE, derive_job_id
-from broker.storage.rows import insert_rows, is_among, update_rows
+from broker.storage.rows import insert_rows, is_among, is_one_of, update_rows
 from broker.storage.tables import AuthorityRow, EntryBlock, ListEntry, ListUpload, ListVersion, NumberAlias, table
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
@@ -244,6 +245,14 @@ async def find_listed(
     connection: AsyncConnection, keyring: Keyring, indexes: Collection[bytes]
 ) -> dict[bytes, list[Candidate]]:
     """As ``find_by_nhs_number``, in one statement; the numbers that are linked with an entry's own are left out."""
+    found: dict[bytes, dict[str, Candidate]] = {}
+    for row in await connection.execute(_listed(connection.dialect.name), {"indexes": list(indexes)}):
+        found.setdefault(bytes(row.asked), {})[row.id] = _open(keyring, row)
+    return {index: [each for _, each in sorted(entries.items())] for index, entries in found.items()}
+
+
+@cache
+def _listed(dialect_name: str) -> CompoundSelect[Any]:
     columns = (
         _entries.c.id,
         _entries.c.authority,
@@ -253,7 +262,7 @@ async def find_listed(
     )
     asked = [
         select(_entries.c.nhs_index.label("asked"), *columns).where(
-            is_among(connection, _entries.c.nhs_index, indexes), _is_alive
+            is_one_of(dialect_name, _entries.c.nhs_index, "indexes"), _is_alive
         )
     ]
     for one, other in ((_aliases.c.old_index, _aliases.c.new_index), (_aliases.c.new_index, _aliases.c.old_index)):
@@ -261,12 +270,9 @@ async def find_listed(
         asked.append(
             select(one.label("asked"), *columns)
             .join_from(_aliases, _entries, linked)
-            .where(is_among(connection, one, indexes), _aliases.c.undone_at.is_(None), _is_alive)
+            .where(is_one_of(dialect_name, one, "indexes"), _aliases.c.undone_at.is_(None), _is_alive)
         )
-    found: dict[bytes, dict[str, Candidate]] = {}
-    for row in await connection.execute(union_all(*asked)):
-        found.setdefault(bytes(row.asked), {})[row.id] = _open(keyring, row)
-    return {index: [each for _, each in sorted(entries.items())] for index, entries in found.items()}
+    return union_all(*asked)
 
 
 async def find_by_block(

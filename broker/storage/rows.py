@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Dialect, Table, any_, literal
+from sqlalchemy import ColumnElement, Dialect, Table, any_, bindparam, literal
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,6 +25,13 @@ def is_among(connection: AsyncConnection, column: ColumnElement[Any], values: Co
     if connection.dialect.name == "postgresql":
         return column == any_(literal(list(values), ARRAY(column.type)))
     return column.in_(values)
+
+
+def is_one_of(dialect_name: str, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """As ``is_among``, of a list that is bound under ``name``: for a statement that is built once."""
+    if dialect_name == "postgresql":
+        return column == any_(bindparam(name, type_=ARRAY(column.type)))
+    return column.in_(bindparam(name, expanding=True))
 
 
 async def insert_rows(
