@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     http_port: int = Field(default=8000, ge=0, le=65535, description="Port of the pages and the FHIR doors")
     http_body_bytes_max: int = Field(default=1_048_576, ge=1024, description="A larger request to the pages is refused")
     http_connections_max: int = Field(default=256, ge=1, description="Connections and requests at one time")
+    http_head_timeout_s: float = Field(
+        default=10.0, gt=0, le=600, description="A connection on which no whole request head came for so long is closed"
+    )
     public_url: str = Field(default="http://127.0.0.1:8000", description="How people reach the pages")
     session_hours_max: float = Field(default=10.0, gt=0, le=24, description="A signed-in person signs in again after")
     session_idle_minutes_max: float = Field(

@@ -26,6 +26,7 @@ from broker.storage.database import Database
 from broker.web.app import create_app
 from broker.web.fhir_api import PATHS, create_fhir_api
 from broker.web.list_door import create_list_door, join_list_door
+from broker.web.listener import limit_heads
 from broker.web.look_up import LookUps
 from broker.web.operations import PartShown, Status, compose_status
 
@@ -112,6 +113,7 @@ def configure_server(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         log_config=None,
         server_header=False,
         limit_concurrency=settings.http_connections_max,
+        http=limit_heads(settings.http_head_timeout_s),
         timeout_graceful_shutdown=10,
     )
 
