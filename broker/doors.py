@@ -22,7 +22,13 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from broker.incident_intake import INCIDENT_JSON, IncidentAnswer, IncidentIntake
+from broker.incident_intake import (
+    INCIDENT_CSV,
+    INCIDENT_JSON,
+    IncidentAnswer,
+    IncidentFileAnswer,
+    IncidentIntake,
+)
 from broker.intake import ACCEPTED, NOT_DURABLE, FhirAnswer, Intake
 from broker.senders import Senders, read_basic
 from broker.telemetry import MESSAGES_REFUSED, LogEvent, innermost_line, log
@@ -57,7 +63,7 @@ _INCIDENT_WORDS: Final[Mapping[int, str]] = {
     405: "This address takes POST only.",
     408: "The body did not arrive in time; nothing was kept. Send it again.",
     413: "The body is larger than is taken here; nothing was kept.",
-    415: "Send JSON, uncompressed: Content-Type application/json.",
+    415: "Send JSON or CSV, uncompressed: Content-Type application/json or text/csv.",
     422: "The message is not in order; nothing was kept. Mend it and send it again.",
     500: "The broker failed on this request; nothing was kept. Send it again, and report it.",
     503: "The message could not be made durable; nothing was kept. Send it again.",
@@ -160,12 +166,14 @@ async def accept_bundle(request: Request) -> Response:
 
 
 async def accept_incident(request: Request) -> Response:
-    """Take one police incident, its correction or its withdrawal: 202 once it is durably kept."""
-    _check_content(request, frozenset({INCIDENT_JSON}))
+    """Take one police incident, its correction or its withdrawal, or a file of them: 202 once it is durably kept."""
+    content_type = _check_content(request, frozenset({INCIDENT_JSON, INCIDENT_CSV}))
     intake: IncidentIntake = request.app.state.intake
     try:
         async with request.app.state.slots_of[request.state.sender.code], request.app.state.slots:
             body = await _read_body(request, request.app.state.limits)
+            if content_type == INCIDENT_CSV:
+                return _answer_file(request, await intake.accept_file(body, request.state.sender))
             answer = await intake.accept(body, request.state.sender)
     except HTTPException:
         raise
@@ -181,6 +189,23 @@ def _answer_incident(answer: IncidentAnswer) -> Response:
     problems = [{"field": each.field, "advice": each.advice} for each in answer.problems]
     headers = {"Retry-After": _RETRY_AFTER_S} if answer.status == NOT_DURABLE else {}
     return _respond_plainly(answer.status, {"error": _INCIDENT_WORDS[answer.status], "problems": problems}, headers)
+
+
+def _answer_file(request: Request, answer: IncidentFileAnswer) -> Response:
+    """Every row that was not taken, and how to mend it; the incidents that were, by their first rows."""
+    if answer.refused:
+        log(LogEvent.MESSAGE_REFUSED, sender=request.state.sender.code, reason="incident_row_refused")
+    if answer.status == NOT_DURABLE:
+        log(LogEvent.MESSAGE_NOT_DURABLE, sender=request.state.sender.code)
+    kept = [{"row": each.row, "message_id": each.message_id} for each in answer.kept]
+    problems = [{"row": each.row, "field": each.field, "advice": each.advice} for each in answer.refused]
+    content: dict[str, Any] = {"kept": kept, "problems": problems}
+    if answer.status == NOT_DURABLE:
+        words = "The file could not be kept as a whole. Send it again: what was kept counts once."
+        return _respond_plainly(NOT_DURABLE, {"error": words, **content}, {"Retry-After": _RETRY_AFTER_S})
+    if answer.status != ACCEPTED:
+        content = {"error": "Nothing of the file was kept. Mend it and send it again.", **content}
+    return _respond_plainly(answer.status, content)
 
 
 async def _answer_incident_refusal(request: Request, error: Exception) -> Response:
@@ -208,11 +233,13 @@ async def _admit(request: Request) -> None:
     request.state.sender = sender
 
 
-def _check_content(request: Request, taken: frozenset[str] = _CONTENT_TYPES) -> None:
+def _check_content(request: Request, taken: frozenset[str] = _CONTENT_TYPES) -> str:
+    """What the body is said to be, if it is taken. Raises HTTPException."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if content_type not in taken or encoding not in ("", "identity"):
         _refuse(request, 415, "content_type_not_taken")
+    return content_type
 
 
 async def _read_body(request: Request, limits: DoorLimits) -> bytes:

@@ -125,11 +125,15 @@ class Encompass:
             await self.take_partition()
         await self.consumer.handle(batch)
         self.offset = batch.next_offset
+        return await self.outcomes(batch.expected)
+
+    async def outcomes(self, first: int) -> list[PositionOutcome]:
+        """What became of every record since an offset."""
         positions = table(HandledPosition).c
         async with self.world.database.reading() as connection:
             rows = await connection.execute(
                 select(positions.outcome)
-                .where(positions.topic == INCIDENTS, positions.position >= batch.expected)
+                .where(positions.topic == INCIDENTS, positions.position >= first)
                 .order_by(positions.position)
             )
             return [PositionOutcome(row.outcome) for row in rows]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from broker.cli import audit, deliveries, history, installation, lists, mesh, parts, quarantine, replay
+from broker.cli import audit, deliveries, history, incidents, installation, lists, mesh, parts, quarantine, replay
 from broker.cli.screen import fail
 from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 
@@ -25,12 +25,14 @@ app = typer.Typer(
     help="CPIS broker: from an attendance to the people.",
 )
 children_app = typer.Typer(no_args_is_help=True, help="Authorities' child lists.")
+incidents_app = typer.Typer(no_args_is_help=True, help="Operation Encompass: police incidents and their proof.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="Messages that could not be handled.")
 deliveries_app = typer.Typer(no_args_is_help=True, help="What did not reach its recipient.")
 mesh_app = typer.Typer(no_args_is_help=True, help="Files that came by MESH.")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chains.")
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of this installation.")
 app.add_typer(children_app, name="children")
+app.add_typer(incidents_app, name="incidents")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(deliveries_app, name="deliveries")
 app.add_typer(mesh_app, name="mesh")
@@ -48,6 +50,7 @@ app.command(name="missed")(history.show_missed)
 children_app.command(name="coverage")(lists.show_coverage)
 children_app.command(name="held")(lists.list_held)
 children_app.command(name="decide")(lists.decide_held)
+incidents_app.command(name="import")(incidents.import_incidents)
 app.command(name="ledger")(audit.show_ledger)
 quarantine_app.command(name="list")(quarantine.list_quarantine)
 quarantine_app.command(name="show")(quarantine.show_quarantined)

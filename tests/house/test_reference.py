@@ -19,7 +19,7 @@ from joserfc import jwe
 from joserfc.jwk import OctKey
 from prometheus_client.metrics import MetricWrapperBase
 
-from adapters import child_list_csv, fhir_bundle, force_csv, kafka_options, school_csv
+from adapters import child_list_csv, fhir_bundle, force_csv, incident_csv, kafka_options, school_csv
 from adapters.child_list_csv import RowProblem
 from adapters.child_list_json import read_children_json
 from adapters.fhir import read_bundle
@@ -297,6 +297,21 @@ def test_the_columns_of_a_file_are_those_that_are_read(heading: str) -> None:
     function, _, page = FILES[heading]
     listed = {read_code(row[0])[0] for row in read_rows(f"{REFERENCE}/{page}", heading) if read_code(row[0])}
     assert listed == columns_read(function)
+
+
+def test_the_columns_of_an_incident_are_those_that_are_read() -> None:
+    asked = {
+        node.args[-1].value
+        for node in ast.walk(ast.parse(inspect.getsource(incident_csv)))
+        if isinstance(node, ast.Call)
+        and (ast.unparse(node.func).startswith("fields.") or ast.unparse(node.func) == "_instant")
+        and isinstance(node.args[-1], ast.Constant)
+    }
+    listed = {name for row in read_rows(f"{REFERENCE}/incidents-in.md", "CSV") for name in read_code(row[0])}
+    assert listed == asked | {"occurred_at", "reported_at"}
+    example = block_of("incidents-in.md", "csv").encode()
+    [(_, incident)] = incident_csv.read_incidents(example, received_at=datetime(2026, 11, 22, tzinfo=UTC))
+    assert not isinstance(incident, RowProblem)
 
 
 @pytest.mark.parametrize("heading", FILES)
