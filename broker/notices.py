@@ -26,7 +26,7 @@ from broker.domain.safeguarding import find_disclosed
 from broker.domain.school_calendar import NoticeTiming
 from broker.domain.school_notices import SentNotice, Slip, Step, compose_notice, plan_amendments
 from broker.keyring import Keyring
-from broker.storage import establishments, incidents, outbox
+from broker.storage import establishments, incidents, outbox, sendings
 from broker.storage.audit import Act
 from broker.storage.directory import ensure_owners
 from broker.storage.incidents import (
@@ -63,6 +63,7 @@ from schemas.identifiers import SchoolUrn, authority_of, authority_owner, establ
 
 NUDGE_TYPE: Final = "uk.cpis-broker.school-notice.nudged.v1"
 BROKER: Final = "broker"
+OCCASIONS: Final = ("sent", "reminded", "withdrawn")
 _RUNG: Final = TaskKind.RING_SCHOOL
 
 
@@ -158,6 +159,7 @@ async def replan(
         if notice != known.get(urn):
             await incidents.save_notice(connection, keyring, notice)
             if notice.state is NoticeState.WITHDRAWN and notice.sent_at is not None:
+                await sendings.save_sending(connection, keyring, notice, now)
                 await _nudge(connection, keyring, notice, rules, occasion="withdrawn", now=now)
     await _settle_tasks(planner, notices)
     fates = {each.fate for each in plan.destinations} if plan is not None else set()
@@ -507,8 +509,10 @@ async def send_due(
         sent = notice
         if notice.state is NoticeState.WAITING and notice.telling.told:
             sent = msgspec.structs.replace(notice, state=NoticeState.SENT, sent_at=notice.sent_at or now)
+            await sendings.save_sending(connection, keyring, sent, now)
             await _nudge(connection, keyring, sent, rules, occasion="sent", now=now)
-            acts.append(_act(notice, "notice.sent", f"version {notice.version}"))
+            told = " ".join(notice.telling.told)
+            acts.append(_act(notice, "notice.sent", f"version {notice.version} to {told}"))
         if sent.remind_at is not None and sent.reminded_at is None and sent.remind_at <= now:
             if notice.state is NoticeState.SENT:
                 await _nudge(connection, keyring, sent, rules, occasion="reminded", now=now)
@@ -571,7 +575,7 @@ async def _nudge(
     if not rules.topics_enabled:
         return
     delivery = NewDelivery(
-        id=keyring.derive_id("school-nudge", notice.id, str(notice.version), occasion),
+        id=derive_nudge_id(keyring, notice.id, notice.version, occasion),
         channel=ChannelName.TOPIC,
         owner=notice.owner,
         event_type=NUDGE_TYPE,
@@ -579,6 +583,11 @@ async def _nudge(
         content=msgspec.json.encode(SchoolNoticeNudge(page=rules.page)),
     )
     await outbox.add_deliveries(connection, keyring, [delivery], now)
+
+
+def derive_nudge_id(keyring: Keyring, notice_id: str, version: int, occasion: str) -> str:
+    """The id of the message that says "sign in": the same for the same occasion."""
+    return keyring.derive_id("school-nudge", notice_id, str(version), occasion)
 
 
 def _act(notice: StoredNotice, action: str, reason: str = "", *, owner: str = "") -> Act:

@@ -168,6 +168,13 @@ class Settings(BaseSettings):
         description="Without a usable NHS number, a list entry that weighs so much goes to a person; by chance one "
         "stranger in 2 to this power does",
     )
+    encompass_training_days: float = Field(
+        default=730.0,
+        ge=1,
+        le=3660,
+        description="Operation Encompass: a safeguarding lead whose training is older counts as not up to date in the "
+        "report on schools; by default two years, as Keeping children safe in education asks",
+    )
     no_record_reply_days: float = Field(
         default=7.0, ge=2, le=3650, description="Contents of replies without a match are kept so long"
     )

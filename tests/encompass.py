@@ -171,7 +171,7 @@ class Encompass:
         """Every notice by its establishment."""
         async with self.world.database.reading() as connection:
             rows = await connection.execute(select(table(NoticeRow)))
-            found = [incidents._notice(self.world.keyring, row) for row in rows]
+            found = [incidents.read_notice_row(self.world.keyring, row) for row in rows]
         assert len({notice.urn for notice in found}) == len(found)
         return {str(notice.urn): notice for notice in found}
 
@@ -179,7 +179,7 @@ class Encompass:
         """What people have to do."""
         async with self.world.database.reading() as connection:
             rows = await connection.execute(select(table(EncompassTask)))
-            found = [incidents._task(self.world.keyring, row) for row in rows]
+            found = [incidents.read_task_row(self.world.keyring, row) for row in rows]
         return sorted(
             (task for task in found if everything or task.state.value == "open"), key=lambda task: task.kind.value
         )

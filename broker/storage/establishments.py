@@ -7,7 +7,7 @@ from datetime import date, time
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.encompass import EncompassDirectory
@@ -137,6 +137,25 @@ async def find_establishments(
     return {SchoolUrn(row.urn): _establishment(row) for row in rows}
 
 
+async def list_establishments(connection: AsyncConnection, authority: str) -> list[Establishment]:
+    """Every establishment in an authority's area."""
+    statement = select(_establishments).where(_establishments.c.authority == authority)
+    return [_establishment(row) for row in await connection.execute(statement.order_by(_establishments.c.urn))]
+
+
+async def find_confirmed_days(connection: AsyncConnection) -> int | None:
+    """The shortest time of any force after which an entry that nobody confirmed counts no more; None: no force."""
+    statement = select(func.min(_forces.c.confirmed_days_max))
+    shortest: int | None = (await connection.execute(statement)).scalar_one_or_none()
+    return shortest
+
+
+async def list_days(connection: AsyncConnection, authority: str) -> list[CalendarDays]:
+    """Every day that is known of an authority and of its establishments."""
+    rows = await connection.execute(select(_calendars).where(_calendars.c.authority == authority))
+    return [_days(row) for row in rows]
+
+
 async def save_contact(connection: AsyncConnection, keyring: Keyring, contact: SafeguardingContact) -> None:
     """Add or replace a contact."""
     details = _ContactDetails(contact.name, contact.mailbox, contact.telephone)
@@ -223,16 +242,7 @@ async def load_calendars(
             or_(_calendars.c.urn == "", _calendars.c.urn.in_(wanted)),
         )
     )
-    days = [
-        CalendarDays(
-            authority=row.authority,
-            urn=SchoolUrn(row.urn) if row.urn else None,
-            kind=DayKind(row.kind),
-            first_on=row.first_on,
-            last_on=row.last_on,
-        )
-        for row in rows
-    ]
+    days = [_days(row) for row in rows]
     return {
         urn: SchoolCalendar(
             [each for each in days if each.authority == authority and each.urn is None],
@@ -291,6 +301,16 @@ def index_pupil(keyring: Keyring, family_name: str, given_name: str, birth_date:
 
 def _about(urn: str, contact_id: str) -> str:
     return f"contact/{urn}/{contact_id}"
+
+
+def _days(row: Any) -> CalendarDays:
+    return CalendarDays(
+        authority=row.authority,
+        urn=SchoolUrn(row.urn) if row.urn else None,
+        kind=DayKind(row.kind),
+        first_on=row.first_on,
+        last_on=row.last_on,
+    )
 
 
 def _establishment(row: Any) -> Establishment:

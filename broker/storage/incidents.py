@@ -162,7 +162,13 @@ async def lock_incident(connection: AsyncConnection, keyring: Keyring, incident_
     """The incident, locked until the transaction ends: messages and people may change it at one time."""
     statement = select(_incidents).where(_incidents.c.id == incident_id).with_for_update()
     row = (await connection.execute(statement)).one_or_none()
-    return None if row is None else _incident(keyring, row)
+    return None if row is None else read_incident_row(keyring, row)
+
+
+async def find_incident(connection: AsyncConnection, keyring: Keyring, incident_id: str) -> StoredIncident | None:
+    """The incident as it stands, to be read only."""
+    row = (await connection.execute(select(_incidents).where(_incidents.c.id == incident_id))).one_or_none()
+    return None if row is None else read_incident_row(keyring, row)
 
 
 async def save_message(
@@ -239,7 +245,8 @@ async def note_found(
     await connection.execute(update(_incidents).where(_incidents.c.id == incident.id).values(found_sealed=sealed))
 
 
-def _incident(keyring: Keyring, row: Any) -> StoredIncident:
+def read_incident_row(keyring: Keyring, row: Any) -> StoredIncident:
+    """A row of the incidents, opened."""
     found: tuple[Found, ...] = ()
     if row.found_sealed is not None:
         plain = keyring.open(bytes(row.found_sealed), about=f"incident-found/{row.id}")
@@ -282,7 +289,7 @@ async def save_notice(connection: AsyncConnection, keyring: Keyring, notice: Sto
 async def load_notices(connection: AsyncConnection, keyring: Keyring, incident_id: str) -> list[StoredNotice]:
     """The notices of one incident. Lock the incident first."""
     rows = await connection.execute(select(_notices).where(_notices.c.incident_id == incident_id))
-    return [_notice(keyring, row) for row in rows]
+    return [read_notice_row(keyring, row) for row in rows]
 
 
 async def list_school_notices(
@@ -295,7 +302,7 @@ async def list_school_notices(
         .order_by(_notices.c.sent_at.desc(), _notices.c.id)
         .limit(rows_max)
     )
-    found = [_notice(keyring, row) for row in await connection.execute(statement)]
+    found = [read_notice_row(keyring, row) for row in await connection.execute(statement)]
     return [notice for notice in found if may_read(notice, contact_id)]
 
 
@@ -307,7 +314,7 @@ def may_read(notice: StoredNotice, contact_id: str | None) -> bool:
 async def find_notice(connection: AsyncConnection, keyring: Keyring, notice_id: str) -> StoredNotice | None:
     """One notice."""
     row = (await connection.execute(select(_notices).where(_notices.c.id == notice_id))).one_or_none()
-    return None if row is None else _notice(keyring, row)
+    return None if row is None else read_notice_row(keyring, row)
 
 
 async def list_force_notices(
@@ -321,7 +328,7 @@ async def list_force_notices(
         .order_by(_notices.c.due_by, _notices.c.id)
         .limit(rows_max)
     )
-    return [_notice(keyring, row) for row in await connection.execute(statement)]
+    return [read_notice_row(keyring, row) for row in await connection.execute(statement)]
 
 
 async def list_due_incidents(connection: AsyncConnection, now: datetime, *, rows_max: int) -> list[str]:
@@ -352,7 +359,8 @@ async def acknowledge_notice(connection: AsyncConnection, notice_id: str, versio
     return (await connection.execute(statement)).rowcount == 1
 
 
-def _notice(keyring: Keyring, row: Any) -> StoredNotice:
+def read_notice_row(keyring: Keyring, row: Any) -> StoredNotice:
+    """A row of the notices, opened."""
     plain = keyring.open(bytes(row.sealed), about=f"school-notice/{row.id}")
     skipped = ("telling", "state", "owner", "urn")
     values = {name: getattr(row, name) for name in StoredNotice.__struct_fields__ if name not in skipped}
@@ -414,22 +422,23 @@ async def list_tasks(connection: AsyncConnection, keyring: Keyring, owner: str, 
         .order_by(_tasks.c.due_by, _tasks.c.id)
         .limit(rows_max)
     )
-    return [_task(keyring, row) for row in await connection.execute(statement)]
+    return [read_task_row(keyring, row) for row in await connection.execute(statement)]
 
 
 async def load_tasks(connection: AsyncConnection, keyring: Keyring, incident_id: str) -> dict[str, StoredTask]:
     """Every task of one incident, open or done. Lock the incident first."""
     rows = await connection.execute(select(_tasks).where(_tasks.c.incident_id == incident_id))
-    return {row.id: _task(keyring, row) for row in rows}
+    return {row.id: read_task_row(keyring, row) for row in rows}
 
 
 async def find_task(connection: AsyncConnection, keyring: Keyring, task_id: str) -> StoredTask | None:
     """One task, open or done."""
     row = (await connection.execute(select(_tasks).where(_tasks.c.id == task_id))).one_or_none()
-    return None if row is None else _task(keyring, row)
+    return None if row is None else read_task_row(keyring, row)
 
 
-def _task(keyring: Keyring, row: Any) -> StoredTask:
+def read_task_row(keyring: Keyring, row: Any) -> StoredTask:
+    """A row of the tasks, opened."""
     return StoredTask(
         id=row.id,
         owner=OwnerId(row.owner),

@@ -957,7 +957,7 @@ class Incident(SQLModel, table=True):
     found_sealed: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
     """Establishments that a person found, or refused, by child."""
     received_at: datetime = Field(sa_column=_at(nullable=False, index=True))
-    reported_at: datetime = Field(sa_column=_at(nullable=False))
+    reported_at: datetime = Field(sa_column=_at(nullable=False, index=True))
     released_version: int | None = None
     released_by: str | None = None
     suppressed_by: str | None = None
@@ -1011,6 +1011,18 @@ class NoticeRow(SQLModel, table=True):
     opened_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     acknowledged_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     acknowledged_by: str | None = None
+
+
+class NoticeSending(SQLModel, table=True):
+    """One version of a notice as it was sent, or taken back: the proof, which no later version changes."""
+
+    __tablename__: ClassVar[Any] = "notice_sendings"
+    notice_id: str = Field(sa_column=Column(String, ForeignKey("school_notices.id"), primary_key=True))
+    version: int = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    due_by: datetime = Field(sa_column=_at(nullable=False))
+    sent_at: datetime = Field(sa_column=_at(nullable=False))
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
 
 
 class EncompassTask(SQLModel, table=True):

@@ -23,7 +23,20 @@ from broker.ports import Clock
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.telemetry import LogEvent, innermost_line, log
-from broker.web import auth, clinician, coverage, force, history, inbox, lists, operations, reviews, school, sign_in
+from broker.web import (
+    auth,
+    clinician,
+    coverage,
+    force,
+    history,
+    inbox,
+    lists,
+    operations,
+    proof,
+    reviews,
+    school,
+    sign_in,
+)
 from broker.web import pages as surroundings
 from broker.web.auth import NotSignedIn, PasswordCheck
 from broker.web.operations import Status
@@ -61,7 +74,13 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("POST", "/force/tasks/{task_id}/release", force.release_incident),
     ("POST", "/force/tasks/{task_id}/place", force.place_child),
     ("POST", "/force/incidents/{incident_id}/suppress", force.suppress_incident),
+    ("GET", "/force/report", proof.show_report),
+    ("GET", "/force/report.csv", proof.download_report),
+    ("GET", "/force/incidents/{incident_id}", proof.show_incident),
     ("GET", "/encompass-tasks", force.show_tasks),
+    ("GET", "/encompass-report", proof.show_report),
+    ("GET", "/encompass-report.csv", proof.download_report),
+    ("GET", "/encompass-schools", proof.show_schools),
     ("POST", "/encompass-tasks/{task_id}/settle", force.settle_task),
     ("GET", "/replies", clinician.show_replies),
     ("GET", "/operations", operations.show_operations),

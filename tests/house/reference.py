@@ -52,6 +52,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "job",
             "no",
             "proclaimed",
+            "encompass",
         ),
         "Personal Demographics Service": ("pds",),
     }
