@@ -22,9 +22,9 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from broker.envelope import INCIDENT_JSON
 from broker.incident_intake import (
     INCIDENT_CSV,
-    INCIDENT_JSON,
     IncidentAnswer,
     IncidentFileAnswer,
     IncidentIntake,

@@ -21,11 +21,13 @@ SOURCE_HEADER: Final = "ce_source"
 CONTENT_TYPE_HEADER: Final = "content-type"
 HL7V2: Final = "application/hl7-v2+er7"
 FHIR: Final = "application/fhir+json"
+INCIDENT_JSON: Final = "application/json"
 REPLAY_HEADER: Final = "cpis_replay"
 """The request of a person that a message be handled again."""
 REPLAY_OF_HEADER: Final = "cpis_replay_of"
 """The position where the message was handled first: partition, offset and log id."""
 EVENT_TYPE: Final = b"uk.cpis-broker.attendance.received.v1"
+INCIDENT_TYPE: Final = b"uk.cpis-broker.incident.received.v1"
 _PLACE: Final = re.compile(rb"([0-9]{1,9})/([0-9]{1,18})/([!-~]{1,200})")
 
 

@@ -19,7 +19,7 @@ from adapters.csv_rows import MalformedFile, RowProblem
 from adapters.errors import NotDurable
 from adapters.incident_csv import IncidentFileLimits, read_incidents
 from adapters.incident_json import FieldAdvice, IncidentLimits, IncidentRefused, read_incident
-from broker.envelope import enclose
+from broker.envelope import INCIDENT_JSON, INCIDENT_TYPE, enclose
 from broker.keyring import Keyring
 from broker.ports import Clock, Log
 from broker.telemetry import APPEND_SECONDS, MESSAGES_ACCEPTED, MESSAGES_REFUSED, LogEvent, log
@@ -29,9 +29,7 @@ from schemas.encompass import PoliceMessage
 ACCEPTED: Final = 202
 UNPROCESSABLE: Final = 422
 NOT_DURABLE: Final = 503
-INCIDENT_JSON: Final = "application/json"
 INCIDENT_CSV: Final = "text/csv"
-INCIDENT_TYPE: Final = b"uk.cpis-broker.incident.received.v1"
 
 _OTHER_FORCE: Final = "must be the force whose credential was shown"
 _APPENDED_TOGETHER: Final = 100

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
 from adapters.content import sniff_content
-from broker.envelope import FHIR, HL7V2, KEY_ID_HEADER, RECORD_SEAL, enclose, mark_replay
+from broker.envelope import EVENT_TYPE, FHIR, HL7V2, KEY_ID_HEADER, RECORD_SEAL, enclose, mark_replay
 from broker.keyring import Keyring, KeyringError
 from broker.ports import Clock, Log
 from broker.storage import audit, directory, handled, quarantine, replays
@@ -123,14 +123,19 @@ class Replayer:
         *,
         topic: str,
         group: str,
+        content_type: str | None = None,
+        event_type: bytes = EVENT_TYPE,
         options: ReplayOptions | None = None,
     ) -> None:
+        """``content_type`` None: what the bytes of a message say that it is."""
         self._database = database
         self._log = log_
         self._keyring = keyring
         self._clock = clock
         self._topic = topic
         self._group = group
+        self._content_type = content_type
+        self._event_type = event_type
         self._options = options or ReplayOptions()
 
     async def replay_item(self, item_id: str, *, by: str, reason: str) -> ItemReport:
@@ -235,8 +240,9 @@ class Replayer:
             sender=kept.item.sender,
             control_id="",
             said=None,
-            content_type=FHIR if sniff_content(body) == "fhir" else HL7V2,
+            content_type=self._content_type or (FHIR if sniff_content(body) == "fhir" else HL7V2),
             at=now,
+            event_type=self._event_type,
         )
         place = (kept.item.partition, kept.item.offset, kept.log_id)
         headers = mark_replay(envelope.headers, request.id, place)
@@ -339,7 +345,7 @@ class Replayer:
                 fewest, since = waiting, time.monotonic()
             if time.monotonic() - since > self._options.stalled_s_max:
                 raise ReplayRefused(
-                    f"{waiting} messages wait and none is handled: is the part attendances running? "
+                    f"{waiting} messages wait and the part {self._group} handles none: is it running? "
                     "Give the same command again to continue"
                 )
             await asyncio.sleep(self._options.poll_s)
@@ -349,6 +355,16 @@ class Replayer:
         async with self._database.reading() as connection:
             places = await handled.load_places(connection, self._group, extents)
         return sum(extent.end - _reached(extent, places.get(part)) for part, extent in extents.items())
+
+
+async def replay_item(replayers: Iterable[Replayer], item_id: str, *, by: str, reason: str) -> ItemReport:
+    """Have a quarantined message handled again, of whichever topic it is. Raises NotDurable: ask again."""
+    report = ItemReport(id=item_id, result=ABSENT)
+    for replayer in replayers:
+        report = await replayer.replay_item(item_id, by=by, reason=reason)
+        if report.result != ABSENT:
+            break
+    return report
 
 
 def parse_bound(text: str) -> Bound:

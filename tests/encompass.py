@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import select
 
 from broker.consumers.encompass import EncompassConsumer
@@ -120,7 +121,15 @@ class Encompass:
     async def receive(self, *messages: dict[str, Any] | bytes) -> list[PositionOutcome]:
         """Handle raw messages as one batch of the log, as a foreign producer would put them there."""
         bodies = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in messages]
-        batch = self.batch(bodies, self.offset)
+        return await self.handle(self.batch(bodies, self.offset).records)
+
+    async def handle(self, records: Sequence[LogRecord]) -> list[PositionOutcome]:
+        """Handle records as the next ones of the log."""
+        renumbered = [
+            msgspec.structs.replace(record, offset=self.offset + number, partition=Partition(INCIDENTS, 0))
+            for number, record in enumerate(records)
+        ]
+        batch = msgspec.structs.replace(self.batch([], self.offset), records=renumbered)
         if self.offset == 0:
             await self.take_partition()
         await self.consumer.handle(batch)

@@ -109,7 +109,8 @@ def replay_quarantined(
     as_json: JsonOption = False,
 ) -> None:
     """Have messages handled again that could not be handled. Who asked is audited; nobody is alerted twice."""
-    from broker.bootstrap.replays import open_replayer
+    from broker.bootstrap.replays import open_replayers
+    from broker.replay import replay_item
     from broker.storage import quarantine
     from broker.terminal import showing_progress
 
@@ -125,9 +126,9 @@ def replay_quarantined(
             wanted = [item.id for item in found if everything or item.reason == reason]
         reports = []
         with showing_progress(errors, "replaying") as advance:
-            async with open_replayer(settings, database) as replayer:
+            async with open_replayers(settings, database) as replayers:
                 for done, item_id in enumerate(wanted, start=1):
-                    reports.append(await replayer.replay_item(item_id, by=who, reason=why))
+                    reports.append(await replay_item(replayers.values(), item_id, by=who, reason=why))
                     advance(done, len(wanted))
         return reports
 
@@ -139,7 +140,7 @@ def replay_quarantined(
             console.print(f"{report.id}: {report.result}", markup=False, soft_wrap=True)
         asked = sum(report.is_asked for report in reports)
         console.print(
-            f"{asked} of {len(reports)} asked for; the part attendances handles them, "
+            f"{asked} of {len(reports)} asked for; the parts attendances and encompass handle them, "
             "then cpis-broker quarantine list shows what is left",
             soft_wrap=True,
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def replay_topic(
     *,
     since: Annotated[str, typer.Option("--from", help="Offset, or instant like 2026-02-14T03:00Z.")],
-    topic: Annotated[str, typer.Option(help="Only attendances can be replayed.")] = topics.ATTENDANCES,
+    topic: Annotated[str, typer.Option(help="attendances or police-incidents.")] = topics.ATTENDANCES,
     until: Annotated[
         str, typer.Option("--to", help="Offset or instant that is not replayed any more; empty: all.")
     ] = "",
@@ -31,13 +31,13 @@ def replay_topic(
     as_json: JsonOption = False,
 ) -> None:
     """Have every message of a range of the log handled again. Who asked is audited; nobody is alerted twice."""
-    from broker.bootstrap.replays import open_replayer
+    from broker.bootstrap.replays import open_replayers
     from broker.replay import RangeAsked, parse_bound
     from broker.terminal import showing_progress
 
     who = person(by, "a replay is audited")
-    if topic != topics.ATTENDANCES:
-        fail(f"only the topic {topics.ATTENDANCES} can be replayed", EXIT_CONFIGURATION)
+    if topic not in (topics.ATTENDANCES, topics.INCIDENTS):
+        fail(f"--topic: {topics.ATTENDANCES} or {topics.INCIDENTS}", EXIT_CONFIGURATION)
     try:
         last = parse_bound(until) if until else None
         asked = RangeAsked(since=parse_bound(since), until=last, partition=partition)
@@ -46,8 +46,10 @@ def replay_topic(
 
     async def replay(settings: Settings, database: Database) -> ReplayReport:
         with showing_progress(errors, "counting" if dry_run else "replaying") as advance:
-            async with open_replayer(settings, database) as replayer:
-                return await replayer.replay_range(asked, by=who, reason=why, dry_run=dry_run, on_progress=advance)
+            async with open_replayers(settings, database) as replayers:
+                return await replayers[topic].replay_range(
+                    asked, by=who, reason=why, dry_run=dry_run, on_progress=advance
+                )
 
     report = run(replay)
     if as_json:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters.incident_json import IncidentRefused, read_incident
 from broker.consumers.loop import Batch
+from broker.consumers.replaying import mark_messages, settle_replays
 from broker.domain.encompass import Reception, receive_version
 from broker.envelope import KEY_ID_HEADER, RECORD_SEAL, SOURCE_HEADER
 from broker.keyring import Keyring, KeyringError
@@ -29,12 +30,13 @@ from broker.storage.directory import ensure_owners
 from broker.storage.establishments import find_force
 from broker.storage.incidents import COORDINATOR, Matter, StoredIncident, StoredTask
 from broker.storage.quarantine import NewQuarantined
+from broker.storage.replays import REPEATED, Replaying
 from broker.telemetry import MESSAGES_HANDLED, LogEvent, log
 from schemas.encompass import PoliceMessage, TaskKind
 from schemas.identifiers import BROKER_OWNER, OwnerId, force_owner, parse_ods_code
 from schemas.record import LogRecord, PositionOutcome
 
-_REPEATED: Final = "repeated"
+_CONTROL_ID: Final = "incident"
 
 
 class _Read(msgspec.Struct, kw_only=True):
@@ -46,9 +48,18 @@ class _Read(msgspec.Struct, kw_only=True):
     marker: bytes
     said: PoliceMessage | None = None
     owner: OwnerId = BROKER_OWNER
+    replaying: Replaying | None = None
+    """Set when a person asked for it to be handled again."""
+    visit_id: str | None = None
+    """Of no visit: incidents share nothing with attendances but the log's bookkeeping."""
     outcome: PositionOutcome | None = None
     reason: str = ""
     detail: str = ""
+
+    @property
+    def control_id(self) -> str:
+        """What stands beside sender and bytes in its marker."""
+        return _CONTROL_ID
 
 
 class EncompassConsumer:
@@ -69,12 +80,8 @@ class EncompassConsumer:
         messages = [_read(self._keyring, record) for record in batch.records]
         now = self._clock.now()
         async with self._database.writing() as connection:
-            fresh = await handled.mark_handled(connection, [message.marker for message in messages], now)
             acts: list[Act] = []
-            for message in messages:
-                if message.marker not in fresh:
-                    message.outcome, message.reason = PositionOutcome.IGNORED, _REPEATED
-                fresh.discard(message.marker)
+            for message in await mark_messages(connection, self._keyring, messages, now):
                 if message.outcome is None:
                     acts += await self._receive_safely(connection, message, now)
             await self._settle(connection, batch, messages, acts, now=now)
@@ -86,9 +93,7 @@ class EncompassConsumer:
         message = _set_aside(self._keyring, batch.records[0], reason)
         now = self._clock.now()
         async with self._database.writing() as connection:
-            fresh = await handled.mark_handled(connection, [message.marker], now)
-            if not fresh:
-                message.outcome, message.reason = PositionOutcome.IGNORED, _REPEATED
+            await mark_messages(connection, self._keyring, [message], now, recognises=False)
             await self._settle(connection, batch, [message], [], now=now)
         _report(batch, [message])
         return 1
@@ -158,18 +163,20 @@ class EncompassConsumer:
         aside = [message for message in messages if message.outcome is PositionOutcome.QUARANTINED]
         kept = [self._keep(batch, message, now) for message in aside]
         await quarantine.save_quarantined(connection, self._keyring, kept)
+        replayed = await settle_replays(connection, messages, now)
         await handled.settle_positions(connection, [_position_row(batch, message, now) for message in messages])
         found = [
             Act(owner=BROKER_OWNER, actor="broker", action="message.quarantined", subject=message.marker.hex())
             for message in aside
         ]
-        await audit.record_acts(connection, [*acts, *found], now)
+        await audit.record_acts(connection, [*acts, *found, *replayed], now)
 
     def _keep(self, batch: Batch, message: _Read, now: datetime) -> NewQuarantined:
+        origin = message.replaying.origin if message.replaying is not None else None
         return NewQuarantined(
-            partition=batch.partition,
-            log_id=batch.log_id,
-            offset=message.record.offset,
+            partition=batch.partition if origin is None else origin.partition,
+            log_id=batch.log_id if origin is None else origin.log_id,
+            offset=message.record.offset if origin is None else origin.offset,
             reason=message.reason,
             detail=message.detail,
             body=message.body,
@@ -180,7 +187,7 @@ class EncompassConsumer:
 
 
 _SETTLED: Final = {
-    Reception.REPEAT: (PositionOutcome.IGNORED, _REPEATED),
+    Reception.REPEAT: (PositionOutcome.IGNORED, REPEATED),
     Reception.OLDER: (PositionOutcome.IGNORED, "older_version"),
     Reception.CONTRADICTS: (PositionOutcome.UNDER_REVIEW, "contradicts"),
 }
@@ -201,7 +208,7 @@ def _read(keyring: Keyring, record: LogRecord) -> _Read:
     except KeyringError:
         return _set_aside(keyring, record, "sealed_under_an_unknown_key")
     sender = _source_of(record)
-    message = _Read(record=record, body=body, sender=sender, marker=keyring.marker(sender, "incident", body))
+    message = _Read(record=record, body=body, sender=sender, marker=keyring.marker(sender, _CONTROL_ID, body))
     try:
         said = read_incident(body, received_at=record.appended_at)
     except IncidentRefused:
@@ -211,11 +218,13 @@ def _read(keyring: Keyring, record: LogRecord) -> _Read:
         message.outcome, message.reason = PositionOutcome.QUARANTINED, "could_not_be_read"
         message.detail = type(error).__name__
         return message
+    if sender and sender != said.force:
+        # It stays under the name of who sent it: replayed, it is still not the other force's.
+        message.outcome, message.reason = PositionOutcome.QUARANTINED, "force_of_another"
+        return message
     # The same message put there by the door and by a foreign producer is one message.
     message.sender, message.said = said.force, said
-    message.marker = keyring.marker(said.force, "incident", body)
-    if sender and sender != said.force:
-        message.outcome, message.reason = PositionOutcome.QUARANTINED, "force_of_another"
+    message.marker = keyring.marker(said.force, _CONTROL_ID, body)
     return message
 
 
@@ -230,7 +239,7 @@ def _set_aside(keyring: Keyring, record: LogRecord, reason: str) -> _Read:
         record=record,
         body=body,
         sender=sender,
-        marker=keyring.marker(sender, "incident", body),
+        marker=keyring.marker(sender, _CONTROL_ID, body),
         outcome=PositionOutcome.QUARANTINED,
         reason=reason,
     )
@@ -269,7 +278,7 @@ def _position_row(batch: Batch, message: _Read, now: datetime) -> dict[str, Any]
         "outcome": message.outcome.value,
         "reason": message.reason,
         "handled_at": now,
-        "replay_id": None,
+        "replay_id": message.replaying.request.id if message.replaying is not None else None,
     }
 
 

@@ -42,6 +42,11 @@ class ReadMessage(msgspec.Struct, kw_only=True):
     detail: str = ""
 
     @property
+    def control_id(self) -> str:
+        """What stands beside sender and bytes in its marker."""
+        return self.said.control_id if self.said is not None else ""
+
+    @property
     def owner(self) -> OwnerId:
         """Who the position belongs to."""
         return organisation_owner(self.sender) if self.sender else BROKER_OWNER

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.consumers.reading import ReadMessage
 from broker.envelope import RECORD_SEAL, REPLAY_HEADER, REPLAY_OF_HEADER, read_place
 from broker.keyring import Keyring, KeyringError
 from broker.storage import handled, quarantine, replays, visits
@@ -22,19 +21,38 @@ from broker.storage.quarantine import KeptMessage, Replayed, derive_item_id
 from broker.storage.replays import REPEATED, Origin, Replaying
 from broker.storage.tables import ItemState
 from schemas.identifiers import BROKER_OWNER
-from schemas.record import PositionOutcome
+from schemas.record import LogRecord, PositionOutcome
 
 _REQUEST_ID: Final = re.compile(r"[0-9a-f]{1,64}", re.ASCII)
+
+
+class Handled(Protocol):
+    """A message on its way through a consumer."""
+
+    record: LogRecord
+    body: bytes
+    marker: bytes
+    replaying: Replaying | None
+    visit_id: str | None
+    outcome: PositionOutcome | None
+    reason: str
+
+    @property
+    def control_id(self) -> str:
+        """What stands beside sender and bytes in its marker."""
+
+
+Message = TypeVar("Message", bound=Handled)
 
 
 async def mark_messages(
     connection: AsyncConnection,
     keyring: Keyring,
-    messages: Sequence[ReadMessage],
+    messages: Sequence[Message],
     now: datetime,
     *,
     recognises: bool = True,
-) -> list[ReadMessage]:
+) -> list[Message]:
     """Write the handled-markers; returns what is to be handled, each message once. The others are repeated.
 
     A replay is known by its request instead: once per request, whatever was handled before. What the record says of
@@ -44,7 +62,7 @@ async def mark_messages(
         await _recognise_replays(connection, keyring, messages)
     keys = [each.marker if each.replaying is None else each.replaying.derive_key(keyring) for each in messages]
     fresh = await handled.mark_handled(connection, [*keys, *(message.marker for message in messages)], now)
-    first: list[ReadMessage] = []
+    first: list[Message] = []
     seen: set[bytes] = set()
     for message, key in zip(messages, keys, strict=True):
         if key in fresh and key not in seen:
@@ -55,7 +73,7 @@ async def mark_messages(
     return first
 
 
-async def settle_replays(connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime) -> list[Act]:
+async def settle_replays(connection: AsyncConnection, messages: Sequence[Handled], now: datetime) -> list[Act]:
     """Settle the quarantined messages that were handled now; returns what is to be audited."""
     done = [message for message in messages if message.replaying is not None and message.reason != REPEATED]
     if not done:
@@ -77,7 +95,7 @@ async def settle_replays(connection: AsyncConnection, messages: Sequence[ReadMes
     return acts
 
 
-async def _recognise_replays(connection: AsyncConnection, keyring: Keyring, messages: Sequence[ReadMessage]) -> None:
+async def _recognise_replays(connection: AsyncConnection, keyring: Keyring, messages: Sequence[Handled]) -> None:
     named = [(message, *_named_by(message)) for message in messages if REPLAY_HEADER in message.record.headers]
     named = [(message, request_id, place) for message, request_id, place in named if _REQUEST_ID.fullmatch(request_id)]
     if not named:
@@ -108,21 +126,20 @@ async def _recognise_replays(connection: AsyncConnection, keyring: Keyring, mess
             message.marker, message.visit_id = origin.marker, origin.visit_id
 
 
-def _named_by(message: ReadMessage) -> tuple[str, tuple[int, int, str] | None]:
+def _named_by(message: Handled) -> tuple[str, tuple[int, int, str] | None]:
     headers = message.record.headers
     request_id = bytes(headers[REPLAY_HEADER]).decode("ascii", "replace")
     return request_id, read_place(bytes(headers.get(REPLAY_OF_HEADER, b"")))
 
 
-def _is_same(keyring: Keyring, message: ReadMessage, origin: Origin) -> bool:
+def _is_same(keyring: Keyring, message: Handled, origin: Origin) -> bool:
     """Whether these are the bytes that were handled there, though their sender may be read otherwise now."""
     if message.marker == origin.marker:
         return True
-    control_id = message.said.control_id if message.said is not None else ""
-    return keyring.marker(origin.sender, control_id, message.body) == origin.marker
+    return keyring.marker(origin.sender, message.control_id, message.body) == origin.marker
 
 
-def _is_kept(keyring: Keyring, message: ReadMessage, kept: KeptMessage) -> bool:
+def _is_kept(keyring: Keyring, message: Handled, kept: KeptMessage) -> bool:
     """Whether these are the bytes that were kept, perhaps still sealed under a key that was not there."""
     if kept.body is None or message.body == kept.body:
         return kept.body is not None

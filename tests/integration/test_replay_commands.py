@@ -244,7 +244,10 @@ async def test_the_list_shows_nothing_of_anybody(small_site: Site) -> None:
         (("replay", "--from", "0"), "--by NAME"),
         (("replay", "--from", "yesterday", "--by", "Olive"), "2026-02-14T03:00Z"),
         (("replay", "--from", "0", "--to", "2026-02-14T03:00", "--by", "Olive"), "zone"),
-        (("replay", "--topic", "social-care-alerts", "--from", "0", "--by", "Olive"), "only the topic attendances"),
+        (
+            ("replay", "--topic", "social-care-alerts", "--from", "0", "--by", "Olive"),
+            "attendances or police-incidents",
+        ),
     ],
 )
 async def test_what_is_asked_wrongly_is_refused_with_advice(
