@@ -19,9 +19,10 @@ from broker.domain.encompass import (
     Fate,
     Hold,
     IncidentPlan,
+    LookUpReason,
     plan_incident,
 )
-from broker.domain.names import fold_name
+from broker.domain.pupils import LikelyPupil, PupilFinding, child_blocks, find_pupil
 from broker.domain.safeguarding import find_disclosed
 from broker.domain.school_calendar import NoticeTiming
 from broker.domain.school_notices import SentNotice, Slip, Step, compose_notice, plan_amendments
@@ -32,6 +33,7 @@ from broker.storage.directory import ensure_owners
 from broker.storage.incidents import (
     AUTHORITY_OFFICER,
     COORDINATOR,
+    Candidate,
     Found,
     Matter,
     StoredIncident,
@@ -75,6 +77,10 @@ class NoticeRules(msgspec.Struct, frozen=True, kw_only=True):
     topics_enabled: bool = False
     try_again: timedelta = timedelta(minutes=15)
     """How often the directory is asked again for a way to an establishment that has none."""
+    pupil_bits_min: float = 20.0
+    """A pupil who weighs so much may be the child: a person decides (``review_weight_bits_min``)."""
+    pupils_max: int = 2_000
+    """Pupils compared with the children of one incident."""
 
 
 class Replanned(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +143,8 @@ async def replan(
     notices: dict[SchoolUrn, StoredNotice] = {}
     plan: IncidentPlan | None = None
     if isinstance(incident.message, PoliceIncident):
-        said = await _complete(connection, keyring, incident, incident.message)
+        findings = await _find_pupils(connection, keyring, incident.message.children, rules)
+        said = await _complete(connection, keyring, incident, incident.message, findings)
         urns = {each.urn for child in said.children for each in child.establishments if each.urn is not None}
         directory = await establishments.load_encompass_directory(connection, keyring, urns)
         is_released = incident.released_version == incident.message.version
@@ -151,7 +158,7 @@ async def replan(
             notices[each.urn] = _plan_notice(
                 planner, force, said, each, directory=directory, before=known.get(each.urn), timings=timings
             )
-        _ask_for_children(planner, said, plan)
+        _ask_for_children(planner, said, plan, findings)
     for urn, notice in known.items():
         if urn not in notices:
             notices[urn] = _take_back(planner, notice, force, now)
@@ -175,10 +182,14 @@ async def replan(
 
 
 async def _complete(
-    connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, said: PoliceIncident
+    connection: AsyncConnection,
+    keyring: Keyring,
+    incident: StoredIncident,
+    said: PoliceIncident,
+    findings: Mapping[str, PupilFinding],
 ) -> PoliceIncident:
     children = said.children
-    pupils = await _find_pupils(connection, keyring, children)
+    pupils = {child_id: finding.sure for child_id, finding in findings.items()}
     named = {each.urn for child in children for each in child.establishments if each.urn is not None}
     named |= {found.urn for found in incident.found}
     known = await establishments.find_establishments(connection, named)
@@ -192,32 +203,38 @@ async def _complete(
 
 
 async def _find_pupils(
-    connection: AsyncConnection, keyring: Keyring, children: Iterable[IncidentChild]
-) -> dict[str, Pupil]:
-    """The pupil that each child without an establishment is, where exactly one has the same names and birth date."""
-    indexes = {
-        child.child_id: establishments.index_pupil(keyring, child.family_name, child.given_name, child.birth_date)
+    connection: AsyncConnection, keyring: Keyring, children: Iterable[IncidentChild], rules: NoticeRules
+) -> dict[str, PupilFinding]:
+    """Which pupil each child is, or may be, of whom nobody said at which establishment."""
+    blocks = {
+        child.child_id: (child, child_blocks(child))
         for child in children
-        if child.birth_date is not None and child.given_name and not child.establishments and not child.home_educated
+        if not child.establishments and not child.home_educated
     }
-    found = await establishments.find_pupils(connection, keyring, set(indexes.values())) if indexes else []
-    by_index: dict[bytes, list[Pupil]] = {}
-    for pupil in found:
-        index = establishments.index_pupil(keyring, pupil.family_name, pupil.given_name, pupil.birth_date)
-        by_index.setdefault(index, []).append(pupil)
-    postcodes = {child.child_id: child.postcode for child in children}
-    return {
-        child_id: by_index[index][0]
-        for child_id, index in indexes.items()
-        if len(by_index.get(index, [])) == 1 and _may_live_at(by_index[index][0].postcode, postcodes[child_id])
-    }
+    wanted = {block for _, own in blocks.values() for block in own}
+    if not wanted:
+        return {}
+    found = await establishments.find_pupils(connection, keyring, wanted, rows_max=rules.pupils_max)
+    findings = {}
+    for child_id, (child, own) in blocks.items():
+        pupils = {(each.authority, each.pupil_id): each for block in own for each in found.get(block, ())}
+        findings[child_id] = find_pupil(child, list(pupils.values()), rules.pupil_bits_min)
+    return findings
 
 
-def _may_live_at(listed: str | None, said: str | None) -> bool:
-    """Postcodes that are both known must be equal: in doubt a person looks."""
-    if not listed or not said:
-        return True
-    return fold_name(listed).replace(" ", "") == fold_name(said).replace(" ", "")
+def _describe(likely: LikelyPupil) -> Candidate:
+    pupil, likeness = likely.pupil, likely.likeness
+    return Candidate(
+        family_name=pupil.family_name,
+        given_name=pupil.given_name,
+        birth_date=pupil.birth_date,
+        authority=pupil.authority,
+        urns=pupil.urns,
+        home_educated=pupil.home_educated,
+        weight=likeness.weight,
+        reasons_for=tuple(reason.wording for reason in likeness.reasons_for),
+        reasons_against=tuple(reason.wording for reason in likeness.reasons_against),
+    )
 
 
 def _place(
@@ -410,16 +427,21 @@ def _tell(children: Iterable[IncidentChild]) -> tuple[MinimalChild, ...]:
     )
 
 
-def _ask_for_children(planner: _Planner, said: PoliceIncident, plan: IncidentPlan) -> None:
+def _ask_for_children(
+    planner: _Planner, said: PoliceIncident, plan: IncidentPlan, findings: Mapping[str, PupilFinding]
+) -> None:
     children = {child.child_id: child for child in said.children}
     for each in plan.destinations:
+        likely = findings[each.child_id].likely if each.child_id in findings else ()
+        is_probable = bool(likely) and each.reason is LookUpReason.NOT_GIVEN
         matter = Matter(
             incident=said.incident_id,
             child_id=each.child_id,
             children=_tell([children[each.child_id]]),
             occurred_at=said.occurred_at,
-            reason=each.reason,
+            reason=LookUpReason.PROBABLE if is_probable else each.reason,
             suggested=each.suggested,
+            candidates=tuple(map(_describe, likely)) if each.fate is Fate.LOOK_UP else (),
         )
         due_by = plan.clock.due_by
         if each.fate is Fate.LOOK_UP:

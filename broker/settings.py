@@ -168,6 +168,14 @@ class Settings(BaseSettings):
         description="Without a usable NHS number, a list entry that weighs so much goes to a person; by chance one "
         "stranger in 2 to this power does",
     )
+    incident_retention_days: float = Field(
+        default=730.0,
+        ge=90,
+        le=3660,
+        description="Police incidents, notices and their record are dropped so long after the incident was heard of "
+        "last, unless something is still due: two school years, for reports, complaints and the audit of a force; "
+        "schools keep their own file of a child",
+    )
     encompass_training_days: float = Field(
         default=730.0,
         ge=1,

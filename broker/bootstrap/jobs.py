@@ -92,6 +92,12 @@ def _retention_of(settings: Settings) -> RetentionRules:
     return RetentionRules(
         log=timedelta(days=settings.log_retention_days),
         no_record_replies=timedelta(days=settings.no_record_reply_days),
-        group=settings.name_on_log(topics.ATTENDANCES_GROUP),
-        topic=settings.name_on_log(topics.ATTENDANCES),
+        incidents=timedelta(days=settings.incident_retention_days),
+        groups=tuple(
+            (settings.name_on_log(group), settings.name_on_log(topic))
+            for group, topic in (
+                (topics.ATTENDANCES_GROUP, topics.ATTENDANCES),
+                (topics.ENCOMPASS_GROUP, topics.INCIDENTS),
+            )
+        ),
     )

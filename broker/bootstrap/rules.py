@@ -38,4 +38,5 @@ def notice_rules_of(settings: Settings) -> NoticeRules:
         page=f"{settings.public_url.rstrip('/')}/school",
         topics_enabled=bool(settings.kafka_bootstrap_servers),
         try_again=timedelta(minutes=settings.escalation_minutes),
+        pupil_bits_min=settings.review_weight_bits_min,
     )

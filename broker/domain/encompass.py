@@ -89,6 +89,8 @@ class LookUpReason(StrEnum):
     """Why a person has to look."""
 
     NOT_GIVEN = "not_given"
+    PROBABLE = "probable"
+    """Nobody said where, and an authority's list has pupils who may be the child."""
     NAME_ONLY = "name_only"
     UNKNOWN = "unknown"
     CLOSED = "closed"

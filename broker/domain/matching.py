@@ -151,11 +151,15 @@ def entry_blocks(entry: ChildListEntry) -> tuple[str, ...]:
     A block is hashed before it is stored. Of 150,000 entries one block holds a few dozen, of the commonest surnames
     some hundred: few enough to decrypt and weigh.
     """
-    born = entry.birth_date
+    return describe_blocks(entry.name, entry.birth_date, entry.postcode)
+
+
+def describe_blocks(name: PersonName, born: date, postcode: str | None) -> tuple[str, ...]:
+    """Keys under which somebody of that name and day of birth is found, however the two were written down."""
     days = [born]
     with suppress(ValueError):
         days.append(born.replace(month=born.day, day=born.month))
-    return (*dict.fromkeys(map(birth_block, days)), *_year_blocks({born.year}, [entry.name], {entry.postcode}))
+    return (*dict.fromkeys(map(birth_block, days)), *_year_blocks({born.year}, [name], {postcode}))
 
 
 def visitor_blocks(said: Iterable[Attendance]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What is not kept: no-record attendances after the look-back, replies that found nobody, and what the log had read."""
+"""What is not kept: no-record attendances after the look-back, replies that found nobody, old incidents, the log."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ class RetentionRules(msgspec.Struct, frozen=True, kw_only=True):
 
     log: timedelta = timedelta(days=14)
     no_record_replies: timedelta = timedelta(days=7)
-    group: str = "attendances"
-    topic: str = "attendances"
+    incidents: timedelta = timedelta(days=730)
+    """After it was heard of last. The proof goes with it: what a force must report on longer it takes out before."""
+    groups: tuple[tuple[str, str], ...] = (("attendances", "attendances"), ("encompass", "police-incidents"))
+    """Who reads which topic."""
     rows_max: int = 500
     """Visits or replies in one transaction."""
     interval: timedelta = timedelta(hours=1)
@@ -49,18 +51,36 @@ async def drop_replies(database: Database, rules: RetentionRules, now: datetime)
         )
 
 
+async def drop_incidents(database: Database, rules: RetentionRules, now: datetime) -> int:
+    """Drop one batch of police incidents that are long past; returns how many. Each is audited at its force."""
+    async with database.writing() as connection:
+        dropped = await retention.drop_incidents(
+            connection, heard_before=now - rules.incidents, rows_max=rules.rows_max
+        )
+        acts = [
+            Act(owner=owner, actor="broker", action="incident.dropped", subject=incident_id)
+            for owner, incident_id in dropped
+        ]
+        await audit.record_acts(connection, acts, now)
+    return len(dropped)
+
+
 async def trim_log(database: Database, log: TrimmedLog, rules: RetentionRules, now: datetime) -> int:
     """Drop from the embedded log what is old and was handled, never what nobody has read; returns how many records."""
-    extents = await log.extents(rules.topic)
+    return sum([await _trim_topic(database, log, group, topic, now - rules.log) for group, topic in rules.groups])
+
+
+async def _trim_topic(database: Database, log: TrimmedLog, group: str, topic: str, kept_since: datetime) -> int:
+    extents = await log.extents(topic)
     async with database.reading() as connection:
-        places = await handled.load_places(connection, rules.group, extents)
+        places = await handled.load_places(connection, group, extents)
     trimmed = 0
     for partition, extent in extents.items():
         place = places.get(partition)
         if place is None or not place.is_on(extent.log_id):
             continue
         read = msgspec.structs.replace(extent, end=min(extent.end, place.next_offset))
-        before = await _find_kept(log, partition, read, now - rules.log)
+        before = await _find_kept(log, partition, read, kept_since)
         if before > extent.first:
             await log.trim(partition, before)
             trimmed += before - extent.first

@@ -15,7 +15,7 @@ from broker.jobs.coverage import count_coverage
 from broker.jobs.look_back import look_back
 from broker.jobs.missed import find_missed
 from broker.jobs.notices import tell_schools
-from broker.jobs.retention import RetentionRules, drop_replies, reduce_visits, trim_log
+from broker.jobs.retention import RetentionRules, drop_incidents, drop_replies, reduce_visits, trim_log
 from broker.jobs.tracing import Tracing
 from broker.keyring import Keyring
 from broker.notices import NoticeRules
@@ -250,6 +250,7 @@ class JobRunner:
             return 0
         done = await reduce_visits(self._database, self._retention, self._rules.look_back, now)
         done += await drop_replies(self._database, self._retention, now)
+        done += await drop_incidents(self._database, self._retention, now)
         if not done:
             if self._log is not None:
                 await trim_log(self._database, self._log, self._retention, now)

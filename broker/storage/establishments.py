@@ -7,16 +7,25 @@ from datetime import date, time
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.encompass import EncompassDirectory
-from broker.domain.names import fold_name
+from broker.domain.pupils import pupil_blocks
 from broker.domain.school_calendar import SchoolCalendar
 from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.directory import RecipientSecrets, ensure_owners
-from broker.storage.tables import CalendarRow, EstablishmentRow, ForceRow, PupilRow, SafeguardingContactRow, table
+from broker.storage.rows import insert_rows
+from broker.storage.tables import (
+    CalendarRow,
+    EstablishmentRow,
+    ForceRow,
+    PupilBlock,
+    PupilRow,
+    SafeguardingContactRow,
+    table,
+)
 from schemas.directory import Sender
 from schemas.encompass import (
     CalendarDays,
@@ -36,7 +45,7 @@ from schemas.encompass import (
 from schemas.identifiers import SchoolUrn, authority_owner, establishment_owner, force_owner
 
 _forces, _establishments, _contacts = table(ForceRow), table(EstablishmentRow), table(SafeguardingContactRow)
-_calendars, _pupils = table(CalendarRow), table(PupilRow)
+_calendars, _pupils, _pupil_blocks = table(CalendarRow), table(PupilRow), table(PupilBlock)
 _SEPTEMBER: Final = 9
 
 
@@ -275,28 +284,53 @@ async def save_pupil(connection: AsyncConnection, keyring: Keyring, pupil: Pupil
         "authority": pupil.authority,
         "pupil_id": pupil.pupil_id,
         "owner": owner,
-        "name_index": index_pupil(keyring, pupil.family_name, pupil.given_name, pupil.birth_date),
         "sealed": keyring.seal(msgspec.json.encode(pupil), about=f"pupil/{pupil.authority}/{pupil.pupil_id}"),
     }
     statement = upsert(connection, _pupils).values(values)
     await connection.execute(statement.on_conflict_do_update(index_elements=["authority", "pupil_id"], set_=values))
-
-
-async def find_pupils(connection: AsyncConnection, keyring: Keyring, indexes: Collection[bytes]) -> list[Pupil]:
-    """Pupils with exactly these names and birth dates."""
-    rows = await connection.execute(select(_pupils).where(_pupils.c.name_index.in_(indexes)))
-    return [
-        msgspec.json.decode(keyring.open(bytes(row.sealed), about=f"pupil/{row.authority}/{row.pupil_id}"), type=Pupil)
-        for row in rows
+    is_this = and_(_pupil_blocks.c.authority == pupil.authority, _pupil_blocks.c.pupil_id == pupil.pupil_id)
+    await connection.execute(delete(_pupil_blocks).where(is_this))
+    blocks = [
+        {
+            "block": index_pupil_block(keyring, block),
+            "authority": pupil.authority,
+            "pupil_id": pupil.pupil_id,
+            "owner": owner,
+        }
+        for block in pupil_blocks(pupil)
     ]
+    await insert_rows(connection, _pupil_blocks, blocks)
 
 
-def index_pupil(keyring: Keyring, family_name: str, given_name: str, birth_date: date) -> bytes:
-    """The blind index of a pupil: equal names but for their spelling's accents and case, and the birth date.
+async def find_pupils(
+    connection: AsyncConnection, keyring: Keyring, blocks: Collection[str], *, rows_max: int
+) -> dict[str, list[Pupil]]:
+    """Pupils by the blocks under which they are found."""
+    hashed = {index_pupil_block(keyring, block): block for block in blocks}
+    statement = (
+        select(_pupil_blocks.c.block, _pupils.c.authority, _pupils.c.pupil_id, _pupils.c.sealed)
+        .join(
+            _pupils,
+            and_(_pupils.c.authority == _pupil_blocks.c.authority, _pupils.c.pupil_id == _pupil_blocks.c.pupil_id),
+        )
+        .where(_pupil_blocks.c.block.in_(sorted(hashed)))
+        .order_by(_pupil_blocks.c.block, _pupils.c.authority, _pupils.c.pupil_id)
+        .limit(rows_max)
+    )
+    opened: dict[tuple[str, str], Pupil] = {}
+    found: dict[str, list[Pupil]] = {}
+    for row in await connection.execute(statement):
+        key = (row.authority, row.pupil_id)
+        if key not in opened:
+            plain = keyring.open(bytes(row.sealed), about=f"pupil/{row.authority}/{row.pupil_id}")
+            opened[key] = msgspec.json.decode(plain, type=Pupil)
+        found.setdefault(hashed[bytes(row.block)], []).append(opened[key])
+    return found
 
-    A key of its own: nothing here meets the health side.
-    """
-    return keyring.index("pupil", fold_name(family_name), fold_name(given_name), birth_date.isoformat())
+
+def index_pupil_block(keyring: Keyring, block: str) -> bytes:
+    """The keyed hash of a block. A key of its own: nothing here meets the health side."""
+    return keyring.index("pupil-block", block)
 
 
 def _about(urn: str, contact_id: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final
 
 import msgspec
@@ -109,6 +109,21 @@ class StoredNotice(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged_by: str | None = None
 
 
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A pupil on an authority's list who may be the child, for the person who decides."""
+
+    family_name: str
+    given_name: str
+    birth_date: date
+    authority: str
+    urns: tuple[SchoolUrn, ...]
+    home_educated: bool
+    weight: float
+    """In bits, as in the review of doubts."""
+    reasons_for: tuple[str, ...]
+    reasons_against: tuple[str, ...]
+
+
 class Matter(msgspec.Struct, frozen=True, kw_only=True):
     """What a task is about, for the person who does it."""
 
@@ -122,6 +137,8 @@ class Matter(msgspec.Struct, frozen=True, kw_only=True):
     reason: LookUpReason | None = None
     suggested: SchoolUrn | None = None
     contact: str | None = None
+    candidates: tuple[Candidate, ...] = ()
+    """The likeliest first."""
 
 
 class StoredTask(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What is not kept: who came and was on no list, once nothing can follow from it any more."""
+"""What is not kept: who came and was on no list, once nothing can follow from it any more; incidents long past."""
 
 from __future__ import annotations
 
@@ -10,13 +10,32 @@ from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.storage.rows import is_among
-from broker.storage.tables import Alert, Delivery, MissedAlert, Reply, Review, Visit, VisitBlock, VisitMessage, table
+from broker.storage.tables import (
+    Alert,
+    Delivery,
+    EncompassTask,
+    Incident,
+    IncidentVersion,
+    ItemState,
+    MissedAlert,
+    NoticeRow,
+    NoticeSending,
+    Reply,
+    Review,
+    SchoolRecord,
+    Visit,
+    VisitBlock,
+    VisitMessage,
+    table,
+)
 from schemas.alert import ReplyOutcome
 from schemas.delivery import DeliveryState
 
 _visits, _messages, _blocks = table(Visit), table(VisitMessage), table(VisitBlock)
 _alerts, _reviews, _missed = table(Alert), table(Review), table(MissedAlert)
 _replies, _deliveries = table(Reply), table(Delivery)
+_incidents, _versions, _tasks = table(Incident), table(IncidentVersion), table(EncompassTask)
+_notices, _sendings, _records = table(NoticeRow), table(NoticeSending), table(SchoolRecord)
 DROPPED: Final = b""
 """Stands in a sealed column whose content is kept no longer."""
 _INDEXES: Final = ("patient_index", "nhs_index", "birth_index", "mother_index")
@@ -90,3 +109,35 @@ async def drop_replies(connection: AsyncConnection, *, replied_before: datetime,
             update(_replies).where(is_among(connection, _replies.c.id, reply_ids)).values(sealed=DROPPED)
         )
     return len(reply_ids)
+
+
+async def drop_incidents(
+    connection: AsyncConnection, *, heard_before: datetime, rows_max: int
+) -> list[tuple[str, str]]:
+    """Delete police incidents heard of last before an instant, with their notices, tasks and what schools wrote.
+
+    One of which something is still due or a person still has to do something stays. Markers, positions and the audit
+    stay: the same bytes are still known, and every position still has its outcome. Returns owners and ids.
+    """
+    is_waiting = (
+        exists().where(_tasks.c.incident_id == _incidents.c.id, _tasks.c.state == ItemState.OPEN.value),
+        exists().where(_notices.c.incident_id == _incidents.c.id, _notices.c.next_at.is_not(None)),
+    )
+    found = (
+        select(_incidents.c.owner, _incidents.c.id)
+        .where(_incidents.c.received_at < heard_before, *(~each for each in is_waiting))
+        .order_by(_incidents.c.received_at, _incidents.c.id)
+        .limit(rows_max)
+        .with_for_update(skip_locked=True)
+    )
+    dropped = [(row.owner, row.id) for row in await connection.execute(found)]
+    ids = [incident_id for _, incident_id in dropped]
+    if not ids:
+        return []
+    of_incidents = select(_notices.c.id).where(is_among(connection, _notices.c.incident_id, ids))
+    for child in (_records, _sendings):
+        await connection.execute(delete(child).where(child.c.notice_id.in_(of_incidents)))
+    for child in (_notices, _tasks, _versions):
+        await connection.execute(delete(child).where(is_among(connection, child.c.incident_id, ids)))
+    await connection.execute(delete(_incidents).where(is_among(connection, _incidents.c.id, ids)))
+    return dropped

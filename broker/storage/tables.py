@@ -20,6 +20,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -934,14 +935,26 @@ class CalendarRow(SQLModel, table=True):
 
 
 class PupilRow(SQLModel, table=True):
-    """A child on an authority's list of pupils, found by a blind index of names and birth date."""
+    """A child on an authority's list of pupils, found by blocks."""
 
     __tablename__: ClassVar[Any] = "pupils"
     authority: str = Field(primary_key=True)
     pupil_id: str = Field(primary_key=True)
     owner: str = Field(sa_column=_owner())
-    name_index: bytes = Field(sa_column=_bytes(nullable=False, index=True))
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
+
+
+class PupilBlock(SQLModel, table=True):
+    """A keyed block under which a pupil is found who is written down a little differently."""
+
+    __tablename__: ClassVar[Any] = "pupil_blocks"
+    __table_args__ = (
+        ForeignKeyConstraint(["authority", "pupil_id"], ["pupils.authority", "pupils.pupil_id"], ondelete="CASCADE"),
+    )
+    block: bytes = Field(sa_column=_bytes(primary_key=True))
+    authority: str = Field(primary_key=True)
+    pupil_id: str = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner(indexed=False))
 
 
 class Incident(SQLModel, table=True):

@@ -53,6 +53,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "no",
             "proclaimed",
             "encompass",
+            "incident",
         ),
         "Personal Demographics Service": ("pds",),
     }

@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from broker.storage import ledger
+from broker.domain.encompass import LookUpReason
+from broker.jobs.retention import RetentionRules, drop_incidents
+from broker.notices import replan
+from broker.storage import incidents, ledger
 from broker.storage.audit import verify_chain
-from broker.storage.tables import AuditRow, Delivery, IncidentVersion, NoticeRow, table
+from broker.storage.incidents import Found
+from broker.storage.tables import AuditRow, Delivery, IncidentVersion, NoticeRow, NoticeSending, SchoolRecord, table
 from broker.topics import ENCOMPASS_GROUP, INCIDENTS
 from schemas.encompass import NoticeState, StandardNotice, TaskKind
 from schemas.record import Partition, PartitionExtent, PositionOutcome
@@ -191,6 +195,47 @@ async def test_a_pupil_on_the_authoritys_list_finds_the_school(encompass: Encomp
     assert set(await encompass.notices()) == {"900001"}
     [task] = await encompass.tasks()  # two pupils have the other child's name and birth date
     assert task.kind is TaskKind.LOOK_UP and task.matter.child_id == "k2"
+    assert [each.urns for each in task.matter.candidates] == [("900001",), ("900002",)]
+
+
+async def test_a_pupil_who_is_only_probable_waits_for_a_person_with_the_reasons(encompass: Encompass) -> None:
+    pupils = """authority,pupil_id,family_name,given_name,birth_date,postcode,urns
+706,P1,Sampel,Jordan,2016-04-05,ZZ99 1AA,900001
+706,P2,Sample,Jordan,2016-05-04,ZZ99 1AA,900002
+706,P3,Sample,Morgan,2016-04-05,ZZ99 9ZZ,900001
+706,P4,Sample,Sidney,2009-05-06,ZZ99 9ZZ,900002
+706,P5,Other,Riley,2016-04-05,,900001
+"""
+    assert not (await encompass.upload("pupils", pupils)).refused
+    children = [child("k1", "Jordan", postcode="ZZ991AA"), child("k2", "Sidney", birth_date="2009-05-06")]
+    children[1]["postcode"] = "ZZ99 1AA"
+    assert await encompass.receive(half_term(children=children, excluded_recipients=[])) == [
+        PositionOutcome.UNDER_REVIEW
+    ]
+    assert await encompass.notices() == {}  # not straight to a school, not even where only the postcode differs
+    first, second = sorted(await encompass.tasks(), key=lambda task: task.matter.child_id or "")
+    assert {first.matter.reason, second.matter.reason} == {LookUpReason.PROBABLE}
+    alike, swapped = first.matter.candidates
+    assert (swapped.urns, alike.urns) == (("900002",), ("900001",))
+    assert alike.weight > swapped.weight >= encompass.rules.pupil_bits_min
+    assert "day and month of birth are the other way round" in swapped.reasons_for
+    assert "the surnames are spelt alike" in alike.reasons_for
+    [sidney] = second.matter.candidates
+    assert "the first halves of the postcodes are the same" in sidney.reasons_for
+    assert (await encompass.receive(half_term(children=children, excluded_recipients=[])))[0].value == "ignored"
+
+    # A person says who it is: the school is told by the clock that has been running.
+    world = encompass.world
+    async with world.database.writing() as connection:
+        incident = await incidents.lock_incident(connection, world.keyring, first.incident_id)
+        assert incident is not None
+        found = Found(child_id="k1", urn=alike.urns[0], is_there=True)
+        await incidents.note_found(connection, world.keyring, incident, [found])
+        changed = await incidents.lock_incident(connection, world.keyring, first.incident_id)
+        assert changed is not None
+        await replan(connection, world.keyring, changed, encompass.rules, world.clock.now())
+    assert set(await encompass.notices()) == {"900001"}
+    assert [task.matter.child_id for task in await encompass.tasks()] == ["k2"]
 
 
 async def test_bad_messages_cost_themselves_alone(encompass: Encompass) -> None:
@@ -220,3 +265,28 @@ async def test_the_topic_of_schools_says_sign_in_and_nothing_else(sqlite_url: st
             plain = encompass.world.keyring.open(bytes(row.sealed), about=f"delivery/{row.id}")
             assert b"Sign in" in plain
             assert not any(word in plain for word in (b"Sample", b"Jordan", b"ZF1", b"2016"))
+
+
+async def test_incidents_long_past_are_dropped_whole_and_nothing_that_waits_for_somebody(encompass: Encompass) -> None:
+    unknown = half_term(incident_id="ZF1/2026/0002", children=[child("k4", "Riley")], excluded_recipients=[])
+    solo = half_term(incident_id="ZF1/2026/0003", excluded_recipients=[])
+    solo["children"] = [child("k5", "Robin", establishments=at_school("900002"))]
+    await encompass.receive(solo, unknown)
+    await encompass.run_jobs()
+    world, rules = encompass.world, RetentionRules()
+    notice = (await encompass.notices())["900002"]
+    async with world.database.writing() as connection:
+        await incidents.acknowledge_notice(connection, notice.id, 1, "bo", world.clock.now())
+        await incidents.add_record(
+            connection, world.keyring, notice, "Spoke with Robin.", by="bo", now=world.clock.now()
+        )
+    world.clock.move_to(SATURDAY + timedelta(days=729))
+    assert await drop_incidents(world.database, rules, world.clock.now()) == 0
+    world.clock.advance(timedelta(days=2))
+    assert await drop_incidents(world.database, rules, world.clock.now()) == 1
+    assert await encompass.notices() == {}
+    assert [await count(encompass, model) for model in (IncidentVersion, NoticeSending, SchoolRecord)] == [1, 0, 0]
+    assert [task.kind for task in await encompass.tasks()] == [TaskKind.LOOK_UP]  # its child has no school yet
+    assert ("incident.dropped", "") in await audited(encompass, "force:ZF1")
+    assert await encompass.receive(solo) == [PositionOutcome.IGNORED]
+    await assert_balances(encompass)
