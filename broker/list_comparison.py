@@ -106,6 +106,8 @@ class Comparison:
     rows_good: int = 0
     ends: int = 0
     deletes: int = 0
+    doubles: int = 0
+    """New entries of people whom the list has under another ``local_id`` for the same plan type."""
     before: int = 0
     """Current entries that other files of this day took off the list, and that nobody confirmed."""
     current: int | None = None
@@ -119,11 +121,18 @@ class Comparison:
     """The numbers and plan types of the file."""
     unread: set[str] = field(default_factory=set)
     """The ``local_id`` of rows that were refused: who has a bad row is not missing."""
+    repeated: list[bytes] = field(default_factory=list)
+    """Entries that the file repeats as they stand."""
+
+    @property
+    def taken(self) -> int:
+        """Current entries that the file takes off the list, gives another number, or lists twice."""
+        return self.ends + self.deletes + self.doubles
 
     @property
     def taken_today(self) -> int:
-        """Current entries that this file and others of this day take off the list, or give another number."""
-        return self.before + self.ends + self.deletes
+        """... and with it other files of this day."""
+        return self.before + self.taken
 
     def has(self, entry_id: str) -> bool:
         """Whether the file has this entry."""
@@ -162,7 +171,7 @@ class Comparer:
                 self._on_read(found.rows_read)
             if kind is UploadKind.FULL and found.rows_good:
                 await self._find_left_out(found)
-            if found.ends + found.deletes:
+            if found.taken:
                 await self._count_the_day(found)
             if found.current is None and found.taken_today > self._options.hold_entries:
                 found.current = sum([1 async for each in self._scan() if self._is_current(each.entry)])
@@ -201,13 +210,16 @@ class Comparer:
                 self._refuse(found, number, "local_id", advice)
                 found.unread.add(entry.local_id)
                 continue
-            if before is not None and before.entry != entry and before.changed_at > self._sent_at:
-                self._refuse(found, number, "row", "was changed by a later upload while this one waited")
+            if before is not None and before.entry != entry and before.newest_at > self._sent_at:
+                self._refuse(found, number, "row", _overtaken(before))
                 continue
             found.rows_good += 1
-            if before is None or before.entry != entry:
-                self._count(found, before, entry)
-                changed.append(seal_entry(self._keyring, entry_id, entry, is_new=before is None))
+            if before is not None and before.entry == entry:
+                found.repeated.append(bytes.fromhex(entry_id))
+                continue
+            found.doubles += before is None and self._is_listed(known, entry)
+            self._count(found, before, entry)
+            changed.append(seal_entry(self._keyring, entry_id, entry, is_new=before is None))
         found.changes.add(changed)
 
     def _is_first(self, found: Comparison, number: int, entry: ChildListEntry) -> bool:
@@ -231,6 +243,15 @@ class Comparer:
             and other.entry.deleted_on is None
             and other.entry.plan_type is entry.plan_type
             and other.entry.local_id.lstrip("0") == entry.local_id.lstrip("0")
+            for other in known.get(index_nhs_number(self._keyring, entry.nhs_number), [])
+        )
+
+    def _is_listed(self, known: dict[bytes, list[Candidate]], entry: ChildListEntry) -> bool:
+        """Whether the same person has a current plan of the same type already, under another id."""
+        return any(
+            other.authority == self._authority
+            and other.entry.plan_type is entry.plan_type
+            and self._is_current(other.entry)
             for other in known.get(index_nhs_number(self._keyring, entry.nhs_number), [])
         )
 
@@ -259,7 +280,7 @@ class Comparer:
         for start in range(0, len(left_out), PART_ROWS):
             async with self._connect() as connection:
                 stored = await child_lists.load_stored(connection, self._keyring, left_out[start : start + PART_ROWS])
-            found.left_out += [entry_id for entry_id, each in stored.items() if each.changed_at <= self._sent_at]
+            found.left_out += [entry_id for entry_id, each in stored.items() if each.newest_at <= self._sent_at]
 
     async def _scan(self) -> AsyncIterator[Candidate]:
         after = ""
@@ -283,6 +304,12 @@ class Comparer:
         found.refused_count += 1
         if len(found.refused) < self._options.refused_listed_max:
             found.refused.append(RowAnswer(code=code, row=number, field=field_, advice=advice))
+
+
+def _overtaken(stored: StoredEntry) -> str:
+    """Why a row of a file that waited is left out."""
+    how = "changed" if stored.newest_at == stored.changed_at else "listed as it stands"
+    return f"was {how} by a later upload while this one waited: the list keeps what that one says"
 
 
 def end_entry(entry: ChildListEntry, on: date) -> ChildListEntry:

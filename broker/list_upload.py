@@ -223,6 +223,12 @@ async def _load_hold(database: Database, upload_id: str, owner: str | None) -> S
     return held
 
 
+def _tell_doubles(found: Comparison) -> str:
+    if not found.doubles:
+        return ""
+    return f" and list {found.doubles} people a second time, under another local_id"
+
+
 @asynccontextmanager
 async def _lend(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
     yield connection
@@ -297,7 +303,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         return await comparer.compare(spool, self.form, self.kind, version)
 
     def _must_wait(self, found: Comparison) -> bool:
-        if self.confirmed is not None or found.current is None or not found.ends + found.deletes:
+        if self.confirmed is not None or found.current is None or not found.taken:
             return False
         share = (found.current + found.before) * self.options.hold_percent / 100
         return found.taken_today > max(self.options.hold_entries, share)
@@ -326,10 +332,13 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _write(self, connection: AsyncConnection, upload_id: str, found: Comparison, now: datetime) -> None:
         written = 0
-        for part in found.changes.parts():
-            await _write_part(connection, self.keyring, self.authority, upload_id, part, now=now)
-            written += len(part)
+        for entries in found.changes.parts():
+            await _write_part(connection, self.keyring, self.authority, upload_id, entries, now=now)
+            written += len(entries)
             self._tell(found.rows_read + found.rows_read * written // found.changes.count, 2 * found.rows_read)
+        for start in range(0, len(found.repeated), _PART_IDS):
+            part = [entry_id.hex() for entry_id in found.repeated[start : start + _PART_IDS]]
+            await child_lists.note_repeated(connection, part, self.sent_at)
         owner = authority_owner(self.authority)
         asked = await list_differences.list_open_entries(connection, owner)
         again = [entry_id for entry_id in asked if found.has(entry_id)]
@@ -355,6 +364,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             rows_refused=found.refused_count,
             ends=found.ends,
             deletes=found.deletes,
+            doubles=found.doubles,
             current=found.current or 0,
             due_by=now + self.options.hold_limit,
         )
@@ -365,7 +375,8 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             )
             await audit.record_acts(connection, [act], now)
         problem = (
-            f"it would end, take back or renumber {found.ends + found.deletes} of {found.current} current entries, "
+            f"it would end, take back or renumber {found.ends + found.deletes} of {found.current} current entries"
+            f"{_tell_doubles(found)}, "
             f"after {found.before} that other files took off the list today: "
             "a list officer must confirm or reject it; until then nothing of it counts"
         )
@@ -385,6 +396,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             changed=found.changes.count,
             ends=found.ends,
             deletes=found.deletes,
+            doubles=found.doubles,
             left_out=len(found.left_out),
             refused_count=found.refused_count,
             refused=tuple(sorted(found.refused, key=lambda answer: answer.row)),
@@ -401,7 +413,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             uploaded_at=self.sent_at,
             rows_loaded=found.rows_good,
             rows_refused=found.refused_count,
-            entries_taken=found.ends + found.deletes,
+            entries_taken=found.taken,
             confirmed_by=self.confirmed.by if self.confirmed else None,
         )
 

@@ -93,6 +93,8 @@ class UploadReport(msgspec.Struct, frozen=True, kw_only=True):
     """Current entries that this file ends."""
     deletes: int = 0
     """Entries that it takes back as errors."""
+    doubles: int = 0
+    """New entries of people whom the list has under another ``local_id``, for the same plan type."""
     left_out: int = 0
     """Current entries that a full list does not have: each waits for a person, none is ended."""
     refused_count: int = 0

@@ -132,7 +132,7 @@ def import_children(
 
 
 def list_held(as_json: JsonOption = False) -> None:
-    """Child lists that wait for a person, because they would end or take back a great part of a list."""
+    """Child lists that wait for a person, because they would end, take back or double a great part of a list."""
     from broker.storage import held_uploads
 
     async def load(_: Settings, database: Database) -> list[StoredHold]:
@@ -147,7 +147,8 @@ def list_held(as_json: JsonOption = False) -> None:
     for held in found:
         console.print(
             f"  {held.id}  authority {held.authority}, sent {held.uploaded_at:%Y-%m-%d %H:%M} UTC by "
-            f"{held.uploaded_by}: ends {held.ends}, takes back {held.deletes} of {held.current}; "
+            f"{held.uploaded_by}: ends {held.ends}, takes back {held.deletes} of {held.current}, "
+            f"lists {held.doubles} people twice; "
             f"decide by {held.due_by:%Y-%m-%d %H:%M} UTC",
             soft_wrap=True,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
+from typing import TypeVar
 
 import msgspec
 
@@ -14,6 +15,7 @@ from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry, PlanType
 from schemas.directory import Site
 
+Each = TypeVar("Each")
 _NEWBORN = (
     "The department names the woman on your list as the mother of the baby who attends: this is about her newborn. "
     "Please put the baby on your list under the baby's own NHS number."
@@ -149,7 +151,8 @@ def _describe_child(entry: ChildListEntry) -> ListedChild:
 
 
 def _describe_plans(entries: Sequence[ChildListEntry], on: date) -> tuple[Plan, ...]:
-    return tuple(
+    """Each plan once, though the list may have it under two local ids."""
+    return _unique(
         Plan(plan_type=entry.plan_type, start_on=entry.start_on, end_on=entry.end_on, has_ended=entry.has_ended(on))
         for entry in entries
     )
@@ -200,8 +203,8 @@ def explain_alert(
     return sentence
 
 
-def _unique(facts: object) -> tuple[IdentityFact, ...]:
-    return tuple(dict.fromkeys(facts))  # type: ignore[call-overload]
+def _unique(found: Iterable[Each]) -> tuple[Each, ...]:
+    return tuple(dict.fromkeys(found))
 
 
 def _join(facts: Sequence[IdentityFact]) -> str:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import CompoundSelect, and_, delete, func, select, union_all, update
+from sqlalchemy import CompoundSelect, and_, delete, func, or_, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Candidate
@@ -44,15 +44,21 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     rows_loaded: int
     rows_refused: int
     entries_taken: int
-    """Current entries that it ends, takes back or gives another number."""
+    """Current entries that it ends, takes back, gives another number or lists twice."""
     confirmed_by: str | None = None
 
 
 class StoredEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry as it stands, and since when."""
+    """An entry as it stands, and since when. ``said_at``: when the newest file that repeated it was sent."""
 
     entry: ChildListEntry
     changed_at: datetime
+    said_at: datetime | None = None
+
+    @property
+    def newest_at(self) -> datetime:
+        """Since when what it says is the newest that anybody said of it."""
+        return max(self.changed_at, self.said_at or self.changed_at)
 
 
 class SealedEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -192,7 +198,17 @@ async def load_stored(
 ) -> dict[str, StoredEntry]:
     """The entries with these ids as they stand; at most QUERY_VALUES_MAX of them."""
     rows = await connection.execute(select(_entries).where(is_among(connection, _entries.c.id, entry_ids)))
-    return {row.id: StoredEntry(entry=_open(keyring, row).entry, changed_at=row.changed_at) for row in rows}
+    return {
+        row.id: StoredEntry(entry=_open(keyring, row).entry, changed_at=row.changed_at, said_at=row.said_at)
+        for row in rows
+    }
+
+
+async def note_repeated(connection: AsyncConnection, entry_ids: Sequence[str], sent_at: datetime) -> None:
+    """Note that a file of that instant says the same of entries; at most QUERY_VALUES_MAX of them."""
+    is_newer = or_(_entries.c.said_at.is_(None), _entries.c.said_at < sent_at)
+    these = is_among(connection, _entries.c.id, entry_ids)
+    await connection.execute(update(_entries).where(these, is_newer).values(said_at=sent_at))
 
 
 async def scan_entries(

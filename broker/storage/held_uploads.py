@@ -1,4 +1,4 @@
-"""Files that wait for a person, sealed, because they would end or take back a great part of a list."""
+"""Files that wait for a person, sealed, because they would end, take back or double a great part of a list."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class NewHold(msgspec.Struct, frozen=True, kw_only=True):
     rows_refused: int
     ends: int
     deletes: int
+    doubles: int
+    """People whom it lists a second time, under another ``local_id``."""
     current: int
     """Entries that stand as current on the list now."""
     due_by: datetime
@@ -132,6 +134,7 @@ def _open(row: Any) -> StoredHold:
         rows_refused=row.rows_refused,
         ends=row.ends,
         deletes=row.deletes,
+        doubles=row.doubles,
         current=row.current,
         due_by=row.due_by,
         held_by=row.held_by,

@@ -319,6 +319,7 @@ class HeldUpload(SQLModel, table=True):
     rows_refused: int
     ends: int
     deletes: int
+    doubles: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
     current: int
     held_by: str
     level: int = 0
@@ -327,10 +328,14 @@ class HeldUpload(SQLModel, table=True):
     decision: str | None = None
     decided_by: str | None = None
     decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    landing_upload_id: str | None = None
+    """Nobody has to decide: the file is long and lands in slices, as this upload. None when all of it has landed."""
+    leased_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    """Until then whoever lands it is alive; afterwards another goes on."""
 
 
 class HeldUploadPart(SQLModel, table=True):
-    """A part of a held file, sealed; gone as soon as a person has decided."""
+    """A part of a held file, sealed; gone as soon as a person has decided, or when all of it has landed."""
 
     __tablename__: ClassVar[Any] = "held_upload_parts"
     upload_id: str = Field(primary_key=True, foreign_key="held_uploads.id")
@@ -351,6 +356,8 @@ class ListEntry(SQLModel, table=True):
     nhs_index: bytes = Field(sa_column=_bytes(nullable=False, index=True))
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
     changed_at: datetime = Field(sa_column=_at(nullable=False))
+    said_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    """When the newest file was sent that repeated the entry as it stands; None: none did."""
     blocks_version: int = Field(
         default=1, sa_column=Column(Integer, nullable=False, index=True, server_default=text("1"))
     )

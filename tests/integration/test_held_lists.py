@@ -353,3 +353,42 @@ async def test_a_file_whose_numbers_slipped_by_a_row_is_held(world: World) -> No
     assert (report.state, report.ends) == (UploadState.HELD, 5)
     assert (await entry_of(world, 1)).nhs_number == numbers[0]
     assert (await send(world, slipped[:1])).state is UploadState.LOADED
+
+
+async def test_a_list_sent_again_under_new_ids_is_held_and_never_alerts_twice(world: World) -> None:
+    """A case system that was migrated numbers everybody anew: the list would have every child twice."""
+    await send(world, [row(number) for number in range(1, 6)])
+    await world.receive(hl7())
+    again = [row(number).replace("L", "M", 1) for number in range(1, 6)]
+    report = await send(world, again, kind=UploadKind.FULL)
+    assert (report.state, report.doubles, report.ends) == (UploadState.HELD, 5, 0)
+    assert "list 5 people a second time" in report.problem
+    async with world.database.reading() as connection:
+        [held] = await held_uploads.list_holds(connection, OWNER, rows_max=10)
+    assert held.doubles == 5
+    await confirm_upload(world.database, world.keyring, world.clock, upload_id=held.id, owner=OWNER, by=LEAD)
+    await world.run_jobs()
+    assert len(await world.alerts()) == 1
+    await world.receive(hl7(control_id="2", visit="V2"))
+    assert [len(each.alert.plans) for each in await world.alerts()] == [1, 1]
+
+
+async def test_an_id_that_changes_with_the_plan_doubles_nobody(world: World) -> None:
+    await send(world, [row(number, end="2026-01-20") for number in range(1, 6)])
+    anew = [row(number, start="2026-02-01").replace("L", "M", 1) for number in range(1, 6)]
+    assert (await send(world, anew)).state is UploadState.LOADED
+
+
+async def test_a_stale_hold_does_not_undo_a_newer_file_that_repeated_a_row(world: World) -> None:
+    await send(world, [row(number) for number in range(1, 6)])
+    world.clock.advance(timedelta(minutes=5))
+    stale = await send(world, [row(n, end="2026-02-01") for n in range(1, 5)], kind=UploadKind.FULL)
+    world.clock.advance(timedelta(minutes=5))
+    assert (await send(world, [row(2), row(5)])).changed == 0
+    done = await confirm_upload(
+        world.database, world.keyring, world.clock, upload_id=stale.upload_id or "", owner=OWNER, by=LEAD
+    )
+    assert (done.loaded, done.ends, done.left_out) == (3, 3, 0)
+    assert [(each.row, "listed as it stands by a later upload" in each.advice) for each in done.refused] == [(3, True)]
+    assert (await entry_of(world, 2)).end_on is None
+    assert await differences(world) == []

@@ -453,6 +453,7 @@ ROWS |= {
         "rows_refused": 0,
         "ends": 20,
         "deletes": 0,
+        "doubles": 0,
         "current": 40,
         "held_by": "list_officers",
         "level": 0,
