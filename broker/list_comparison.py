@@ -54,6 +54,12 @@ class UploadOptions:
     """How long a held file may wait for a person."""
     difference_limit: timedelta = timedelta(days=5)
     """How long an entry that a full list left out may wait for a person."""
+    short_bytes_max: int = 131_072
+    """A file of up to so much (about a thousand rows) is compared within the transaction that writes it."""
+    slice_rows: int = 500
+    """What changes more of a list lands in slices of so many: others may write in between."""
+    landing_lease: timedelta = timedelta(seconds=120)
+    """Whoever lands a file and says nothing for so long is taken for dead, and another goes on."""
     bytes_max: int = 67_108_864
     refused_listed_max: int = 10_000
     """Rows that are told one by one; the others are counted."""

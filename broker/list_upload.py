@@ -4,15 +4,20 @@ An upload adds and replaces entries; a child that is not in the file stays on th
 leaves a look-back job in the same transaction: a visit in flight and a list change cannot miss each other.
 
 A file is first compared with the list, without changing anything (``broker.list_comparison``). Then everything of it is
-written in one transaction, or, when it would end or take back too much, nothing: it waits for a person.
+written in one transaction, or, when it would end or take back too much, nothing: it waits for a person. What changes
+more lands in slices, so that nobody waits for it: the file is kept until all of it has landed, whoever finds it left
+behind goes on, and until then the list does not count as confirmed, no look-back runs and nobody is asked about who was
+left out (ADR 0044).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -29,7 +34,7 @@ from broker.storage import audit, child_lists, held_uploads, jobs, list_differen
 from broker.storage.audit import Act
 from broker.storage.child_lists import SealedEntry, Upload, seal_entry
 from broker.storage.database import Database
-from broker.storage.held_uploads import NewHold, StoredHold
+from broker.storage.held_uploads import Landing, NewHold, StoredHold
 from broker.storage.jobs import LOOK_BACK, derive_job_id
 from broker.storage.list_differences import Difference, DifferenceDecision
 from schemas.identifiers import authority_owner
@@ -37,10 +42,11 @@ from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport, Upl
 
 __all__ = ["MalformedFile", "UploadOptions", "UploadReport"]
 
-_SHORT_BYTES_MAX: Final = 131_072
-"""A file of up to about a thousand rows is compared within the transaction that writes it."""
 _FREE_TURNS: Final = 2
 """How often a file is compared with the list while others may change it."""
+_LANDING_TURNS: Final = 20
+"""... of which a part has landed."""
+_LANDING_POLL_S: Final = 0.25
 _PART_IDS: Final = 500
 Progress = Callable[[int, int], None]
 """Called with how much was done, of how much."""
@@ -136,12 +142,45 @@ async def confirm_upload(
         confirmed=_Confirmed(held=held, by=by, reason=reason),
     )
     with SealedSpool(keyring, bytes_max=options.bytes_max) as spool:
-        number = 0
-        async with database.reading() as connection:
-            while (part := await held_uploads.load_part(connection, keyring, upload_id, number)) is not None:
-                spool.write(part)
-                number += 1
+        await _load_file(database, keyring, spool, upload_id)
         return await work.take(spool)
+
+
+async def resume_landings(database: Database, keyring: Keyring, clock: Clock, options: UploadOptions) -> int:
+    """Land the rest of the files that nobody goes on with; returns how many there were."""
+    async with database.reading() as connection:
+        stranded = await held_uploads.list_stranded(connection, clock.now())
+    return sum([await _resume(database, keyring, clock, landing, options) for landing in stranded])
+
+
+async def _resume(database: Database, keyring: Keyring, clock: Clock, landing: Landing, options: UploadOptions) -> bool:
+    async with database.writing() as connection:
+        if not await held_uploads.take_over(connection, landing, clock.now() + options.landing_lease):
+            return False
+    work = _Upload(
+        database=database,
+        keyring=keyring,
+        clock=clock,
+        options=options,
+        authority=landing.authority,
+        kind=landing.kind,
+        form=landing.format,
+        uploaded_by=landing.uploaded_by,
+        sent_at=landing.uploaded_at,
+        landing=landing,
+    )
+    with SealedSpool(keyring, bytes_max=options.bytes_max) as spool:
+        await _load_file(database, keyring, spool, landing.id)
+        await work.take(spool)
+    return True
+
+
+async def _load_file(database: Database, keyring: Keyring, spool: SealedSpool, upload_id: str) -> None:
+    number = 0
+    async with database.reading() as connection:
+        while (part := await held_uploads.load_part(connection, keyring, upload_id, number)) is not None:
+            spool.write(part)
+            number += 1
 
 
 async def reject_upload(
@@ -229,6 +268,11 @@ def _tell_doubles(found: Comparison) -> str:
     return f" and list {found.doubles} people a second time, under another local_id"
 
 
+def _parts_of(entry_ids: Sequence[bytes]) -> Iterator[list[str]]:
+    for start in range(0, len(entry_ids), _PART_IDS):
+        yield [entry_id.hex() for entry_id in entry_ids[start : start + _PART_IDS]]
+
+
 @asynccontextmanager
 async def _lend(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
     yield connection
@@ -253,24 +297,43 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
     uploaded_by: str
     sent_at: datetime
     confirmed: _Confirmed | None = None
+    landing: Landing | None = None
+    """Set when a part of the file has landed, and the rest is to follow."""
     on_progress: Progress | None = None
 
     async def take(self, spool: SealedSpool, *, dry_run: bool = False) -> UploadReport:
         """Compare, then load, hold or refuse."""
-        for _ in range(_FREE_TURNS if spool.size_bytes > _SHORT_BYTES_MAX else 0):
-            report = await self._try(spool, self.database.reading, self.database.writing, dry_run=dry_run)
+        turns = _FREE_TURNS if self.landing is None else _LANDING_TURNS
+        for _ in range(turns if spool.size_bytes > self.options.short_bytes_max else 0):
+            await self._wait_for_others()
+            report = await self._try(
+                spool, self.database.reading, self.database.writing, dry_run=dry_run, in_slices=True
+            )
             if report is not None:
                 return report
+        await self._wait_for_others()
         # A short file, or others keep changing the list: they wait until it was compared.
         async with self.database.writing() as connection:
             await child_lists.lock_list(connection, self.authority)
             locked = partial(_lend, connection)
-            report = await self._try(spool, locked, locked, dry_run=dry_run)
+            report = await self._try(spool, locked, locked, dry_run=dry_run, in_slices=False)
         assert report is not None, "nobody else can have changed the list"
         return report
 
+    async def _wait_for_others(self) -> None:
+        """Until no other file lands on this list; one that nobody goes on with is landed first."""
+        while self.landing is None:
+            async with self.database.reading() as connection:
+                other = await held_uploads.find_landing(connection, self.authority)
+            if other is None:
+                return
+            if other.leased_until > self.clock.now():
+                await asyncio.sleep(_LANDING_POLL_S)
+            else:
+                await _resume(self.database, self.keyring, self.clock, other, self.options)
+
     async def _try(
-        self, spool: SealedSpool, reading: Connect, writing: Connect, *, dry_run: bool
+        self, spool: SealedSpool, reading: Connect, writing: Connect, *, dry_run: bool, in_slices: bool
     ) -> UploadReport | None:
         """What became of the file; None when somebody else changed the list meanwhile."""
         found = await self._compare(spool, reading)
@@ -278,10 +341,14 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             async with reading() as connection:
                 was_known = await child_lists.file_is_known(connection, self.authority, spool.digest)
             report = self._describe(found, was_known=was_known)
+            if self.landing is not None:
+                return report if await self._go_on(found, self.landing, writing) else None
             if dry_run:
                 return msgspec.structs.replace(report, state=UploadState.TRIED)
             if self._must_wait(found):
                 return await self._hold(found, spool, report, writing)
+            if in_slices and found.changes.count + len(found.repeated) > self.options.slice_rows:
+                return await self._land(found, spool, report)
             return await self._store(found, spool, report, writing)
         finally:
             found.changes.close()
@@ -313,32 +380,98 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
     ) -> UploadReport | None:
         """Write everything, or nothing; None when somebody else changed the list meanwhile."""
         now = self.clock.now()
-        upload_id = self.keyring.derive_id("upload", self.authority, spool.digest, self.kind, now.isoformat())
+        upload_id = self._derive_upload_id(spool, now)
         async with writing() as connection:
             if not await child_lists.take_turn(connection, self.authority, found.version):
                 return None
             is_usable = bool(found.rows_good) or not found.refused_count
             if is_usable:
-                await child_lists.record_upload(
-                    connection, self.keyring, self._describe_upload(upload_id, found, spool), now
-                )
-                await self._write(connection, upload_id, found, now)
-            if self.confirmed is not None and not await held_uploads.settle_upload(
-                connection, self.confirmed.held.id, decision="confirmed", by=self.confirmed.by, now=now
-            ):
-                raise NothingToDecide(self.confirmed.held.id)
+                await child_lists.record_upload(connection, self._describe_upload(upload_id, found, spool))
+                written = 0
+                for entries in found.changes.parts():
+                    await _write_part(connection, self.keyring, self.authority, upload_id, entries, now=now)
+                    written += len(entries)
+                    self._tell_written(found, written)
+                for part in _parts_of(found.repeated):
+                    await child_lists.note_repeated(connection, part, self.sent_at)
+                await self._conclude(connection, upload_id, found, now)
+            await self._settle_hold(connection, now)
             await audit.record_acts(connection, self._find_acts(upload_id, is_usable), now)
         return msgspec.structs.replace(report, upload_id=upload_id if is_usable else None)
 
-    async def _write(self, connection: AsyncConnection, upload_id: str, found: Comparison, now: datetime) -> None:
-        written = 0
-        for entries in found.changes.parts():
-            await _write_part(connection, self.keyring, self.authority, upload_id, entries, now=now)
-            written += len(entries)
-            self._tell(found.rows_read + found.rows_read * written // found.changes.count, 2 * found.rows_read)
-        for start in range(0, len(found.repeated), _PART_IDS):
-            part = [entry_id.hex() for entry_id in found.repeated[start : start + _PART_IDS]]
-            await child_lists.note_repeated(connection, part, self.sent_at)
+    async def _land(self, found: Comparison, spool: SealedSpool, report: UploadReport) -> UploadReport | None:
+        """Write everything, slice by slice; None when somebody else changed the list before it began."""
+        now = self.clock.now()
+        upload_id = self._derive_upload_id(spool, now)
+        landing = Landing(
+            id=self.keyring.derive_id("landing", upload_id),
+            authority=self.authority,
+            kind=self.kind,
+            format=self.form,
+            uploaded_by=self.uploaded_by,
+            uploaded_at=self.sent_at,
+            upload_id=upload_id,
+            leased_until=now + self.options.landing_lease,
+        )
+        async with self.database.writing() as connection:
+            if not await child_lists.take_turn(connection, self.authority, found.version):
+                return None
+            await child_lists.record_upload(connection, self._describe_upload(upload_id, found, spool))
+            await held_uploads.begin_landing(
+                connection, self.keyring, landing, file_hash=spool.digest, chunks=spool.chunks()
+            )
+            await self._settle_hold(connection, now)
+            await audit.record_acts(connection, self._find_acts(upload_id, is_usable=True)[:-1], now)
+        found.version += 1
+        rest = msgspec.structs.replace(self, landing=landing, confirmed=None)
+        if not await rest._go_on(found, landing, self.database.writing):
+            await rest.take(spool)
+        return msgspec.structs.replace(report, upload_id=upload_id)
+
+    async def _go_on(self, found: Comparison, landing: Landing, writing: Connect) -> bool:
+        """Write what has not landed; False when somebody else changed the list meanwhile."""
+        version, written = found.version, 0
+        for entries in chain.from_iterable(map(self._slices_of, found.changes.parts())):
+            async with writing() as connection:
+                if not await self._prolong(connection, landing):
+                    return True
+                if not await child_lists.take_turn(connection, self.authority, version):
+                    return False
+                await _write_part(
+                    connection, self.keyring, self.authority, landing.upload_id, entries, now=self.clock.now()
+                )
+            version, written = version + 1, written + len(entries)
+            self._tell_written(found, written)
+        for part in _parts_of(found.repeated):
+            async with writing() as connection:
+                await child_lists.note_repeated(connection, part, self.sent_at)
+                await self._prolong(connection, landing)
+            self._tell(found.rows_read, found.rows_read)
+        async with writing() as connection:
+            if not await child_lists.take_turn(connection, self.authority, version):
+                return False
+            if await held_uploads.end_landing(connection, landing.id):
+                now = self.clock.now()
+                await self._conclude(connection, landing.upload_id, found, now)
+                await audit.record_acts(connection, self._find_acts(landing.upload_id, is_usable=True), now)
+        return True
+
+    def _slices_of(self, entries: Sequence[SealedEntry]) -> Iterator[Sequence[SealedEntry]]:
+        size = self.options.slice_rows
+        return (entries[start : start + size] for start in range(0, len(entries), size))
+
+    async def _prolong(self, connection: AsyncConnection, landing: Landing) -> bool:
+        return await held_uploads.prolong_landing(connection, landing.id, self.clock.now() + self.options.landing_lease)
+
+    async def _settle_hold(self, connection: AsyncConnection, now: datetime) -> None:
+        if self.confirmed is not None and not await held_uploads.settle_upload(
+            connection, self.confirmed.held.id, decision="confirmed", by=self.confirmed.by, now=now
+        ):
+            raise NothingToDecide(self.confirmed.held.id)
+
+    async def _conclude(self, connection: AsyncConnection, upload_id: str, found: Comparison, now: datetime) -> None:
+        """Everything stands: say so, and ask about who was left out."""
+        await child_lists.confirm_list(connection, self.keyring, self.authority, sent_at=self.sent_at, now=now)
         owner = authority_owner(self.authority)
         asked = await list_differences.list_open_entries(connection, owner)
         again = [entry_id for entry_id in asked if found.has(entry_id)]
@@ -431,6 +564,12 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             reason=self.confirmed.reason,
         )
         return [confirmed, *acts]
+
+    def _derive_upload_id(self, spool: SealedSpool, now: datetime) -> str:
+        return self.keyring.derive_id("upload", self.authority, spool.digest, self.kind, now.isoformat())
+
+    def _tell_written(self, found: Comparison, written: int) -> None:
+        self._tell(found.rows_read + found.rows_read * written // found.changes.count, 2 * found.rows_read)
 
     def _tell(self, done: int, total: int) -> None:
         if self.on_progress is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from broker.attempts import Attempts
 from broker.keyring import Keyring
 from broker.telemetry import LogEvent, log
 from schemas.directory import Sender, SendersSnapshot
@@ -59,19 +60,28 @@ class Senders:
     A snapshot that cannot be read leaves the last good one in force, and says so.
     """
 
-    def __init__(self, path: Path, keyring: Keyring) -> None:
+    def __init__(self, path: Path, keyring: Keyring, attempts: Attempts | None = None) -> None:
         self._path = path
+        self._attempts = attempts or Attempts()
         self._keyring = keyring
         self._seen: tuple[int, int] | None = None
         self._senders: Mapping[str, Sender] = {}
 
     def admit(self, code: str, credential: bytes, host: str) -> Sender | None:
-        """The sender, if it may send from ``host`` with this credential. Takes equal time for unknown senders."""
+        """The sender, if it may send from ``host`` with this credential. Takes equal time for unknown senders.
+
+        After too many wrong credentials from one address under one code, the others are not looked at for a while.
+        """
         self._refresh()
+        named = self.known(code) or ""
+        if not self._attempts.may_try(host, named):
+            return None
         sender = self._senders.get(code)
         expected = sender.credential_digest if sender is not None else bytes(16)
         is_genuine = hmac.compare_digest(digest_credential(self._keyring, code, credential), expected)
-        return sender if is_genuine and sender is not None and _host_in(host, sender.peers) else None
+        is_admitted = is_genuine and sender is not None and _host_in(host, sender.peers)
+        self._attempts.note(host, named, is_genuine=is_admitted)
+        return sender if is_admitted else None
 
     def known(self, code: str) -> str | None:
         """The code, if a sender has it: for logs, which must not hold whatever else stands in its place."""

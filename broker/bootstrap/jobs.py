@@ -16,6 +16,7 @@ from broker.clock import SystemClock
 from broker.jobs.mesh_inbox import MeshInbox
 from broker.jobs.retention import RetentionRules
 from broker.jobs.runner import JobOptions, JobRunner
+from broker.list_comparison import upload_options_of
 from broker.settings import Settings
 
 
@@ -79,6 +80,7 @@ async def open_part(settings: Settings) -> AsyncIterator[JobsPart]:
             notices=notice_rules_of(settings),
             retention=_retention_of(settings),
             log=log_,
+            uploads=upload_options_of(settings),
         )
         inbox = None
         if settings.mesh_url:

@@ -18,6 +18,7 @@ from broker.jobs.notices import tell_schools
 from broker.jobs.retention import RetentionRules, drop_incidents, drop_replies, reduce_visits, trim_log
 from broker.jobs.tracing import Tracing
 from broker.keyring import Keyring
+from broker.list_upload import UploadOptions, resume_landings
 from broker.notices import NoticeRules
 from broker.ports import Clock, TrimmedLog
 from broker.storage import audit, child_lists, deadlines, directory, jobs, persons
@@ -67,6 +68,7 @@ class JobRunner:
         log: TrimmedLog | None = None,
         tracing: Tracing | None = None,
         notices: NoticeRules | None = None,
+        uploads: UploadOptions | None = None,
     ) -> None:
         """``log`` is the embedded one, which drops nothing by itself.
 
@@ -79,6 +81,7 @@ class JobRunner:
         self._options = options
         self._tracing = tracing
         self._notices = notices
+        self._uploads = uploads or UploadOptions()
         self._stopping = asyncio.Event()
         self._retention = retention or RetentionRules()
         self._log = log
@@ -101,10 +104,12 @@ class JobRunner:
         async with asyncio.TaskGroup() as beside:
             if self._tracing is not None:
                 beside.create_task(self._tracing.run(self._stopping))
+            landing = beside.create_task(self._resume_landings())
             while not self._stopping.is_set():
                 found = await self.run_once()
                 if not found:
                     await self._pause()
+            landing.cancel()  # what has not landed is resumed after the next start
 
     async def run_once(self) -> int:
         """One round; returns how much was done."""
@@ -130,6 +135,15 @@ class JobRunner:
         if not failed:
             self.worked_at = time.monotonic()
         return done
+
+    async def _resume_landings(self) -> None:
+        """Long lists whose loading was broken off. Beside all else: alerts and look-backs do not wait for it."""
+        while not self._stopping.is_set():
+            try:
+                await resume_landings(self._database, self._keyring, self._clock, self._uploads)
+            except Exception as error:
+                log(LogEvent.JOB_FAILED, kind="landings", error=type(error).__name__)
+            await self._pause()
 
     async def _run_look_backs(self) -> int:
         async with self._database.writing() as connection:

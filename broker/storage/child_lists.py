@@ -121,13 +121,19 @@ async def take_turn(connection: AsyncConnection, authority: str, version: int) -
     return (await connection.execute(statement)).one_or_none() is not None
 
 
-async def record_upload(connection: AsyncConnection, keyring: Keyring, upload: Upload, now: datetime) -> None:
-    """Note who sent what; the list counts as confirmed when it was sent."""
+async def record_upload(connection: AsyncConnection, upload: Upload) -> None:
+    """Note who sent what."""
     values = {**msgspec.structs.asdict(upload), "kind": upload.kind.value, "owner": authority_owner(upload.authority)}
     statement = upsert(connection, _uploads).values(values)
     await connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
-    await coverage.note_confirmation(connection, upload.authority, upload.uploaded_at)
-    await jobs.bring_forward(connection, derive_job_id(keyring, COVERAGE, upload.authority), now)
+
+
+async def confirm_list(
+    connection: AsyncConnection, keyring: Keyring, authority: str, *, sent_at: datetime, now: datetime
+) -> None:
+    """Everything of an upload stands: the list counts as confirmed when it was sent."""
+    await coverage.note_confirmation(connection, authority, sent_at)
+    await jobs.bring_forward(connection, derive_job_id(keyring, COVERAGE, authority), now)
 
 
 async def count_taken(connection: AsyncConnection, authority: str, since: datetime) -> int:

@@ -7,19 +7,29 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.tables import AuthorityRow, EstablishmentRow, ListUpload, LoginRow, Owner, SiteRow, WorkerRow, table
+from broker.storage.tables import (
+    AuthorityRow,
+    EstablishmentRow,
+    HeldUpload,
+    ListUpload,
+    LoginRow,
+    Owner,
+    SiteRow,
+    WorkerRow,
+    table,
+)
 from schemas.attendance import Event
 from schemas.child_list import ListFreshness
 from schemas.directory import Authority, CareSetting, KeptAnswer, Role, Sender, Site, Worker
 from schemas.identifiers import OwnerId, authority_owner, organisation_owner
 
 _owners, _authorities, _sites, _workers = table(Owner), table(AuthorityRow), table(SiteRow), table(WorkerRow)
-_uploads, _logins = table(ListUpload), table(LoginRow)
+_uploads, _held, _logins = table(ListUpload), table(HeldUpload), table(LoginRow)
 _SECRETS_OF = {"authority": _authorities, "organisation": _sites, "establishment": table(EstablishmentRow)}
 
 
@@ -66,7 +76,9 @@ async def load_directory(connection: AsyncConnection) -> Directory:
     confirmed = dict(
         (
             await connection.execute(
-                select(_uploads.c.authority, func.max(_uploads.c.uploaded_at)).group_by(_uploads.c.authority)
+                select(_uploads.c.authority, func.max(_uploads.c.uploaded_at))
+                .where(~exists().where(_held.c.landing_upload_id == _uploads.c.id))
+                .group_by(_uploads.c.authority)
             )
         ).all()
     )

@@ -13,16 +13,16 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
-from sqlalchemy import case, or_, select, text, update
+from sqlalchemy import case, exists, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.rows import insert_new
-from broker.storage.tables import ItemState, Job, ListUpload, table
+from broker.storage.tables import HeldUpload, ItemState, Job, ListUpload, table
 from schemas.identifiers import authority_owner
 
-_jobs, _uploads = table(Job), table(ListUpload)
+_jobs, _uploads, _held = table(Job), table(ListUpload), table(HeldUpload)
 LOOK_BACK: Final = "look_back"
 """Compare a list entry with recent visits; its subject is the entry's id."""
 FIND_MISSED: Final = "find_missed"
@@ -117,13 +117,16 @@ async def set_barriers(connection: AsyncConnection, now: datetime) -> None:
 async def claim_jobs(
     connection: AsyncConnection, *, jobs_max: int, lease: timedelta, now: datetime, kind: str = LOOK_BACK
 ) -> list[ClaimedJob]:
-    """Claim jobs of a kind that are due; look-backs only when their barrier has passed."""
+    """Claim jobs of a kind that are due; look-backs only behind their barrier, when all of their list has landed."""
     free = or_(_jobs.c.leased_until.is_(None), _jobs.c.leased_until <= now)
     due = select(_jobs.c.id).where(
         _jobs.c.kind == kind, _jobs.c.state == ItemState.OPEN.value, _jobs.c.due_at <= now, free
     )
-    if kind == LOOK_BACK and connection.dialect.name == "postgresql":
-        due = due.where(_BARRIER_PASSED)
+    if kind == LOOK_BACK:
+        # Half a list may have a person under a number that the other half gives to somebody else.
+        due = due.where(~exists().where(_held.c.owner == _jobs.c.owner, _held.c.landing_upload_id.is_not(None)))
+        if connection.dialect.name == "postgresql":
+            due = due.where(_BARRIER_PASSED)
     due = due.order_by(_jobs.c.due_at, _jobs.c.id).limit(jobs_max).with_for_update(skip_locked=True)
     statement = (
         update(_jobs)

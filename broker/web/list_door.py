@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from broker.attempts import Attempts
 from broker.list_comparison import upload_options_of
 from broker.list_upload import MalformedFile, UnknownAuthority, report_malformed, upload_children
 from broker.senders import digest_credential
@@ -59,6 +60,7 @@ def create_list_door(pages: Pages, check: PasswordCheck) -> FastAPI:
         redirect_slashes=False,
         dependencies=[Depends(_admit)],
     )
+    door.state.attempts = Attempts()
     door.state.pages, door.state.check, door.state.slots = pages, check, asyncio.Semaphore(_UPLOADS_MAX)
     door.add_api_route(PATH, accept_list, methods=["POST"], response_model=None)
     door.add_exception_handler(HTTPException, _answer_refusal)
@@ -116,8 +118,12 @@ async def _admit(request: Request) -> None:
     pages: Pages = request.app.state.pages
     authority = parse_ods_code(request.path_params.get("authority", "")) or ""
     login, password = _read_basic(request.headers.get("authorization", ""))
+    attempts: Attempts = request.app.state.attempts
+    host = request.client.host if request.client else ""
     if login == authority:
-        if await _is_genuine(pages, authority, password):
+        is_genuine = attempts.may_try(host, authority) and await _is_genuine(pages, authority, password)
+        attempts.note(host, authority, is_genuine=is_genuine)
+        if is_genuine:
             request.state.sender = f"system:{authority}"
             return
     elif login:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import date, timedelta
+from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -13,13 +16,15 @@ from broker.list_comparison import HOLD_WINDOW, UploadOptions
 from broker.list_upload import (
     MalformedFile,
     NothingToDecide,
+    Progress,
     UploadReport,
     confirm_upload,
     decide_difference,
     reject_upload,
+    resume_landings,
     upload_children,
 )
-from broker.storage import audit, child_lists, held_uploads, list_differences
+from broker.storage import audit, child_lists, directory, held_uploads, list_differences
 from broker.storage.child_lists import derive_entry_id
 from broker.storage.list_differences import Difference, DifferenceDecision
 from broker.storage.tables import AlertState, HeldUploadPart, ListUpload, ListVersion, table
@@ -233,6 +238,116 @@ async def test_a_person_says_what_became_of_who_is_missing(world: World, decisio
         await decide(OWNER)
     again = await send(world, [row(1)], kind=UploadKind.FULL)
     assert again.left_out == (decision is DifferenceDecision.STILL_LISTED)
+
+
+# Long files
+
+SLICED = UploadOptions(short_bytes_max=0, slice_rows=2)
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+async def land(world: World, rows: Sequence[str], on_progress: Progress, **how: Any) -> UploadReport:
+    file = "\n".join((CHILDREN_COLUMNS, *rows)).encode()
+    return await upload_children(
+        world.database,
+        world.keyring,
+        world.clock,
+        authority="706",
+        file=file,
+        uploaded_by=OFFICER,
+        options=SLICED,
+        on_progress=on_progress,
+        **how,
+    )
+
+
+def dies_after(steps: int) -> Progress:
+    """A process that dies when so many slices have landed; the first step is that the file was read."""
+    left = iter(range(steps))
+
+    def die(done: int, total: int) -> None:
+        if next(left, None) is None:
+            raise Killed
+
+    return die
+
+
+async def test_a_list_that_lands_in_slices_keeps_nobody_waiting_and_half_of_it_misleads_nobody(world: World) -> None:
+    await send(world, [row(1), row(11)])
+    await world.run_jobs()
+    await world.receive(hl7(nhs_number=make_nhs_number(9), family="TESTER", given="SAM", birth_date=date(2016, 4, 5)))
+    world.clock.advance(timedelta(days=1))
+    with pytest.raises(Killed):
+        await land(world, [row(n) for n in range(1, 8)], dies_after(2), kind=UploadKind.FULL)
+    # Others write, the half that stands alerts, and nothing is said of the whole.
+    await world.receive(hl7(control_id="2", visit="V2"))
+    assert len(await world.alerts()) == 1
+    await world.run_jobs()
+    assert len(await world.alerts()) == 1, "a look-back waits until all of the list stands"
+    async with world.database.reading() as connection:
+        known = await directory.load_directory(connection)
+        assert [each.confirmed_at for each in known.freshness if each.authority == "706"] == [
+            world.clock.now() - timedelta(days=1)
+        ]
+        assert await held_uploads.count_holds(connection) == 0
+    assert await differences(world) == []
+    # Nobody goes on with it for two minutes: then the jobs do.
+    resume = partial(resume_landings, world.database, world.keyring, world.clock, SLICED)
+    assert await resume() == 0
+    world.clock.advance(SLICED.landing_lease)
+    assert [await resume(), await resume()] == [1, 0]
+    assert (await entry_of(world, 7)).local_id == "L7"
+    assert [each.entry_id for each in await differences(world)] == [
+        derive_entry_id(world.keyring, "706", make_entry(local_id="L11"))
+    ]
+    await world.run_jobs()
+    assert len(await world.alerts()) == 2, "the look-back found who came before"
+    assert await count_parts(world) == 0
+    async with world.database.reading() as connection:
+        uploads = (await connection.execute(select(table(ListUpload).c.rows_loaded))).scalars().all()
+        assert sorted(uploads) == [2, 7]
+        assert await audit.verify_chain(connection, OWNER) is None
+
+
+async def test_who_sends_the_next_file_lands_the_rest_of_the_one_before(world: World) -> None:
+    with pytest.raises(Killed):
+        await land(world, [row(n) for n in range(1, 8)], dies_after(2))
+    world.clock.advance(SLICED.landing_lease)
+    report = await send(world, [row(7, end="2026-02-01")])
+    assert (report.changed, report.ends) == (1, 1), "the newer file is compared with all of the older one"
+    assert (await entry_of(world, 6)).end_on is None
+
+
+async def test_others_write_between_slices_and_what_they_changed_of_the_list_stays(world: World) -> None:
+    await send(world, [row(n) for n in range(1, 4)])
+    await send(world, [row(n) for n in (1, 2)], kind=UploadKind.FULL)
+    [missing] = await differences(world)
+    world.clock.advance(timedelta(minutes=1))
+    sent_at = world.clock.now()
+    world.clock.advance(timedelta(minutes=1))
+    decided: list[asyncio.Task[None]] = []
+
+    def decide(done: int, total: int) -> None:
+        if not decided and done > total / 2:
+            decision = decide_difference(
+                world.database,
+                world.keyring,
+                world.clock,
+                difference_id=missing.id,
+                owner=OWNER,
+                decision=DifferenceDecision.ENDED,
+                by=LEAD,
+            )
+            decided.append(asyncio.create_task(decision))
+
+    report = await land(world, [row(n, family="New") for n in range(2, 10)], decide, sent_at=sent_at)
+    await decided[0]
+    assert report.state is UploadState.LOADED
+    assert (await entry_of(world, 3)).end_on == london_day(world.clock.now())
+    assert (await entry_of(world, 9)).name.family == "New"
 
 
 # What the list said

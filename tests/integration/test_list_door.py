@@ -174,3 +174,12 @@ async def test_a_malformed_file_is_told_on_the_page(office: Pages) -> None:
     async with office.signed_in(LIZ) as officer:
         answer = await send_file(officer, b"local_id,nhs_number\r\n")
     assert "Nothing was loaded" in answer.text and "CPF01" in answer.text and "family_name" in answer.text
+
+
+async def test_a_guessed_credential_is_heard_ten_times_a_minute(office: Pages, door: httpx.AsyncClient) -> None:
+    for _ in range(10):
+        assert (await door.post("/child-lists/706", content=csv_of(CASEY), auth=("706", "guess"))).status_code == 401
+    assert (await door.post("/child-lists/706", content=csv_of(CASEY))).status_code == 401
+    assert await count(office) == 0
+    others = await door.post("/child-lists/706", content=csv_of(CASEY), auth=(LIZ, PASSWORD))
+    assert others.status_code == 200, "whoever else may send it is heard"

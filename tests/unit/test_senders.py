@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from broker.attempts import AttemptLimits, Attempts
 from broker.keyring import Keyring
 from broker.senders import Senders, digest_credential, write_snapshot
 from schemas.directory import Sender
@@ -130,3 +131,21 @@ def test_a_snapshot_that_has_not_changed_is_not_read_again(senders: Senders, pat
     with capture_logs() as lines:
         assert senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
     assert lines == []
+
+
+def test_guessing_is_limited_and_shuts_no_sender_out(path: Path) -> None:
+    now = [1000.0]
+    attempts = Attempts(AttemptLimits(failures_max=3, window_s=60, remembered_max=4), read_clock=lambda: now[0])
+    guarded = Senders(path, KEYRING, attempts)
+    assert guarded.admit("RZ1", b"rz1-credential", "203.0.113.9"), "the sender is at work"
+    for host in ("203.0.113.9", "198.51.100.1"):
+        assert not any(guarded.admit("RZ1", b"guess", host) for _ in range(3))
+    assert guarded.admit("RZ1", b"rz1-credential", "198.51.100.1") is None, "who guessed three times is not heard"
+    assert guarded.admit("RZ2", b"rz2-credential", "10.1.0.1"), "others are"
+    assert guarded.admit("RZ1", b"rz1-credential", "203.0.113.9"), "and so is who has shown the right one before"
+    assert guarded.admit("RZ1", b"rz1-credential", "203.0.113.10"), "from every other address"
+    now[0] += 61
+    assert guarded.admit("RZ1", b"rz1-credential", "198.51.100.1"), "a minute later the counting begins anew"
+    for number in range(100):
+        guarded.admit("RZ1", b"guess", f"192.0.2.{number}")
+    assert len(attempts._failed) == len(attempts._genuine) == 4
