@@ -33,6 +33,7 @@ from benchmarks.installation import (
     open_installation,
 )
 from benchmarks.line import measure_line
+from benchmarks.lists import measure_lists
 from benchmarks.reader import measure_readers
 from benchmarks.reply import measure_replies
 from tests.engines import EngineError, free_port
@@ -47,6 +48,8 @@ MEASUREMENTS: dict[str, Callable[[Installation, Scale, Say], Awaitable[list[Figu
 """In this order: what the line leaves to be delivered would be in the way of the replies."""
 READERS = "reader"
 """Needs no engines: measured once, before everything else."""
+LISTS = "lists"
+"""Needs no town: its lists are its own."""
 PROFILES = "profile"
 ENGINES: dict[str, Callable[[], AbstractContextManager[Engines]]] = {
     "embedded": embedded_engines,
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say("These numbers compare the broker with its peers in this very run. Leave the machine alone meanwhile.")
     say(describe_machine())
     try:
-        report = _measure(scale, given.engines, given.only)
+        report = _measure(scale, given.engines, given.only, is_huge=given.huge)
     except EngineError as error:
         say(f"error: {error}")
         return 1
@@ -81,8 +84,28 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _measure(scale: Scale, engines: Sequence[str], only: Sequence[str]) -> Report:
+def _measure(scale: Scale, engines: Sequence[str], only: Sequence[str], *, is_huge: bool) -> Report:
     measured_at = datetime.now(UTC)
+    figures: list[Figure] = []
+    if LISTS in only:
+        for name in engines:
+            with ENGINES[name]() as pair:
+                say(f"{pair.name}: {LISTS}")
+                figures += asyncio.run(measure_lists(pair, scale, say, is_huge=is_huge))
+    profiles: list[Profile] = []
+    if set(only) != {LISTS}:
+        found, profiles = _measure_town(scale, engines, only)
+        figures += found
+    return Report(
+        machine=describe_machine(),
+        measured_at=measured_at.isoformat(timespec="seconds"),
+        scale=scale.name,
+        figures=tuple(figures),
+        profiles=tuple(profiles),
+    )
+
+
+def _measure_town(scale: Scale, engines: Sequence[str], only: Sequence[str]) -> tuple[list[Figure], list[Profile]]:
     say(f"Inventing a town of {scale.listed + scale.unlisted:,} people, {scale.listed:,} of them listed ...")
     town = BenchTown(scale)
     gc.collect()
@@ -92,20 +115,14 @@ def _measure(scale: Scale, engines: Sequence[str], only: Sequence[str]) -> Repor
     if READERS in only:
         say("The readers alone")
         figures += measure_readers(town.town, scale, say)
-    if set(only) == {READERS}:
+    if set(only) <= {READERS, LISTS}:
         engines = ()
     for name in engines:
         with ENGINES[name]() as pair:
             found, profiled = asyncio.run(_measure_pair(pair, town, scale, only))
         figures += found
         profiles += profiled
-    return Report(
-        machine=describe_machine(),
-        measured_at=measured_at.isoformat(timespec="seconds"),
-        scale=scale.name,
-        figures=tuple(figures),
-        profiles=tuple(profiles),
-    )
+    return figures, profiles
 
 
 async def _measure_pair(
@@ -133,7 +150,8 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller lists, fewer and shorter rounds: a few minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round of every figure as JSON")
     parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=list(ENGINES), help="by default both")
-    choices = (READERS, *MEASUREMENTS, PROFILES)
+    choices = (READERS, LISTS, *MEASUREMENTS, PROFILES)
+    parser.add_argument("--huge", action="store_true", help="lists: matches among 1.5 million entries as well")
     parser.add_argument("--only", nargs="+", choices=choices, default=list(choices), help="by default everything")
     return parser.parse_args(arguments)
 

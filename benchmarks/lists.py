@@ -53,7 +53,7 @@ async def measure_lists(engines: Engines, scale: Scale, say: Say, *, is_huge: bo
     await furnish(database, keyring, ManualClock(), engines.directory)
     try:
         floor_s = await _write_bare(database, scale.listed)
-        told, waits_s = await _load(database, url, engines.directory, scale.listed, say)
+        told, waits_s = await _load(database, url, engines.directory, scale.listed)
         say(f"  {scale.listed:,} entries in {told['seconds']:.1f} s; bare rows {floor_s:.1f} s")
         say(f"  another writer waited {1000 * max(waits_s):,.0f} ms at most, memory {told['peak_mib']:.0f} MiB")
         figures = [
@@ -78,35 +78,28 @@ def _figure(engines: Engines, what: str, unit: str, subject: Subject, value: flo
     return Figure(what=what, engines=engines.name, subject=subject, unit=unit, rounds=(value,))
 
 
-async def _load(
-    database: Database, url: str, directory: Path, rows: int, say: Say
-) -> tuple[dict[str, float], list[float]]:
+async def _load(database: Database, url: str, directory: Path, rows: int) -> tuple[dict[str, float], list[float]]:
     """Load a list as a process of its own does, and write beside it as the consumer does."""
     arguments = ("-m", "benchmarks.lists", url, str(directory), str(rows))
     process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=asyncio.subprocess.PIPE)
-    writing = asyncio.create_task(_write_beside(database))
+    waits_s: list[float] = []
+    writing = asyncio.create_task(_write_beside(database, waits_s))
     output, _ = await process.communicate()
     writing.cancel()
-    waits_s: list[float] = []
     with suppress(asyncio.CancelledError):
-        waits_s = await writing
+        await writing
     assert process.returncode == 0, "the list was not loaded"
-    waits_s = _waits_s.copy()
-    _waits_s.clear()
     return json.loads(output), waits_s
 
 
-_waits_s: list[float] = []
-
-
-async def _write_beside(database: Database) -> list[float]:
+async def _write_beside(database: Database, waits_s: list[float]) -> None:
     while True:
         began_at = time.perf_counter()
         async with database.writing() as connection:
             await connection.execute(
                 text("UPDATE authorities SET office_telephone = office_telephone WHERE code = '707'")
             )
-        _waits_s.append(time.perf_counter() - began_at)
+        waits_s.append(time.perf_counter() - began_at)
         await asyncio.sleep(_WRITES_EVERY_S)
 
 

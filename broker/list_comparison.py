@@ -56,7 +56,7 @@ class UploadOptions:
     """How long an entry that a full list left out may wait for a person."""
     short_bytes_max: int = 131_072
     """A file of up to so much (about a thousand rows) is compared within the transaction that writes it."""
-    slice_rows: int = 500
+    slice_rows: int = 250
     """What changes more of a list lands in slices of so many: others may write in between."""
     landing_lease: timedelta = timedelta(seconds=120)
     """Whoever lands a file and says nothing for so long is taken for dead, and another goes on."""

@@ -47,6 +47,8 @@ _FREE_TURNS: Final = 2
 _LANDING_TURNS: Final = 20
 """... of which a part has landed."""
 _LANDING_POLL_S: Final = 0.25
+_BREATH_S: Final = 0.01
+"""Between slices: a file lock goes to whoever asks first, and whoever waits must have the time to ask."""
 _PART_IDS: Final = 500
 Progress = Callable[[int, int], None]
 """Called with how much was done, of how much."""
@@ -442,6 +444,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
                 )
             version, written = version + 1, written + len(entries)
             self._tell_written(found, written)
+            await asyncio.sleep(_BREATH_S)
         for part in _parts_of(found.repeated):
             async with writing() as connection:
                 await child_lists.note_repeated(connection, part, self.sent_at)

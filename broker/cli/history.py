@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from broker.list_history import AsAt
     from broker.settings import Settings
     from broker.storage.database import Database
-    from broker.storage.missed import Missed
+    from broker.storage.list_versions import ListAge
+    from broker.storage.missed import Missed, Sweep
 
 NUMBER_LETTERS_MAX: Final = 100
 MISSED_SHOWN_MAX: Final = 1000
+HOURS_TOLD_MAX: Final = 48
 
 
 def show_as_at(
@@ -60,20 +62,54 @@ def show_as_at(
 def show_missed(as_json: JsonOption = False) -> None:
     """Alerts that should have been raised and were not, found by night. Ids and counts, nobody's name."""
     from broker.clock import SystemClock
-    from broker.storage import missed
+    from broker.storage import list_versions, missed
 
-    async def load(_: Settings, database: Database) -> list[Missed]:
+    now = SystemClock().now()
+
+    async def load(_: Settings, database: Database) -> tuple[list[Missed], Sweep, list[ListAge]]:
         async with database.reading() as connection:
-            return await missed.list_missed(connection, owner=None, rows_max=MISSED_SHOWN_MAX)
+            found = await missed.list_missed(connection, owner=None, rows_max=MISSED_SHOWN_MAX)
+            return found, await missed.load_sweep(connection), await list_versions.load_ages_at(connection, now)
 
-    found = run(load)
+    found, sweep, ages = run(load)
     if as_json:
         print_json(found)
         return
+    if not found:
+        _tell_none_missed(sweep)
+    else:
+        _print_missed(found, now)
+    for age in ages:
+        told = f"confirmed {_tell_age(now - age.confirmed_at)} ago" if age.confirmed_at else "never loaded"
+        console.print(f"List of {age.authority} {age.authority_name}: {told}", markup=False)
+
+
+def _tell_none_missed(sweep: Sweep) -> None:
+    """What was looked at; nothing of what it means for anybody."""
+    from broker.domain.visits import LONDON
+
+    if sweep.night is None:
+        console.print("No missed alert is known: no night has been looked through yet. The part jobs does it.")
+        return
+    kept = "no visit is kept in full"
+    if sweep.since is not None:
+        kept = f"all visits that are kept, back to {sweep.since.astimezone(LONDON):%d %B %Y} (London), were compared"
+    console.print(
+        f"Nothing was missed that today's lists show: {kept}, last in the night of {sweep.night}. "
+        "Who is on no list, or under a wrong number, is not found so.",
+        soft_wrap=True,
+    )
+
+
+def _tell_age(age: timedelta) -> str:
+    hours = int(age.total_seconds() // 3600)
+    return f"{hours} hours" if hours < HOURS_TOLD_MAX else f"{age.days} days"
+
+
+def _print_missed(found: list[Missed], now: datetime) -> None:
     from rich.table import Table
 
     shown = Table("missed", "authority", "visit", "came", "why", "state", "held by", "days old")
-    now = SystemClock().now()
     for each in found:
         shown.add_row(
             each.id[:12],

@@ -7,16 +7,17 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.alerts import DUTY_DESK
 from broker.keyring import Keyring
+from broker.storage.jobs import FIND_MISSED
 from broker.storage.rows import insert_new, is_among
-from broker.storage.tables import ItemState, MissedAlert, MissedCause, table
+from broker.storage.tables import ItemState, Job, MissedAlert, MissedCause, Visit, VisitMessage, table
 from schemas.identifiers import authority_owner
 
-_missed = table(MissedAlert)
+_missed, _jobs, _visits, _messages = table(MissedAlert), table(Job), table(Visit), table(VisitMessage)
 ALERTED_LATE = "alerted_late"
 
 
@@ -69,6 +70,26 @@ async def list_missed(connection: AsyncConnection, *, owner: str | None, rows_ma
     if owner is not None:
         statement = statement.where(_missed.c.owner == owner)
     return [_read(row) for row in await connection.execute(statement)]
+
+
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """What the last night that was looked through took in. ``night`` is None: no night was yet."""
+
+    night: str | None
+    """The London day on which it began."""
+    since: datetime | None
+    """When the oldest visit was heard of last that is still kept in full."""
+
+
+async def load_sweep(connection: AsyncConnection) -> Sweep:
+    """Over which days missed alerts are known to be looked for."""
+    done = select(func.max(_jobs.c.subject)).where(
+        _jobs.c.kind == FIND_MISSED, _jobs.c.state == ItemState.DONE.value, _jobs.c.done_at.is_not(None)
+    )
+    kept = select(func.min(_visits.c.heard_at)).where(exists().where(_messages.c.visit_id == _visits.c.id))
+    return Sweep(
+        night=(await connection.execute(done)).scalar_one(), since=(await connection.execute(kept)).scalar_one()
+    )
 
 
 async def close_alerted(connection: AsyncConnection, missed_ids: Collection[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy import Select, delete, exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.storage.rows import is_among
@@ -49,30 +49,48 @@ async def reduce_visits(connection: AsyncConnection, *, heard_before: datetime, 
     known, and every position still has its outcome. A visit with a match, an alert, a review or a missed alert stays.
     A later message of a reduced visit begins it anew. Returns the visits' ids.
     """
+    found = await find_reducible(connection, heard_before=heard_before, rows_max=rows_max)
+    return await reduce_found(connection, found, heard_before=heard_before)
+
+
+async def reduce_found(connection: AsyncConnection, found: Sequence[str], *, heard_before: datetime) -> list[str]:
+    """Reduce those of these visits that may be reduced once nobody else can change them; returns their ids.
+
+    An alert may have been raised since they were found. PostgreSQL does not look at other tables again when it locks
+    a row, so they are looked for a second time, by a statement that begins after the lock.
+    """
+    lock = select(_visits.c.id).where(is_among(connection, _visits.c.id, found)).with_for_update(skip_locked=True)
+    locked = [row.id for row in await connection.execute(lock.order_by(_visits.c.id))]
+    still = await connection.execute(
+        _select_reducible(heard_before).where(is_among(connection, _visits.c.id, locked)).order_by(_visits.c.id)
+    )
+    visit_ids = [row.id for row in still]
+    if visit_ids:
+        await _reduce(connection, visit_ids)
+    return visit_ids
+
+
+async def find_reducible(connection: AsyncConnection, *, heard_before: datetime, rows_max: int) -> list[str]:
+    """The next visits that may be reduced, the oldest first. None of them is locked."""
+    found = _select_reducible(heard_before).order_by(_visits.c.heard_at, _visits.c.id).limit(rows_max)
+    return [row.id for row in await connection.execute(found)]
+
+
+def _select_reducible(heard_before: datetime) -> Select[tuple[str]]:
     told_something = (
         exists().where(_alerts.c.visit_id == _visits.c.id),
         exists().where(_reviews.c.visit_id == _visits.c.id),
         exists().where(_missed.c.visit_id == _visits.c.id),
     )
-    found = (
-        select(_visits.c.id)
-        .where(
-            _visits.c.heard_at < heard_before,
-            or_(_visits.c.reply_outcome.is_(None), _visits.c.reply_outcome != ReplyOutcome.MATCH.value),
-            or_(
-                exists().where(_messages.c.visit_id == _visits.c.id),
-                *(_visits.c[name].is_not(None) for name in _INDEXES),
-            ),
-            *(~each for each in told_something),
-        )
-        .order_by(_visits.c.heard_at, _visits.c.id)
-        .limit(rows_max)
-        .with_for_update(skip_locked=True)
+    return select(_visits.c.id).where(
+        _visits.c.heard_at < heard_before,
+        or_(_visits.c.reply_outcome.is_(None), _visits.c.reply_outcome != ReplyOutcome.MATCH.value),
+        or_(
+            exists().where(_messages.c.visit_id == _visits.c.id),
+            *(_visits.c[name].is_not(None) for name in _INDEXES),
+        ),
+        *(~each for each in told_something),
     )
-    visit_ids = [row.id for row in await connection.execute(found)]
-    if visit_ids:
-        await _reduce(connection, visit_ids)
-    return visit_ids
 
 
 async def _reduce(connection: AsyncConnection, visit_ids: Sequence[str]) -> None:

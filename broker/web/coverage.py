@@ -97,11 +97,12 @@ async def part_numbers(request: Request, item_id: str) -> Response:
         if item.entry_id is None or item.reason not in (CoverageReason.SUPERSEDED, CoverageReason.RESTRICTED):
             raise HTTPException(404)
         found = await child_lists.load_entries(connection, pages.keyring, [item.entry_id])
+        plans = await _find_plans(connection, pages.keyring, found)
         acts = []
         for pair in await _find_pairs(connection, pages.keyring, found, person.owner):
             await aliases.undo_alias(connection, pair.id, by=person.login, now=now)
             acts.append(_act(person, "alias.undone", item.entry_id))
-        for kind, subject in ((LOOK_BACK, item.entry_id), (COVERAGE, _authority_of(person))):
+        for kind, subject in (*((LOOK_BACK, plan) for plan in plans), (COVERAGE, _authority_of(person))):
             job_id = derive_job_id(pages.keyring, kind, subject)
             await jobs.add_jobs(connection, kind, [(job_id, person.owner, subject)], now)
         await audit.record_acts(connection, acts, now)
@@ -115,6 +116,15 @@ async def _load_item(connection: AsyncConnection, person: Person, item_id: str) 
             if item.id == item_id:
                 return item
     raise HTTPException(404)
+
+
+async def _find_plans(connection: AsyncConnection, keyring: Keyring, found: Sequence[Candidate]) -> list[str]:
+    """Every plan that the authority lists under the numbers of these entries: a link reaches all of them."""
+    indexes = [index_nhs_number(keyring, each.entry.nhs_number) for each in found]
+    listed = (await child_lists.find_by_nhs_number(connection, keyring, indexes)).values()
+    authorities = {each.authority for each in found}
+    plans = {other.entry_id for linked in listed for other in linked if other.authority in authorities}
+    return sorted(plans | {each.entry_id for each in found})
 
 
 async def _find_pairs(

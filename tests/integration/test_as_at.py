@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 import pytest
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 from broker.cli import app
 from broker.list_history import AsAt, AsAtQuestion, tell_as_at
-from schemas.identifiers import NhsNumber
+from broker.storage import coverage, jobs
+from broker.storage.tables import Job, table
+from schemas.identifiers import NhsNumber, authority_owner
 from tests.pages import ASH, DEE, NORTHFOLD, Pages
-from tests.world import CASEY, CHILDREN_COLUMNS, FIELD_KEYS, INDEX_KEY, World
+from tests.world import CASEY, CHILDREN_COLUMNS, FIELD_KEYS, INDEX_KEY, World, hl7
 
 CASEY_NUMBER = NhsNumber("9990000018")
 
@@ -104,3 +107,18 @@ async def test_the_commands_answer_and_the_number_comes_by_standard_input(
     assert (await asyncio.to_thread(invoke, "children", "as-at", "--at", "soon", given="9990000018\n"))[0] == 2
     assert (await asyncio.to_thread(invoke, "children", "as-at", "--at", at, given="12\n"))[0] == 2
     assert await asyncio.to_thread(invoke, "missed", "--json") == (0, "[]\n")
+    _, told = await asyncio.to_thread(invoke, "missed")
+    assert "no night has been looked through yet" in told
+    await world.receive(hl7(nhs_number="9990000034", family="NOBODY"))
+    night = [("n1", authority_owner("706"), "2026-02-14")]
+    async with world.database.writing() as connection:
+        await jobs.add_jobs(connection, jobs.FIND_MISSED, night, world.clock.now())
+        # 22:30 on a summer evening is half past eleven in London.
+        await coverage.note_confirmation(connection, "706", datetime(2026, 7, 1, 22, 30, tzinfo=UTC))
+        await connection.execute(update(table(Job)).values(state="done", done_at=world.clock.now()))
+    _, told = await asyncio.to_thread(invoke, "missed")
+    assert f"back to {world.clock.now():%d %B %Y} (London)" in told and "in the night of 2026-02-14" in told
+    assert "List of 706 Northfold Borough Council: confirmed" in told and "List of 707" in told
+    assert "safe" not in told.lower() and "│" not in told
+    _, told = await asyncio.to_thread(invoke, "children", "coverage", "--authority", "706")
+    assert "List confirmed: 01 July 2026 at 23:30 (London)" in told

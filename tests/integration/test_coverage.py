@@ -16,7 +16,7 @@ from schemas.identifiers import NhsNumber
 from schemas.trace import Finding, Mismatch, Restricted, Superseded, TraceField
 from tests.factories import make_entry, make_nhs_number
 from tests.pages import DEE, KIT, LIZ, NIA, NORTHFOLD, Pages
-from tests.world import hl7
+from tests.world import CASEY, hl7
 
 NEW = make_nhs_number(40)
 
@@ -78,7 +78,11 @@ async def test_a_link_is_undone_by_a_person_on_record_and_what_rested_on_it_is_w
     entry_id = await find(pages, Superseded(replacement=NEW))
     async with pages.signed_in(DEE) as duty:
         [item] = re.findall(r'action="(/coverage/[0-9a-f]{32}/part)"', (await duty.get("/coverage")).text)
+        await world.list_children(CASEY, CASEY.replace("child_protection_plan", "looked_after_child"))
+        await world.run_jobs()
         assert (await duty.send_form(item)).status_code == 303
+    async with world.database.reading() as connection:
+        assert len(await jobs.list_waiting(connection, jobs.LOOK_BACK)) == 2, "every plan under the number is looked at"
     await world.run_jobs()
     assert sorted(alert.withdrawn_at is not None for alert in await world.alerts()) == [False, True]
     assert (DEE, "alias.undone", entry_id) in await pages.acts(NORTHFOLD)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from sqlalchemy import select
 
+from broker.domain.visits import LONDON
 from broker.storage.tables import AlertState, Delivery, table
 from schemas.alert import ReplyOutcome
 from schemas.child_list import PlanType
@@ -248,3 +249,29 @@ async def test_a_child_born_shortly_before_the_plan_began_goes_to_a_person(world
     await world.list_children(PREGNANT)
     born = hl7(nhs_number=BABY, birth_date=date(2025, 10, 20), mother=MOTHER)
     assert await world.receive(born) == [Outcome.UNDER_REVIEW]
+
+
+@pytest.mark.parametrize(
+    ("born", "last_instant"),
+    [
+        # In summer London's midnight is 23:00 UTC, in winter 24:00.
+        (date(2008, 7, 15), datetime(2026, 7, 14, 22, 59, tzinfo=UTC)),
+        (date(2008, 1, 15), datetime(2026, 1, 14, 23, 59, tzinfo=UTC)),
+    ],
+)
+async def test_an_entry_ends_at_london_midnight_of_the_eighteenth_birthday_and_an_unborn_plan_does_not(
+    world: World, born: date, last_instant: datetime
+) -> None:
+    own = CASEY.replace("2015-03-02", born.isoformat()).replace("2026-01-10", "2025-11-01")
+    world.clock.move_to(last_instant)
+    await world.list_children(own, authority="706")
+    unborn = own.replace("child_protection_plan", "unborn_child_protection_plan").replace("W1", "W7")
+    await world.list_children(unborn, authority="707")
+    london = last_instant.astimezone(LONDON).replace(tzinfo=None)
+    await world.receive(hl7(birth_date=born, at=london))
+    assert (len(await world.alerts("706")), len(await world.alerts("707"))) == (1, 1)
+    world.clock.advance(timedelta(minutes=1))
+    await world.receive(hl7(birth_date=born, at=london + timedelta(minutes=1), visit="V2", patient="K2"))
+    assert (len(await world.alerts("706")), len(await world.alerts("707"))) == (1, 2)
+    await world.run_jobs()
+    assert (len(await world.alerts("706")), len(await world.alerts("707"))) == (1, 2)

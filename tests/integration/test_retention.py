@@ -13,7 +13,7 @@ from broker.consumers.loop import Batch, ConsumeLoop, LoopOptions
 from broker.jobs.retention import RetentionRules, trim_log
 from broker.jobs.runner import JobOptions, JobRunner
 from broker.settings import Environment
-from broker.storage import handled, ledger
+from broker.storage import handled, ledger, retention
 from broker.storage.handled import Place
 from broker.storage.tables import (
     Delivery,
@@ -95,6 +95,21 @@ async def test_a_look_back_that_waits_still_finds_who_came_before_its_list_chang
     await run_jobs(world)
     [alert] = await world.alerts()
     assert alert.alert.late
+
+
+async def test_a_visit_that_alerts_while_the_retention_looks_at_it_stays(world: World) -> None:
+    """The look-back commits after the visit was found and before it is locked: PostgreSQL would not look again."""
+    await world.receive(hl7())
+    heard_before = world.clock.now() + timedelta(seconds=1)
+    async with world.database.reading() as connection:
+        found = await retention.find_reducible(connection, heard_before=heard_before, rows_max=10)
+    assert len(found) == 1
+    await world.list_children(CASEY)
+    await world.run_jobs()
+    assert len(await world.alerts()) == 1
+    async with world.database.writing() as connection:
+        assert await retention.reduce_found(connection, found, heard_before=heard_before) == []
+    assert await count(world, VisitMessage) == 1
 
 
 async def test_what_a_reply_said_that_found_nobody_is_dropped_once_it_is_sent(world: World) -> None:
