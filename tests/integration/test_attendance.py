@@ -141,7 +141,9 @@ async def test_a_mother_of_an_unborn_child_matches_at_any_age(world: World) -> N
     assert await world.receive(message) == [Outcome.ALERTED]
 
 
-async def test_every_authority_that_lists_the_child_is_told_with_every_plan(world: World) -> None:
+async def test_scenario_u_both_authorities_of_a_child_placed_out_of_area_are_told_and_one_reply_names_both(
+    world: World,
+) -> None:
     await world.list_children(CASEY, CASEY.replace("child_protection_plan", "looked_after_child").replace("W1", "W2"))
     await world.list_children(CASEY.replace("W1", "W7"), authority="707")
 
@@ -152,6 +154,11 @@ async def test_every_authority_that_lists_the_child_is_told_with_every_plan(worl
     assert second.held_by == "W7"
     [reply] = await world.replies()
     assert set(reply.authorities_told) == {"Northfold Borough Council", "Eastmere County Council"}
+    contacts = {(plan.authority_name, plan.office_telephone, plan.emergency_telephone) for plan in reply.plans}
+    assert contacts == {
+        ("Northfold Borough Council", "01632 960101", "01632 960102"),
+        ("Eastmere County Council", "01632 960201", "01632 960202"),
+    }
 
 
 async def test_an_alert_without_a_reachable_worker_goes_to_the_duty_desk(world: World) -> None:
