@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
@@ -73,11 +73,12 @@ async def load_directory(connection: AsyncConnection) -> Directory:
     """Read the whole directory; secrets stay sealed."""
     authorities = {row.code: _authority(row) for row in await connection.execute(select(_authorities))}
     sites = {row.code: _site(row) for row in await connection.execute(select(_sites))}
+    landing = select(_held.c.landing_upload_id).where(_held.c.landing_upload_id.is_not(None))
     confirmed = dict(
         (
             await connection.execute(
                 select(_uploads.c.authority, func.max(_uploads.c.uploaded_at))
-                .where(~exists().where(_held.c.landing_upload_id == _uploads.c.id))
+                .where(_uploads.c.id.not_in(landing))
                 .group_by(_uploads.c.authority)
             )
         ).all()

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
-from sqlalchemy import case, exists, or_, select, text, update
+from sqlalchemy import case, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
@@ -124,7 +124,7 @@ async def claim_jobs(
     )
     if kind == LOOK_BACK:
         # Half a list may have a person under a number that the other half gives to somebody else.
-        due = due.where(~exists().where(_held.c.owner == _jobs.c.owner, _held.c.landing_upload_id.is_not(None)))
+        due = due.where(_jobs.c.owner.not_in(select(_held.c.owner).where(_held.c.landing_upload_id.is_not(None))))
         if connection.dialect.name == "postgresql":
             due = due.where(_BARRIER_PASSED)
     due = due.order_by(_jobs.c.due_at, _jobs.c.id).limit(jobs_max).with_for_update(skip_locked=True)
