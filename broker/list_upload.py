@@ -13,7 +13,7 @@ left out (ADR 0044).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -30,12 +30,13 @@ from broker.keyring import Keyring
 from broker.list_comparison import Comparer, Comparison, Connect, UploadOptions, end_entry
 from broker.ports import Clock
 from broker.spool import SealedSpool
-from broker.storage import audit, child_lists, held_uploads, jobs, list_differences
+from broker.storage import audit, child_lists, held_uploads, jobs, landings, list_differences
 from broker.storage.audit import Act
 from broker.storage.child_lists import SealedEntry, Upload, seal_entry
 from broker.storage.database import Database
-from broker.storage.held_uploads import Landing, NewHold, StoredHold
+from broker.storage.held_uploads import NewHold, StoredHold
 from broker.storage.jobs import LOOK_BACK, derive_job_id
+from broker.storage.landings import Landing
 from broker.storage.list_differences import Difference, DifferenceDecision
 from schemas.identifiers import authority_owner
 from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport, UploadState
@@ -144,20 +145,20 @@ async def confirm_upload(
         confirmed=_Confirmed(held=held, by=by, reason=reason),
     )
     with SealedSpool(keyring, bytes_max=options.bytes_max) as spool:
-        await _load_file(database, keyring, spool, upload_id)
+        await _load_file(database, spool, partial(held_uploads.load_part, keyring=keyring, upload_id=upload_id))
         return await work.take(spool)
 
 
 async def resume_landings(database: Database, keyring: Keyring, clock: Clock, options: UploadOptions) -> int:
     """Land the rest of the files that nobody goes on with; returns how many there were."""
     async with database.reading() as connection:
-        stranded = await held_uploads.list_stranded(connection, clock.now())
+        stranded = await landings.list_stranded(connection, clock.now())
     return sum([await _resume(database, keyring, clock, landing, options) for landing in stranded])
 
 
 async def _resume(database: Database, keyring: Keyring, clock: Clock, landing: Landing, options: UploadOptions) -> bool:
     async with database.writing() as connection:
-        if not await held_uploads.take_over(connection, landing, clock.now() + options.landing_lease):
+        if not await landings.take_over(connection, landing, clock.now() + options.landing_lease):
             return False
     work = _Upload(
         database=database,
@@ -172,15 +173,16 @@ async def _resume(database: Database, keyring: Keyring, clock: Clock, landing: L
         landing=landing,
     )
     with SealedSpool(keyring, bytes_max=options.bytes_max) as spool:
-        await _load_file(database, keyring, spool, landing.id)
+        load_part = partial(landings.load_part, keyring=keyring, upload_id=landing.upload_id)
+        await _load_file(database, spool, load_part)
         await work.take(spool)
     return True
 
 
-async def _load_file(database: Database, keyring: Keyring, spool: SealedSpool, upload_id: str) -> None:
+async def _load_file(database: Database, spool: SealedSpool, load_part: Callable[..., Awaitable[bytes | None]]) -> None:
     number = 0
     async with database.reading() as connection:
-        while (part := await held_uploads.load_part(connection, keyring, upload_id, number)) is not None:
+        while (part := await load_part(connection, number=number)) is not None:
             spool.write(part)
             number += 1
 
@@ -326,7 +328,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         """Until no other file lands on this list; one that nobody goes on with is landed first."""
         while self.landing is None:
             async with self.database.reading() as connection:
-                other = await held_uploads.find_landing(connection, self.authority)
+                other = await landings.find_landing(connection, self.authority)
             if other is None:
                 return
             if other.leased_until > self.clock.now():
@@ -406,22 +408,19 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         now = self.clock.now()
         upload_id = self._derive_upload_id(spool, now)
         landing = Landing(
-            id=self.keyring.derive_id("landing", upload_id),
+            upload_id=upload_id,
             authority=self.authority,
             kind=self.kind,
             format=self.form,
             uploaded_by=self.uploaded_by,
             uploaded_at=self.sent_at,
-            upload_id=upload_id,
             leased_until=now + self.options.landing_lease,
         )
         async with self.database.writing() as connection:
             if not await child_lists.take_turn(connection, self.authority, found.version):
                 return None
             await child_lists.record_upload(connection, self._describe_upload(upload_id, found, spool))
-            await held_uploads.begin_landing(
-                connection, self.keyring, landing, file_hash=spool.digest, chunks=spool.chunks()
-            )
+            await landings.begin_landing(connection, self.keyring, landing, spool.chunks())
             await self._settle_hold(connection, now)
             await audit.record_acts(connection, self._find_acts(upload_id, is_usable=True)[:-1], now)
         found.version += 1
@@ -453,7 +452,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         async with writing() as connection:
             if not await child_lists.take_turn(connection, self.authority, version):
                 return False
-            if await held_uploads.end_landing(connection, landing.id):
+            if await landings.end_landing(connection, landing.upload_id):
                 now = self.clock.now()
                 await self._conclude(connection, landing.upload_id, found, now)
                 await audit.record_acts(connection, self._find_acts(landing.upload_id, is_usable=True), now)
@@ -464,7 +463,9 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         return (entries[start : start + size] for start in range(0, len(entries), size))
 
     async def _prolong(self, connection: AsyncConnection, landing: Landing) -> bool:
-        return await held_uploads.prolong_landing(connection, landing.id, self.clock.now() + self.options.landing_lease)
+        return await landings.prolong_landing(
+            connection, landing.upload_id, self.clock.now() + self.options.landing_lease
+        )
 
     async def _settle_hold(self, connection: AsyncConnection, now: datetime) -> None:
         if self.confirmed is not None and not await held_uploads.settle_upload(

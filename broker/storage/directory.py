@@ -15,7 +15,7 @@ from broker.storage.database import upsert
 from broker.storage.tables import (
     AuthorityRow,
     EstablishmentRow,
-    HeldUpload,
+    ListLanding,
     ListUpload,
     LoginRow,
     Owner,
@@ -29,7 +29,7 @@ from schemas.directory import Authority, CareSetting, KeptAnswer, Role, Sender, 
 from schemas.identifiers import OwnerId, authority_owner, organisation_owner
 
 _owners, _authorities, _sites, _workers = table(Owner), table(AuthorityRow), table(SiteRow), table(WorkerRow)
-_uploads, _held, _logins = table(ListUpload), table(HeldUpload), table(LoginRow)
+_uploads, _landings, _logins = table(ListUpload), table(ListLanding), table(LoginRow)
 _SECRETS_OF = {"authority": _authorities, "organisation": _sites, "establishment": table(EstablishmentRow)}
 
 
@@ -73,12 +73,11 @@ async def load_directory(connection: AsyncConnection) -> Directory:
     """Read the whole directory; secrets stay sealed."""
     authorities = {row.code: _authority(row) for row in await connection.execute(select(_authorities))}
     sites = {row.code: _site(row) for row in await connection.execute(select(_sites))}
-    landing = select(_held.c.landing_upload_id).where(_held.c.landing_upload_id.is_not(None))
     confirmed = dict(
         (
             await connection.execute(
                 select(_uploads.c.authority, func.max(_uploads.c.uploaded_at))
-                .where(_uploads.c.id.not_in(landing))
+                .where(_uploads.c.id.not_in(select(_landings.c.upload_id)))
                 .group_by(_uploads.c.authority)
             )
         ).all()

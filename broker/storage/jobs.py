@@ -19,10 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.rows import insert_new
-from broker.storage.tables import HeldUpload, ItemState, Job, ListUpload, table
+from broker.storage.tables import ItemState, Job, ListLanding, ListUpload, table
 from schemas.identifiers import authority_owner
 
-_jobs, _uploads, _held = table(Job), table(ListUpload), table(HeldUpload)
+_jobs, _uploads, _landings = table(Job), table(ListUpload), table(ListLanding)
 LOOK_BACK: Final = "look_back"
 """Compare a list entry with recent visits; its subject is the entry's id."""
 FIND_MISSED: Final = "find_missed"
@@ -124,7 +124,7 @@ async def claim_jobs(
     )
     if kind == LOOK_BACK:
         # Half a list may have a person under a number that the other half gives to somebody else.
-        due = due.where(_jobs.c.owner.not_in(select(_held.c.owner).where(_held.c.landing_upload_id.is_not(None))))
+        due = due.where(_jobs.c.owner.not_in(select(_landings.c.owner)))
         if connection.dialect.name == "postgresql":
             due = due.where(_BARRIER_PASSED)
     due = due.order_by(_jobs.c.due_at, _jobs.c.id).limit(jobs_max).with_for_update(skip_locked=True)

@@ -328,17 +328,39 @@ class HeldUpload(SQLModel, table=True):
     decision: str | None = None
     decided_by: str | None = None
     decided_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
-    landing_upload_id: str | None = None
-    """Nobody has to decide: the file is long and lands in slices, as this upload. None when all of it has landed."""
-    leased_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))
-    """Until then whoever lands it is alive; afterwards another goes on."""
 
 
 class HeldUploadPart(SQLModel, table=True):
-    """A part of a held file, sealed; gone as soon as a person has decided, or when all of it has landed."""
+    """A part of a held file, sealed; gone as soon as a person has decided."""
 
     __tablename__: ClassVar[Any] = "held_upload_parts"
     upload_id: str = Field(primary_key=True, foreign_key="held_uploads.id")
+    number: int = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner())
+    sealed: bytes = Field(sa_column=_bytes(nullable=False))
+
+
+class ListLanding(SQLModel, table=True):
+    """A long file of which not every slice has landed; gone when all of it stands."""
+
+    __tablename__: ClassVar[Any] = "list_landings"
+    __table_args__ = (_one_of("kind", UploadKind), _one_of("format", UploadFormat))
+    upload_id: str = Field(primary_key=True, foreign_key="list_uploads.id")
+    owner: str = Field(sa_column=_owner())
+    authority: str
+    kind: str
+    format: str
+    uploaded_by: str
+    uploaded_at: datetime = Field(sa_column=_at(nullable=False))
+    leased_until: datetime = Field(sa_column=_at(nullable=False))
+    """Until then whoever lands it is alive; afterwards another goes on."""
+
+
+class ListLandingPart(SQLModel, table=True):
+    """A part of a file that lands, sealed."""
+
+    __tablename__: ClassVar[Any] = "list_landing_parts"
+    upload_id: str = Field(primary_key=True, foreign_key="list_landings.upload_id")
     number: int = Field(primary_key=True)
     owner: str = Field(sa_column=_owner())
     sealed: bytes = Field(sa_column=_bytes(nullable=False))

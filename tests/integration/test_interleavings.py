@@ -146,3 +146,15 @@ async def test_200_interleavings_of_list_and_visit_steps_end_as_a_serial_order(s
 async def test_2_000_interleavings(sqlite_url: str, tmp_path: Path, seed: int) -> None:
     async with open_world(sqlite_url, tmp_path) as world:
         await play(world, HISTORIES, seed=100 + seed)
+
+
+async def test_50_interleavings_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
+    async with open_world(postgres_url, tmp_path) as world:
+        await play(world, 50, seed=7)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+async def test_2_000_interleavings_on_postgresql(postgres_url: str, tmp_path: Path, seed: int) -> None:
+    async with open_world(postgres_url, tmp_path) as world:
+        await play(world, HISTORIES, seed=200 + seed)

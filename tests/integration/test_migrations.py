@@ -460,6 +460,16 @@ ROWS |= {
         "state": "open",
         "due_by": NOW,
     },
+    "list_landings": {
+        "upload_id": UPLOAD["id"],
+        "owner": "authority:706",
+        "authority": "706",
+        "kind": "full",
+        "format": "csv",
+        "uploaded_by": "list.officer@706.example.org",
+        "uploaded_at": NOW,
+        "leased_until": NOW,
+    },
     "list_differences": {
         "id": "d1",
         "owner": "authority:706",
