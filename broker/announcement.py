@@ -21,6 +21,7 @@ from broker.domain.alerts import (
     describe_attendance,
 )
 from broker.domain.care_settings import Notice
+from broker.domain.course import Quiet
 from broker.domain.coverage import CoverageRules
 from broker.domain.decision import REVIEW_BITS_MIN, Candidate, Decision, Doubt, MatchRules, differing_facts
 from broker.domain.notices import RULES, find_notice
@@ -91,6 +92,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     topics_enabled: bool
     """Whether the Kafka topics for recipients are served; the embedded log has no outside readers."""
     review_bits_min: float = REVIEW_BITS_MIN
+    quiet: Quiet = Quiet()
 
 
 class Occasion(msgspec.Struct, frozen=True, kw_only=True):

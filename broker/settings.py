@@ -159,6 +159,12 @@ class Settings(BaseSettings):
         default=15.0, gt=0, description="Unacknowledged alerts and reviews go to the duty desk"
     )
     look_back_hours: float = Field(default=72.0, gt=0, description="Visits a changed list entry is matched against")
+    visit_stale_hours: float = Field(
+        default=72.0, ge=24, le=8760, description="A visit of which nothing is heard for so long comes to rest"
+    )
+    visit_admitted_stale_days: float = Field(
+        default=28.0, ge=1, le=365, description="... one whose person was admitted to a ward, after"
+    )
     plan_shown_days: int = Field(default=365, ge=0, le=3650, description="A plan is shown so long after its end")
     unborn_plan_shown_days: int = Field(default=28, ge=0, le=3650, description="An unborn child's plan, after its end")
     review_weight_bits_min: float = Field(

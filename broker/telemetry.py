@@ -57,6 +57,7 @@ class LogEvent(StrEnum):
     LEASE_LOST = "lease_lost"  # lane
     ESCALATED = "escalated"  # owner, count
     JOB_FAILED = "job_failed"  # kind, error
+    VISITS_CLOSED = "visits_closed"  # count
     TRACING_RESTS = "tracing_rests"  # code, seconds
     LIST_LATE = "list_late"  # authority, hours
     MESH_UNAVAILABLE = "mesh_unavailable"  # error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from broker.announcement import Rules
+from broker.domain.course import Quiet
 from broker.domain.coverage import CoverageRules
 from broker.domain.visibility import Windows
 from broker.notices import NoticeRules
@@ -29,6 +30,10 @@ def rules_of(settings: Settings) -> Rules:
         proclaimed_days=settings.proclaimed_days,
         topics_enabled=bool(settings.kafka_bootstrap_servers),
         review_bits_min=settings.review_weight_bits_min,
+        quiet=Quiet(
+            visit=timedelta(hours=settings.visit_stale_hours),
+            admission=timedelta(days=settings.visit_admitted_stale_days),
+        ),
     )
 
 

@@ -34,13 +34,14 @@ from broker.storage.database import Database
 from broker.storage.directory import Directory
 from broker.storage.persons import index_patient
 from broker.storage.quarantine import NewQuarantined
-from broker.storage.visits import Thread, derive_visit_id
+from broker.storage.visits import Thread, derive_next_visit_id, derive_visit_id
 from broker.telemetry import MESSAGES_HANDLED, LogEvent, log
 from schemas.attendance import Attendance
 from schemas.identifiers import BROKER_OWNER, NhsNumber
 from schemas.record import Partition, PositionOutcome
 
 PARTS_AT_ONCE_MAX: Final = 200
+VISITS_UNDER_ONE_NUMBER_MAX: Final = 50
 _DIRECTORY_KEPT: Final = timedelta(seconds=1)
 
 
@@ -128,10 +129,7 @@ class AttendanceConsumer:
         placed = [each for each in messages if each.visit_id is not None or not is_of_person(_said(each))]
         await self._assign_visits(connection, placed, kinship)
         also = await self._find_visits(connection, news, kinship, since)
-        threads = await self._load_threads(connection, placed, now, also)
-        for thread in threads.values():
-            site = known.sites.get(thread.sender)
-            thread.registers_by = site.registers_by if site is not None else ()
+        threads = await self._load_threads(connection, placed, known, now, also)
         heard = _Heard(kinship, threads)
         finder = await self._find_candidates(connection, messages, heard)
         if finder.authorities() - known.authorities.keys():
@@ -211,13 +209,49 @@ class AttendanceConsumer:
         return await visits.find_by_patients(connection, [index_patient(self._keyring, one) for one in named], since)
 
     async def _load_threads(
-        self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime, also: Sequence[str]
+        self,
+        connection: AsyncConnection,
+        messages: Sequence[ReadMessage],
+        known: Directory,
+        now: datetime,
+        also: Sequence[str],
     ) -> dict[str, Thread]:
-        first_said: dict[str, Attendance] = {}
+        """The visits of messages. What is said under the number of a visit at rest may be of one that began since."""
+        threads: dict[str, Thread] = {}
+        waiting = messages
+        for _ in range(VISITS_UNDER_ONE_NUMBER_MAX):
+            first_said: dict[str, Attendance] = {}
+            for message in waiting:
+                assert message.visit_id is not None and message.said is not None
+                first_said.setdefault(message.visit_id, message.said)
+            threads |= await visits.load_threads(connection, self._keyring, first_said, now, also=also)
+            for thread in threads.values():
+                site = known.sites.get(thread.sender)
+                thread.registers_by = site.registers_by if site is not None else ()
+            begun: dict[str, str] = {}
+            waiting, also = self._move_on(waiting, threads, begun), ()
+            if not waiting:
+                break
+            await visits.note_continued(connection, begun)
+        return threads
+
+    def _move_on(
+        self, messages: Sequence[ReadMessage], threads: Mapping[str, Thread], begun: dict[str, str]
+    ) -> list[ReadMessage]:
+        """Give messages that came after a visit had come to rest the one that began since; returns them.
+
+        ``begun`` takes up each visit after which another begins only now, and the other's id.
+        """
+        moved: list[ReadMessage] = []
         for message in messages:
-            assert message.visit_id is not None and message.said is not None
-            first_said.setdefault(message.visit_id, message.said)
-        return await visits.load_threads(connection, self._keyring, first_said, now, also=also)
+            thread = threads[message.visit_id or ""]
+            if message.replaying is None and thread.is_of_another(_said(message)):
+                if thread.continued_as is None:
+                    thread.continued_as = derive_next_visit_id(self._keyring, thread.visit_id)
+                    begun[thread.visit_id] = thread.continued_as
+                message.visit_id = thread.continued_as
+                moved.append(message)
+        return moved
 
     async def _find_candidates(
         self, connection: AsyncConnection, messages: Sequence[ReadMessage], heard: _Heard
@@ -409,6 +443,8 @@ class _Heard:
         """Visits that are one since their patients are: (the one that stays, another)."""
         groups: dict[tuple[Patient, str], list[Thread]] = {}
         for thread in threads:
+            if thread.continued_as is not None:
+                continue  # the visit that has begun under its number since is another
             said = next((heard for _, heard in thread.messages if not is_of_person(heard)), None)
             slot, patient = (visit_slot(said), patient_of(said)) if said is not None else (None, None)
             if slot is not None and patient is not None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
+
+import msgspec
 
 from broker.domain.visits import message_order, opens_visit
 from schemas.attendance import Attendance, Event
@@ -51,6 +54,40 @@ def says_present(said: Attendance, registers_by: Collection[Event] = DEFAULT_HAB
     if not registers_by or said.event not in _REGISTERING:
         return opens_visit(said.event)
     return said.event in registers_by
+
+
+class Quiet(msgspec.Struct, frozen=True, kw_only=True):
+    """After how long without a message a visit comes to rest, wherever it stands. Nobody is told of it."""
+
+    visit: timedelta = timedelta(hours=72)
+    admission: timedelta = timedelta(days=28)
+    """Of a visit that stands at ``admitted``: wards are silent for longer."""
+
+
+def begins_anew(said: Attendance, closed_at: datetime, registers_by: Collection[Event] = DEFAULT_HABITS) -> bool:
+    """Whether a message under the number of a visit that came to rest is of another visit.
+
+    It is when the person came after that: by the time of arrival that the message gives, else by the time of the event
+    when that registers somebody. A registration that is sent again gives the old arrival, and reopens the visit.
+    """
+    if not says_present(said, registers_by):
+        return False
+    if said.arrived_at is not None:
+        return said.arrived_at > closed_at
+    at = said.event_at or said.message_at
+    return at is not None and at > closed_at and _registers(said, registers_by)
+
+
+def is_after(said: Attendance, closed_at: datetime) -> bool:
+    """Whether a message is of what came after a visit, where another visit has begun under its number."""
+    at = said.arrived_at or said.event_at or said.message_at
+    return at is None or at > closed_at
+
+
+def _registers(said: Attendance, registers_by: Collection[Event]) -> bool:
+    if said.event is Event.ADMITTED:
+        return Event.ADMITTED in registers_by or said.patient_class == "E"
+    return said.event is Event.REGISTERED or said.event in registers_by
 
 
 _REGISTERING: Final = frozenset({Event.UPDATED, Event.PERSON_ADDED})
@@ -108,8 +145,7 @@ class _Course:
             self.steps.append(VisitState.HERE)
 
     def _admit(self, said: Attendance, registers_by: Collection[Event]) -> None:
-        registers = Event.ADMITTED in registers_by or said.patient_class == "E"
-        if said.event is Event.ADMITTED and registers:
+        if said.event is Event.ADMITTED and _registers(said, registers_by):
             self._register(again=True)
         elif not self.steps or self.steps[-1] is not VisitState.ADMITTED:
             self.steps.append(VisitState.ADMITTED)

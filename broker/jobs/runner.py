@@ -21,7 +21,7 @@ from broker.keyring import Keyring
 from broker.list_upload import UploadOptions, resume_landings
 from broker.notices import NoticeRules
 from broker.ports import Clock, TrimmedLog
-from broker.storage import audit, child_lists, deadlines, directory, jobs, persons
+from broker.storage import audit, child_lists, deadlines, directory, jobs, persons, visits
 from broker.storage.audit import Act
 from broker.storage.database import Database
 from broker.storage.jobs import COVERAGE, ClaimedJob
@@ -49,6 +49,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     """... and an entry that a full list left out."""
     forgotten_max: int = 2000
     forget_every: timedelta = timedelta(minutes=10)
+    closed_max: int = 2000
+    close_every: timedelta = timedelta(minutes=10)
     incidents_max: int = 50
     """Police incidents seen to in one round."""
 
@@ -92,6 +94,7 @@ class JobRunner:
         self._dropped_at: datetime | None = None
         self._has_seeded = False
         self._forgot_at: datetime | None = None
+        self._closed_at: datetime | None = None
         self.alive_at = self.worked_at = time.monotonic()
         """When the part last looked for work, and when it last could (monotonic seconds)."""
 
@@ -124,6 +127,7 @@ class JobRunner:
             ("retention", self._drop_old),
             ("coverage", self._count_coverage),
             ("persons", self._forget_news),
+            ("visits", self._close_quiet),
         )
         for kind, work in works:
             try:
@@ -280,6 +284,18 @@ class JobRunner:
             before = now - self._rules.look_back
             found = await persons.forget_news(connection, before, self._options.forgotten_max)
         self._forgot_at = now if found < self._options.forgotten_max else None
+        return found
+
+    async def _close_quiet(self) -> int:
+        """Visits of which nothing is heard any more come to rest. Looked for once in a while, and in small steps."""
+        now = self._clock.now()
+        if self._closed_at is not None and now - self._closed_at < self._options.close_every:
+            return 0
+        async with self._database.writing() as connection:
+            found = await visits.close_quiet(connection, self._rules.quiet, now=now, rows_max=self._options.closed_max)
+        self._closed_at = now if found < self._options.closed_max else None
+        if found:
+            log(LogEvent.VISITS_CLOSED, count=found)
         return found
 
     async def _pause(self) -> None:

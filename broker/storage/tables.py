@@ -611,6 +611,14 @@ class Visit(SQLModel, table=True):
     """One visit of one person to one sender."""
 
     __tablename__: ClassVar[Any] = "visits"
+    __table_args__ = (
+        Index(
+            "ix_visits_under_way",
+            "heard_at",
+            postgresql_where=text("closed_at IS NULL"),
+            sqlite_where=text("closed_at IS NULL"),
+        ),
+    )
     id: str = Field(primary_key=True)
     owner: str = Field(sa_column=_owner())
     sender: str
@@ -622,6 +630,8 @@ class Visit(SQLModel, table=True):
     corrections: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     state: str | None = Field(default=None, sa_column=Column(String, nullable=True))
     joined_into: str | None = Field(default=None, sa_column=Column(String, nullable=True))
+    closed_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    continued_as: str | None = Field(default=None, sa_column=Column(String, nullable=True))
     opened_at: datetime = Field(sa_column=_at(nullable=False))
     heard_at: datetime = Field(sa_column=_at(nullable=False, index=True))
 

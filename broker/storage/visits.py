@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, delete, exists, func, select, tuple_, update
+from sqlalchemy import bindparam, case, delete, exists, func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.domain.course import VisitState, says_present, visit_state
+from broker.domain.course import Quiet, VisitState, begins_anew, is_after, says_present, visit_state
 from broker.domain.decision import Known
 from broker.domain.matching import birth_block, visitor_blocks
 from broker.domain.visits import fold_visit, london_day
@@ -45,6 +45,8 @@ _OF_THREAD: Final = (
     _visits.c.corrections,
     _visits.c.state,
     _visits.c.joined_into,
+    _visits.c.closed_at,
+    _visits.c.continued_as,
 )
 _OF_ALERT: Final = (
     *(_alerts.c.visit_id, _alerts.c.authority, _alerts.c.withdrawn_at, _alerts.c.id, _alerts.c.state),
@@ -102,6 +104,18 @@ class Thread(msgspec.Struct, kw_only=True):
     folded: Attendance | None = None
     """The messages as one, until there is another."""
     stored_state: VisitState | None = None
+    closed_at: datetime | None = None
+    """When it came to rest, because nothing was heard of it; None: it is under way."""
+    continued_as: str | None = None
+    """The visit that has begun under the same number since."""
+
+    def is_of_another(self, said: Attendance) -> bool:
+        """Whether a message under this visit's number is of one that began after it had come to rest."""
+        if self.closed_at is None:
+            return False
+        if self.continued_as is not None:
+            return is_after(said, self.closed_at)
+        return self.is_here and begins_anew(said, self.closed_at, self.registers_by)
 
     def add(self, marker: bytes, said: Attendance) -> Attendance:
         """Add a message, or replace what was read of it before; returns the visit as it is now known."""
@@ -194,6 +208,11 @@ def derive_visit_id(keyring: Keyring, said: Attendance, marker: bytes, patient: 
     return keyring.derive_id("visit-alone", marker.hex())
 
 
+def derive_next_visit_id(keyring: Keyring, visit_id: str) -> str:
+    """The visit that begins under the number of one that has come to rest."""
+    return keyring.derive_id("visit-anew", visit_id)
+
+
 async def load_threads(
     connection: AsyncConnection,
     keyring: Keyring,
@@ -265,6 +284,8 @@ async def _load(connection: AsyncConnection, keyring: Keyring, visit_ids: Iterab
                 corrections=row.corrections,
                 joined_into=row.joined_into,
                 stored_state=VisitState(row.state) if row.state else None,
+                closed_at=row.closed_at,
+                continued_as=row.continued_as,
             )
     if threads:
         await _load_what_was_heard(connection, keyring, threads)
@@ -454,10 +475,46 @@ async def _write_blocks(connection: AsyncConnection, keyring: Keyring, threads: 
 
 
 async def _note_heard(connection: AsyncConnection, visit_ids: Sequence[str], now: datetime) -> None:
+    """A visit that had come to rest is under way again, unless another has begun under its number."""
+    if visit_ids:
+        closed = case((_visits.c.continued_as.is_(None), None), else_=_visits.c.closed_at)
+        await connection.execute(
+            update(_visits).where(is_among(connection, _visits.c.id, visit_ids)).values(heard_at=now, closed_at=closed)
+        )
+
+
+async def close_quiet(connection: AsyncConnection, quiet: Quiet, *, now: datetime, rows_max: int) -> int:
+    """Visits of which nothing was heard for so long come to rest; returns how many. Nothing follows for anybody."""
+    stays = _visits.c.state == VisitState.ADMITTED.value
+    found = (
+        select(_visits.c.id)
+        .where(
+            _visits.c.closed_at.is_(None),
+            _visits.c.heard_at < now - quiet.visit,
+            or_(_visits.c.state.is_(None), ~stays, _visits.c.heard_at < now - quiet.admission),
+        )
+        .order_by(_visits.c.heard_at, _visits.c.id)
+        .limit(rows_max)
+        .with_for_update(skip_locked=True)
+    )
+    visit_ids = list((await connection.execute(found)).scalars())
     if visit_ids:
         await connection.execute(
-            update(_visits).where(is_among(connection, _visits.c.id, visit_ids)).values(heard_at=now)
+            update(_visits).where(is_among(connection, _visits.c.id, visit_ids)).values(closed_at=now)
         )
+    return len(visit_ids)
+
+
+async def note_continued(connection: AsyncConnection, visit_ids: Mapping[str, str]) -> None:
+    """Note under each visit's id the visit that has begun under its number since."""
+    rows = [{"id": visit_id, "continued_as": other} for visit_id, other in sorted(visit_ids.items())]
+    await update_rows(connection, _visits, rows, key="id")
+
+
+async def find_closed_at(connection: AsyncConnection, visit_id: str) -> datetime | None:
+    """When a visit came to rest; None: it is under way, or not known."""
+    found = await connection.execute(select(_visits.c.closed_at).where(_visits.c.id == visit_id))
+    return found.scalar_one_or_none()
 
 
 async def _replace_messages(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:

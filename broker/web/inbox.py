@@ -128,6 +128,7 @@ async def show_alert(request: Request, alert_id: str) -> Response:
     async with pages.database.writing() as connection:
         stored = await _load_alert(connection, pages, person, alert_id)
         chronology = await _load_chronology(connection, pages, stored.visit_id)
+        closed_at = await visits.find_closed_at(connection, stored.visit_id)
         colleagues = await load_colleagues(connection, pages, person)
         looked = await accesses.list_counted(
             connection, pages.keyring, stored.alert.child.nhs_number, rows_max=ACCESSES_SHOWN_MAX
@@ -138,6 +139,7 @@ async def show_alert(request: Request, alert_id: str) -> Response:
     return pages.render(
         request,
         "alert.html",
+        closed_at=closed_at,
         row=describe_row(stored, colleagues, now),
         facts=chronology.facts if chronology is not None else stored.alert.attendance,
         lines=chronology.lines if chronology is not None else (),

@@ -44,6 +44,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "Rules and jobs": (
             "escalation",
             "look",
+            "visit",
             "plan",
             "unborn",
             "review",

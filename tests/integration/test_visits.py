@@ -348,3 +348,70 @@ async def test_news_of_persons_is_forgotten_after_the_look_back_and_merges_are_n
     async with world.database.reading() as connection:
         [kept] = (await connection.execute(select(columns.former_index))).scalars()
     assert kept is not None
+
+
+RESTED = timedelta(hours=73)
+
+
+async def test_a_visit_of_which_nothing_is_heard_comes_to_rest_and_nobody_is_told(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    [first], sent = await world.alerts(), await told_of_visits(world)
+    world.clock.advance(timedelta(hours=71))
+    await world.run_jobs()
+    assert await closed_visits(world) == []
+    world.clock.advance(timedelta(hours=2))
+    await world.run_jobs()
+    assert await closed_visits(world) == [first.visit_id]
+    assert await told_of_visits(world) == sent
+    # A registration that is sent again, and a discharge that was forgotten: the same visit, under way again.
+    assert await world.receive(hl7(), hl7("A03", at=after(60 * 73))) == [Outcome.UPDATED] * 2
+    assert await closed_visits(world) == []
+    assert await told_of_visits(world) == sent
+    assert len(await world.alerts()) == 1
+
+
+async def test_who_comes_again_under_a_number_that_came_to_rest_is_alerted_again(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    for number in (1, 2):
+        world.clock.advance(RESTED)
+        await world.run_jobs()
+        again = after(60 * 74 * number)
+        outcomes = await world.receive(hl7(at=again), hl7("A08", at=again + timedelta(minutes=5)))
+        assert outcomes == [Outcome.ALERTED, Outcome.UPDATED]
+    assert len(await world.alerts()) == 3
+    # What was sent of the first visit late is still of the first.
+    assert await world.receive(hl7("A08", at=after(10), complaint="Fracture")) == [Outcome.UPDATED]
+    async with world.database.reading() as connection:
+        threads = [
+            await visits.load_messages(connection, world.keyring, each.visit_id) for each in await world.alerts()
+        ]
+    assert sorted(len(messages) for messages in threads) == [2, 2, 2]
+
+
+async def test_a_ward_may_be_silent_for_weeks_and_who_was_expected_comes_to_the_visit_announced(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7(), hl7("A06", at=after(10)), hl7("A05", patient="K9", visit="V9", nhs_number="9990000026"))
+    world.clock.advance(RESTED)
+    await world.run_jobs()
+    assert len(await closed_visits(world)) == 1
+    later = after(60 * 74)
+    await world.receive(hl7(patient="K9", visit="V9", nhs_number="9990000026", at=later))
+    assert await closed_visits(world) == []
+    assert len(await states_of(world)) == 2
+    world.clock.advance(timedelta(days=29))
+    await world.run_jobs()
+    assert len(await closed_visits(world)) == 2
+
+
+async def closed_visits(world: World) -> list[str]:
+    """The visits that came to rest."""
+    columns = table(Visit).c
+    async with world.database.reading() as connection:
+        return list((await connection.execute(select(columns.id).where(columns.closed_at.is_not(None)))).scalars())
+
+
+async def told_of_visits(world: World) -> list[str]:
+    """What was sent of visits; a list that is late has its own messages."""
+    return [event for event in await events_sent(world) if not event.startswith("coverage")]
