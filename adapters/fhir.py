@@ -16,7 +16,7 @@ from datetime import datetime
 import msgspec
 
 from adapters.fhir_bundle import OpenBundle, open_bundle
-from adapters.fhir_element import Resource, child, read_identifier, read_instant
+from adapters.fhir_element import Resource, child, children, read_code, read_identifier, read_instant
 from adapters.fhir_encounter import (
     choose_encounter,
     find_patient,
@@ -130,7 +130,16 @@ def _read_attendance(bundle: OpenBundle, encounter: Resource, whose: Resource) -
         complaint=read_concept(child(element, "reasonCode"), limits),
         disposition=read_disposition(encounter, limits),
         is_deceased=read_deceased(whose.element),
+        is_test=_is_test(bundle),
     )
+
+
+def _is_test(bundle: OpenBundle) -> bool:
+    """Whether the Bundle or its header is labelled as test health data (v3-ActReason HTEST)."""
+    elements = [bundle.element, *([bundle.header.element] if bundle.header else [])]
+    metas = [child(each, "meta") for each in elements]
+    labels = [label for meta in metas for label in (*children(meta, "security"), *children(meta, "tag"))]
+    return any(read_code(label).upper() == "HTEST" for label in labels)
 
 
 def _read_control_id(bundle: OpenBundle) -> str:

@@ -191,7 +191,12 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
         disposition=read.text("PV1", 36),
         was_not_brought=_WAS_NOT_BROUGHT.get(read.text("ZU3", 3) or ""),
         is_deceased=_DECEASED.get((read.text("PID", 30) or "").upper()),
+        is_test=(read.text("MSH", 11) or "").upper() in _TESTS,
     )
+
+
+_TESTS: Final = frozenset("TD")
+"""MSH-11, table 0103: training, debugging. P is production."""
 
 
 _DECEASED: Final = {"Y": True, "N": False}

@@ -49,6 +49,7 @@ class LogEvent(StrEnum):
     BATCH_HALVED = "batch_halved"  # group, size, error, at
     REJOINED = "rejoined"  # group, error
     UNCLEAN_STOP = "unclean_stop"  # group, topic, partition
+    TEST_MESSAGES = "test_messages"  # sender, count
     QUARANTINED = "quarantined"  # topic, partition, offset, reason
     ALERT_RAISED = "alert_raised"  # authority, count
     ALERT_MISSED = "alert_missed"  # owner, cause

@@ -122,6 +122,8 @@ class Attendance(msgspec.Struct, frozen=True, kw_only=True):
     former_patient_id: str | None = None
     """The sender's own id that was joined into ``local_patient_id``, or parted from it (MRG-1; the second PID of A24
     and A37; Patient.link in FHIR)."""
+    is_test: bool = False
+    """The sender marks the message as one of a test (MSH-11 T or D; the tag HTEST in FHIR). It counts all the same."""
     is_fhir: bool = False
     """The message came as a FHIR Bundle, and not as HL7 v2."""
     is_degraded: bool = False

@@ -23,11 +23,11 @@ from broker.consumers.replaying import mark_messages, settle_replays
 from broker.domain.decision import Candidate, Decision
 from broker.domain.kinship import Kinship, Patient, former_of, own_patients, patient_of, relates
 from broker.domain.matching import visitor_blocks
-from broker.domain.visits import is_of_person, visit_slot
+from broker.domain.visits import is_of_person, london_day, visit_slot
 from broker.hearing import Before, follow, join_visits, remember
 from broker.keyring import Keyring
 from broker.ports import Clock, Log
-from broker.storage import audit, child_lists, directory, handled, persons, quarantine, visits
+from broker.storage import audit, child_lists, directory, handled, persons, quarantine, test_feeds, visits
 from broker.storage.audit import Act
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import Database
@@ -67,6 +67,7 @@ class AttendanceConsumer:
             first = await mark_messages(connection, self._keyring, messages, now)
             await _ensure_owners(connection, messages)
             told = await self._decide(connection, first, now)
+            await _note_test_feeds(connection, first, now)
             acts = [act for each in told for act in each.acts]
             await self._settle(connection, batch, messages, acts, now)
         self._taken_apart.clear()
@@ -501,6 +502,14 @@ def _note_outcome(message: ReadMessage, decisions: Sequence[tuple[str, Decision]
 async def _ensure_owners(connection: AsyncConnection, messages: Sequence[ReadMessage]) -> None:
     owners = {(message.owner, message.sender or "Operators of the broker") for message in messages}
     await directory.ensure_owners(connection, {*owners, (BROKER_OWNER, "Operators of the broker")})
+
+
+async def _note_test_feeds(connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime) -> None:
+    """A test message counts as any other, and operators see whose they are."""
+    counts = Counter(each.sender for each in messages if each.said is not None and each.said.is_test)
+    await test_feeds.note_test_feeds(connection, counts, london_day(now))
+    for sender, count in sorted(counts.items()):
+        log(LogEvent.TEST_MESSAGES, sender=sender, count=count)
 
 
 def _position_row(batch: Batch, message: ReadMessage, now: datetime) -> dict[str, Any]:

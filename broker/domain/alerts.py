@@ -27,6 +27,10 @@ _LOOKED_UP = (
     "does not prove that the person is there. No attendance has to follow: ring to find out."
 )
 _PREGNANT = " The unborn child plan is for her child."
+_TEST = (
+    " The department's system marks this message as a test. Feeds are marked wrongly, so you are told as of any other: "
+    "ring the department."
+)
 DUTY_DESK = "duty"
 """Holder of an alert that no allocated worker can be asked to take."""
 
@@ -99,7 +103,8 @@ def compose_alert(
             by_person=any(match.by_person for _, match in matched),
         )
         + (correction.explain() if correction is not None else "")
-        + (f" {course}" if course else ""),
+        + (f" {course}" if course else "")
+        + (_TEST if facts.is_test else ""),
     )
 
 

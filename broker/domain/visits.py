@@ -46,7 +46,7 @@ _OF_PERSONS: Final = frozenset(
 )
 _IDENTITY_OF_THE_MESSAGE: Final = (
     *("sender", "control_id", "event", "message_at", "event_at", "nhs_number_problem"),
-    *("is_fhir", "is_degraded", "former_patient_id"),
+    *("is_fhir", "is_degraded", "is_test", "former_patient_id"),
 )
 _LAST_WORD: Final = tuple(name for name in Attendance.__struct_fields__ if name not in _IDENTITY_OF_THE_MESSAGE)
 

@@ -10,7 +10,7 @@ from datetime import date, datetime, timedelta
 import msgspec
 
 from broker.announcement import Rules
-from broker.domain.visits import LONDON
+from broker.domain.visits import LONDON, london_day
 from broker.jobs.coverage import count_coverage
 from broker.jobs.look_back import look_back
 from broker.jobs.missed import find_missed
@@ -21,7 +21,7 @@ from broker.keyring import Keyring
 from broker.list_upload import UploadOptions, resume_landings
 from broker.notices import NoticeRules
 from broker.ports import Clock, TrimmedLog
-from broker.storage import audit, child_lists, deadlines, directory, jobs, persons, visits
+from broker.storage import audit, child_lists, deadlines, directory, jobs, persons, test_feeds, visits
 from broker.storage.audit import Act
 from broker.storage.database import Database
 from broker.storage.jobs import COVERAGE, ClaimedJob
@@ -283,6 +283,7 @@ class JobRunner:
         async with self._database.writing() as connection:
             before = now - self._rules.look_back
             found = await persons.forget_news(connection, before, self._options.forgotten_max)
+            await test_feeds.forget_test_feeds(connection, london_day(now) - timedelta(days=test_feeds.SHOWN_DAYS))
         self._forgot_at = now if found < self._options.forgotten_max else None
         return found
 

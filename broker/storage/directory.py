@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
@@ -20,6 +20,7 @@ from broker.storage.tables import (
     LoginRow,
     Owner,
     SiteRow,
+    Visit,
     WorkerRow,
     table,
 )
@@ -214,9 +215,22 @@ async def find_site(connection: AsyncConnection, code: str) -> Site | None:
 
 
 async def list_not_classified(connection: AsyncConnection, *, rows_max: int) -> list[Site]:
-    """Sites whose care setting nobody has named yet."""
+    """Sites whose care setting nobody has named yet; those of whom only messages are known last.
+
+    Another producer may bring messages of senders that are not in the directory: they notify, too.
+    """
     unsaid = select(_sites).where(_sites.c.care_setting == CareSetting.NOT_CLASSIFIED.value)
-    return [_site(row) for row in await connection.execute(unsaid.order_by(_sites.c.code).limit(rows_max))]
+    found = [_site(row) for row in await connection.execute(unsaid.order_by(_sites.c.code).limit(rows_max))]
+    begins = organisation_owner("")
+    unknown = (
+        select(_owners.c.id)
+        .where(_owners.c.id.startswith(begins, autoescape=True), ~exists().where(_sites.c.owner == _owners.c.id))
+        .where(exists().where(table(Visit).c.owner == _owners.c.id))
+        .order_by(_owners.c.id)
+        .limit(rows_max)
+    )
+    codes = [row.id.removeprefix(begins) for row in await connection.execute(unknown)]
+    return [*found, *(Site(code=code, name="Not in the directory") for code in codes)][:rows_max]
 
 
 async def find_credential_digest(connection: AsyncConnection, code: str) -> bytes | None:

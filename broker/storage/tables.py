@@ -650,6 +650,16 @@ class PersonMessage(SQLModel, table=True):
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
 
 
+class TestFeed(SQLModel, table=True):
+    """A day on which a sender marked messages as tests."""
+
+    __test__: ClassVar[bool] = False
+    __tablename__: ClassVar[Any] = "test_feeds"
+    sender: str = Field(primary_key=True)
+    seen_on: date = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner(indexed=False))
+
+
 class VisitBlock(SQLModel, table=True):
     """A keyed block under which a visit without an NHS number is found."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -15,7 +15,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import PlainTextResponse, Response
 
-from broker.storage import directory, handled, outbox, quarantine
+from broker.domain.visits import london_day
+from broker.storage import directory, handled, outbox, quarantine, test_feeds
 from broker.storage.database import Database
 from broker.web.pages import pages_of
 
@@ -119,8 +120,16 @@ async def show_operations(request: Request) -> Response:
         items = await quarantine.list_open(connection, rows_max=pages.limits.rows_max)
         unclassified = await directory.list_not_classified(connection, rows_max=pages.limits.rows_max)
         unreached = await outbox.list_unreached(connection, rows_max=pages.limits.rows_max)
+        since = london_day(pages.clock.now()) - timedelta(days=test_feeds.SHOWN_DAYS)
+        marked = await test_feeds.list_test_feeds(connection, since=since, rows_max=pages.limits.rows_max)
     return pages.render(
-        request, "operations.html", status=status, items=items, unclassified=unclassified, unreached=unreached
+        request,
+        "operations.html",
+        status=status,
+        items=items,
+        unclassified=unclassified,
+        unreached=unreached,
+        marked=marked,
     )
 
 

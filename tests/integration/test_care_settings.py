@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from sqlalchemy import select
 
 from broker.directory_upload import DirectoryUpload
@@ -62,6 +64,29 @@ async def test_a_child_who_was_not_brought_to_scheduled_care_is_alerted_and_look
     [alert] = await world.alerts()
     assert "was not brought" in alert.alert.reason
     assert alert.alert.kind.value == "was_not_brought"
+
+
+async def test_a_feed_in_earnest_that_is_marked_as_a_test_loses_nobody_and_operators_see_it(pages: Pages) -> None:
+    world, alma = pages.world, {"visit": "V9", "patient": "K9", "nhs_number": "9990000026", "given": "ALMA"}
+    await world.list_children(CASEY.replace("L1,9990000018,Tester,Casey", "L2,9990000026,Tester,Alma"))
+    async with pages.signed_in(PAT) as operator:
+        assert "None in the last two weeks." in (await operator.get("/operations")).text
+        message = hl7(**alma).replace(b"|P|2.4", b"|T|2.4")  # type: ignore[arg-type]
+        assert await world.receive(message) == [PositionOutcome.ALERTED]
+        [alert] = [each.alert for each in await world.alerts() if each.alert.child.given == "Alma"]
+        assert "marks this message as a test" in alert.reason
+        text = (await operator.get("/operations")).text
+        assert "Feeds that mark messages as tests" in text and "Fenwick General Hospital (RZ1): last on" in text
+    world.clock.advance(timedelta(days=15))
+    await world.run_jobs()
+    async with pages.signed_in(PAT) as operator:
+        assert "None in the last two weeks." in (await operator.get("/operations")).text
+
+
+async def test_a_sender_that_is_not_in_the_directory_stands_on_the_list_to_classify(pages: Pages) -> None:
+    assert await pages.world.receive(hl7(sender="RZ9", visit="V9")) == [PositionOutcome.ALERTED]
+    async with pages.signed_in(PAT) as operator:
+        assert "Not in the directory (RZ9)" in (await operator.get("/operations")).text
 
 
 async def test_operators_see_the_sites_that_nobody_has_classified(pages: Pages) -> None:

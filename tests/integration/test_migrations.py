@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -200,6 +200,7 @@ NOW = datetime(2026, 2, 14, 3, 12, tzinfo=UTC)
 VISIT = {"id": "v1", "owner": "organisation:RZ1", "sender": "RZ1", "opened_at": NOW, "heard_at": NOW}
 LANE = {"id": "topic:authority:706", "channel": "topic", "owner": "authority:706", "epoch": 0}
 ROWS: dict[str, dict[str, Any]] = {
+    "test_feeds": {"sender": "RZ1", "seen_on": date(2026, 2, 14), "owner": "organisation:RZ1"},
     "handled_positions": {
         "topic": "attendances",
         "log_id": "l",

@@ -476,6 +476,14 @@ def test_an_event_the_message_names_is_taken(system: str, code: str, event: Even
     assert attendance.event is event
 
 
+@pytest.mark.parametrize("kind", ["security", "tag"])
+def test_a_label_says_that_a_message_is_a_test(kind: str) -> None:
+    label = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActReason", "code": "HTEST"}
+    bundle = make_message()
+    assert not attend(bundle).is_test
+    assert attend({**bundle, "meta": {kind: [label]}}).is_test
+
+
 def test_a_planned_encounter_counts_once_the_message_says_the_person_came() -> None:
     planned = [make_encounter(status="planned"), make_patient(), make_organisation()]
     assert attend(make_bundle(make_header("A04", system=V2_EVENTS), *planned)).event is Event.REGISTERED
