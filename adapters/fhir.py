@@ -39,7 +39,7 @@ from adapters.fhir_guard import (
     refuse,
 )
 from adapters.fhir_organisation import read_ods_code, read_sender
-from adapters.fhir_patient import read_deceased, read_patient
+from adapters.fhir_patient import read_deceased, read_link, read_patient
 from schemas.attendance import Attendance, Event
 
 __all__ = [
@@ -100,6 +100,7 @@ def _read_attendance(bundle: OpenBundle, encounter: Resource, whose: Resource) -
     arrived_at, left_at = read_instant(period, "start"), read_instant(period, "end")
     message_at = _read_message_time(bundle)
     department, site = read_place(bundle, encounter)
+    local_id, former_id = read_link(whose, bundle.entries, limits, patient.local_id)
     provider = read_ods_code(bundle, encounter, "serviceProvider")
     return Attendance(
         is_fhir=True,
@@ -115,7 +116,8 @@ def _read_attendance(bundle: OpenBundle, encounter: Resource, whose: Resource) -
         nhs_number_problem=patient.nhs_number_problem,
         nhs_number_status=patient.nhs_number_status,
         mother_nhs_number=patient.mother_nhs_number,
-        local_patient_id=patient.local_id,
+        local_patient_id=local_id,
+        former_patient_id=former_id,
         names=patient.names,
         birth_date=patient.birth_date,
         sex=patient.sex,

@@ -53,6 +53,27 @@ def read_patient(patient: Resource, entries: Entries, limits: FhirLimits, findin
     )
 
 
+def read_link(
+    patient: Resource, entries: Entries, limits: FhirLimits, own: str | None
+) -> tuple[str | None, str | None]:
+    """The sender's own id of the person, and the one that was joined into it (Patient.link; R4, 8.1.6.2).
+
+    ``own`` is that of this Patient: the former one where the link says ``replaced-by``, which is followed. ``seealso``
+    and ``refer`` join nobody: after an adoption they would lead from the new record to the old.
+    """
+    for link in children(patient.element, "link"):
+        kind = read_code(link, "type").lower()
+        if kind not in ("replaces", "replaced-by") or own is None:
+            continue
+        found = entries.follow(link, "other", patient)
+        named = child(child(link, "other"), "identifier")
+        other = found or Resource("Patient", {"identifier": [named]}, patient.number, patient.expression)
+        other_id = _read_identifiers(other, limits, [])[3]
+        if other_id is not None and other_id != own:
+            return (own, other_id) if kind == "replaces" else (other_id, own)
+    return own, None
+
+
 def read_deceased(patient: Element) -> bool | None:
     """Patient.deceased[x]: a time says yes."""
     said = patient.get("deceasedBoolean")

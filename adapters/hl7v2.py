@@ -136,11 +136,15 @@ _MERGES: Final = frozenset(
         *(Event.IDENTIFIERS_MOVED, Event.VISIT_MOVED, Event.IDENTIFIERS_CHANGED),
         *(Event.LINKED, Event.PERSONS_MERGED, Event.ACCOUNT_IDS_MERGED, Event.PATIENT_ACCOUNT_IDS_MERGED),
         *(Event.UNLINKED, Event.PERSON_IDS_MERGED, Event.ACCOUNT_MOVED, Event.EXTERNAL_ID_CHANGED),
+        *(Event.VISITS_MERGED, Event.VISIT_RENUMBERED),
     }
 )
 """Events in which PID may repeat, with MRG (v2.4, 3.3.40) or without (A24, A37): the first says who it is."""
 _OF_TWO_PATIENTS: Final = frozenset({Event.LINKED, Event.UNLINKED})
 """Events that name the other patient in a second PID (v2.4, 3.3.24 and 3.3.37)."""
+
+_OF_VISITS: Final = frozenset({Event.VISIT_MOVED, Event.VISITS_MERGED, Event.VISIT_RENUMBERED})
+"""Events that name a visit's former number in MRG-5 (v2.4, 3.3.42, 3.3.45 and 3.3.50)."""
 
 _EVENTS: Final = {event.value: event for event in Event}
 
@@ -176,6 +180,7 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
         mother_nhs_number=patient.mother_nhs_number,
         local_patient_id=patient.local_id,
         former_patient_id=_read_former(read, event, limits),
+        former_visit_number=read.identifier("MRG", 5) if event in _OF_VISITS else None,
         names=patient.names,
         birth_date=patient.birth_date,
         sex=patient.sex,

@@ -53,11 +53,13 @@ class Event(StrEnum):
     PERSON_IDS_MERGED = "A39"
     IDENTIFIERS_MERGED = "A40"
     ACCOUNTS_MERGED = "A41"
+    VISITS_MERGED = "A42"
     IDENTIFIERS_MOVED = "A43"
     ACCOUNT_MOVED = "A44"
     VISIT_MOVED = "A45"
     EXTERNAL_ID_CHANGED = "A46"
     IDENTIFIERS_CHANGED = "A47"
+    VISIT_RENUMBERED = "A50"
     ALLERGIES_UPDATED = "A60"
 
 
@@ -122,6 +124,9 @@ class Attendance(msgspec.Struct, frozen=True, kw_only=True):
     former_patient_id: str | None = None
     """The sender's own id that was joined into ``local_patient_id``, or parted from it (MRG-1; the second PID of A24
     and A37; Patient.link in FHIR)."""
+    former_visit_number: str | None = None
+    """The number under which the visit was known before (MRG-5 of A42, A45 and A50); with ``former_patient_id`` also
+    the patient."""
     is_test: bool = False
     """The sender marks the message as one of a test (MSH-11 T or D; the tag HTEST in FHIR). It counts all the same."""
     is_fhir: bool = False

@@ -23,7 +23,7 @@ from broker.consumers.replaying import mark_messages, settle_replays
 from broker.domain.decision import Candidate, Decision
 from broker.domain.kinship import Kinship, Patient, former_of, own_patients, patient_of, relates
 from broker.domain.matching import visitor_blocks
-from broker.domain.visits import is_of_person, london_day, visit_slot
+from broker.domain.visits import is_of_person, london_day, moves_visit, visit_slot
 from broker.hearing import Before, follow, join_visits, remember
 from broker.keyring import Keyring
 from broker.ports import Clock, Log
@@ -34,7 +34,7 @@ from broker.storage.database import Database
 from broker.storage.directory import Directory
 from broker.storage.persons import index_patient
 from broker.storage.quarantine import NewQuarantined
-from broker.storage.visits import Thread, derive_next_visit_id, derive_visit_id
+from broker.storage.visits import Thread, derive_former_visit_id, derive_next_visit_id, derive_visit_id
 from broker.telemetry import MESSAGES_HANDLED, LogEvent, log
 from schemas.attendance import Attendance
 from schemas.identifiers import BROKER_OWNER, NhsNumber
@@ -188,6 +188,8 @@ class AttendanceConsumer:
                 several.append((message, family))
             else:
                 message.visit_id = derive_visit_id(self._keyring, said, message.marker)
+            if moves_visit(said):
+                await self._find_moved(connection, message, kinship)
         if not several:
             return
         ids = {
@@ -201,6 +203,16 @@ class AttendanceConsumer:
             own = {derive_visit_id(self._keyring, _said(message), message.marker, one) for _, one in family}
             first = derive_visit_id(self._keyring, _said(message), message.marker, root[1])
             message.visit_id = next((now_ for id_, now_ in standing.items() if id_ in own), first)
+
+    async def _find_moved(self, connection: AsyncConnection, message: ReadMessage, kinship: Kinship) -> None:
+        """Which visit a message moves into its own: the one that was heard of, under any number of its patient."""
+        said = _said(message)
+        former = former_of(said) or patient_of(said)
+        family = sorted(kinship.family(former), key=lambda one: one != former) if former is not None else []
+        ids = [derive_former_visit_id(self._keyring, said, message.marker, one) for _, one in family]
+        ids = ids or [derive_former_visit_id(self._keyring, said, message.marker)]
+        standing = await visits.find_standing(connection, ids)
+        message.former_visit_id = next((visit_id for visit_id in ids if visit_id in standing), ids[0])
 
     async def _find_visits(
         self, connection: AsyncConnection, news: Sequence[ReadMessage], kinship: Kinship, since: datetime
@@ -225,6 +237,8 @@ class AttendanceConsumer:
             for message in waiting:
                 assert message.visit_id is not None and message.said is not None
                 first_said.setdefault(message.visit_id, message.said)
+                if message.former_visit_id is not None:
+                    first_said.setdefault(message.former_visit_id, message.said)
             threads |= await visits.load_threads(connection, self._keyring, first_said, now, also=also)
             for thread in threads.values():
                 site = known.sites.get(thread.sender)
@@ -374,7 +388,7 @@ class _Heard:
             of_visit.extend(self.kinship.news_of(patients).values())
             for patient in self.kinship.reach(patients):
                 of_visit.extend(of_persons.get(patient, ()))
-        if any(relates(_said(message)) for message in messages):
+        if any(_is_alone(message) for message in messages):
             # Visits may become one: whoever each of them may be.
             every = [*said.values(), *of_persons.values(), self.kinship.everything_said()]
             return [[each for one in every for each in one]]
@@ -384,7 +398,9 @@ class _Heard:
         """The visits that a message concerns: its own, or of a person all those of theirs."""
         said = _said(message)
         own = self._threads.get(message.visit_id) if message.visit_id is not None else None
-        if relates(said):
+        if own is not None and message.former_visit_id is not None:
+            found = {each.visit_id: each for each in (own, self._threads[message.former_visit_id])}
+        elif relates(said):
             found = {thread.visit_id: thread for thread in self._threads.values() if thread.messages or thread is own}
         elif own is not None:
             return [own]
@@ -405,6 +421,11 @@ class _Heard:
         if message.visit_id is not None:
             self._add_to_own(self._threads[message.visit_id], message)
             changed.add(self._threads[message.visit_id].visit_id)
+        moved = self._find_moved(message)
+        if moved is not None:
+            told.append(join_visits(occasion, *moved))
+            self._bring_up_to_date(moved[0], parts=True)
+            changed.add(moved[0].visit_id)
         if relates(said):
             for into, thread in self._find_same(concerned):
                 told.append(join_visits(occasion, into, thread))
@@ -413,6 +434,16 @@ class _Heard:
         if _is_news(message):
             changed |= {thread.visit_id for thread in standing if self._bring_up_to_date(thread, parts=relates(said))}
         return [(thread, before[thread.visit_id]) for thread in standing if thread.visit_id in changed]
+
+    def _find_moved(self, message: ReadMessage) -> tuple[Thread, Thread] | None:
+        """The two visits that a message says are one: (the one that stays, the other)."""
+        if message.visit_id is None or message.former_visit_id is None:
+            return None
+        own, former = self._threads[message.visit_id], self._threads[message.former_visit_id]
+        if own is former:
+            return None
+        into, other = sorted((own, former), key=lambda each: (not each.alerted, not each.messages, each.opened_at))
+        return into, other
 
     def _add_to_own(self, thread: Thread, message: ReadMessage) -> None:
         said = _said(message)
@@ -472,12 +503,17 @@ def _named_by(message: ReadMessage) -> list[Patient]:
     return [one for one in (patient_of(said), former_of(said)) if one is not None]
 
 
+def _is_alone(message: ReadMessage) -> bool:
+    """Whether it may make one visit or patient of two, or two of one."""
+    return relates(_said(message)) or moves_visit(_said(message))
+
+
 def _split_at_merges(messages: Sequence[ReadMessage]) -> list[list[ReadMessage]]:
     """In their order, each message that joins patients or parts them alone."""
     runs: list[list[ReadMessage]] = []
     was_alone = True
     for message in messages:
-        is_alone = relates(_said(message))
+        is_alone = _is_alone(message)
         if is_alone or was_alone:
             runs.append([])
         runs[-1].append(message)

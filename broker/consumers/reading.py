@@ -37,6 +37,8 @@ class ReadMessage(msgspec.Struct, kw_only=True):
     replaying: Replaying | None = None
     """Set when a person asked for it to be handled again."""
     visit_id: str | None = None
+    former_visit_id: str | None = None
+    """The visit that the message says is this one."""
     outcome: PositionOutcome | None = None
     reason: str = ""
     detail: str = ""

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from broker.domain.visits import is_merge, is_of_person, message_order
+from broker.domain.visits import is_merge, is_of_person, message_order, moved_from
 from schemas.attendance import Attendance, Event
 
 Patient = tuple[str, str]
@@ -113,9 +113,10 @@ def former_of(said: Attendance) -> Patient | None:
 
 
 def own_patients(messages: Iterable[tuple[bytes, Attendance]]) -> set[Patient]:
-    """Under which patients a visit itself was spoken of, (marker, attendance)."""
-    said = (said for _, said in messages if not is_of_person(said))
-    return {found for each in said if (found := patient_of(each)) is not None}
+    """Under which patients a visit itself was spoken of, (marker, attendance), and from whom it was not moved away."""
+    said = [said for _, said in sorted(messages, key=message_order) if not is_of_person(said)]
+    gone = moved_from(said)
+    return {found for each in said if (found := patient_of(each)) is not None and found[1] not in gone}
 
 
 def as_of_person(said: Attendance) -> Attendance:

@@ -27,6 +27,7 @@ _NOT_HERE: Final = frozenset(
         *(Event.IDENTIFIERS_MOVED, Event.VISIT_MOVED, Event.IDENTIFIERS_CHANGED),
         *(Event.LINKED, Event.PERSONS_MERGED, Event.ACCOUNT_IDS_MERGED, Event.PATIENT_ACCOUNT_IDS_MERGED),
         *(Event.UNLINKED, Event.PERSON_IDS_MERGED, Event.ACCOUNT_MOVED, Event.EXTERNAL_ID_CHANGED),
+        *(Event.VISITS_MERGED, Event.VISIT_RENUMBERED),
     }
 )
 """Events that do not say that anybody is in the department."""
@@ -42,11 +43,18 @@ _OF_PERSONS: Final = frozenset(
     {
         *(Event.PERSON_ADDED, Event.PERSON_DELETED, Event.PERSON_UPDATED, Event.ALLERGIES_UPDATED, *_MERGES),
         *(Event.UNLINKED, Event.ACCOUNT_IDS_MERGED, Event.ACCOUNTS_MERGED, Event.ACCOUNT_MOVED, Event.VISIT_MOVED),
+        *(Event.VISITS_MERGED, Event.VISIT_RENUMBERED),
     }
 )
+_VISIT_MOVES: Final = frozenset({Event.VISIT_MOVED, Event.VISITS_MERGED, Event.VISIT_RENUMBERED})
+"""Events that say: the visit under the former number, of the former patient, is this one."""
 _IDENTITY_OF_THE_MESSAGE: Final = (
     *("sender", "control_id", "event", "message_at", "event_at", "nhs_number_problem"),
-    *("is_fhir", "is_degraded", "is_test", "former_patient_id"),
+    *("is_fhir", "is_degraded", "is_test", "former_patient_id", "former_visit_number"),
+)
+_OF_THE_PERSON: Final = (
+    *("nhs_number", "nhs_number_problem", "nhs_number_status", "mother_nhs_number", "birth_date", "sex", "postcode"),
+    "is_deceased",
 )
 _LAST_WORD: Final = tuple(name for name in Attendance.__struct_fields__ if name not in _IDENTITY_OF_THE_MESSAGE)
 
@@ -58,6 +66,9 @@ def fold_visit(messages: Iterable[tuple[bytes, Attendance]]) -> Attendance:
     then by marker, so every order of arrival gives the same visit. An invalid NHS number does not erase a valid one.
     """
     ordered = [message for _, message in sorted(messages, key=message_order)]
+    gone = moved_from(ordered)
+    if gone:
+        ordered = [_without_person(message) if message.local_patient_id in gone else message for message in ordered]
     known = ordered[-1]
     if len(ordered) > 1:
         known = msgspec.structs.replace(known, **_gather_unsaid(ordered))
@@ -65,6 +76,11 @@ def fold_visit(messages: Iterable[tuple[bytes, Attendance]]) -> Attendance:
     if problem is known.nhs_number_problem:
         return known
     return msgspec.structs.replace(known, nhs_number_problem=problem)
+
+
+def _without_person(said: Attendance) -> Attendance:
+    """What a message says of a visit that turned out to be another patient's."""
+    return msgspec.structs.replace(said, local_patient_id=None, names=(), **dict.fromkeys(_OF_THE_PERSON))
 
 
 def _gather_unsaid(ordered: Sequence[Attendance]) -> dict[str, object]:
@@ -113,6 +129,24 @@ def is_merge(said: Attendance) -> bool:
     """Whether a message says that a former patient number is another patient's now."""
     former = said.former_patient_id
     return bool(former) and former != said.local_patient_id and (said.event in _MERGES or said.is_fhir)
+
+
+def moves_visit(said: Attendance) -> bool:
+    """Whether a message says that what was known under another visit number, or of another patient, is this visit."""
+    if said.event not in _VISIT_MOVES or not said.visit_number:
+        return False
+    is_renumbered = said.former_visit_number not in (None, said.visit_number)
+    return is_renumbered or said.former_patient_id not in (None, said.local_patient_id)
+
+
+def moved_from(ordered: Iterable[Attendance]) -> set[str]:
+    """The patients from whom a visit was moved away for good, by its messages in the order of their events."""
+    gone = set[str]()
+    for said in ordered:
+        if said.former_patient_id and moves_visit(said):
+            gone.add(said.former_patient_id)
+            gone.discard(said.local_patient_id or "")
+    return gone
 
 
 def is_of_person(said: Attendance) -> bool:

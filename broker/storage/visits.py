@@ -208,6 +208,13 @@ def derive_visit_id(keyring: Keyring, said: Attendance, marker: bytes, patient: 
     return keyring.derive_id("visit-alone", marker.hex())
 
 
+def derive_former_visit_id(keyring: Keyring, said: Attendance, marker: bytes, patient: str | None = None) -> str:
+    """The visit that a message moves into its own (``moves_visit``), of the former patient or of ``patient``."""
+    number = said.former_visit_number or said.visit_number
+    former = msgspec.structs.replace(said, visit_number=number)
+    return derive_visit_id(keyring, former, marker, patient or said.former_patient_id)
+
+
 def derive_next_visit_id(keyring: Keyring, visit_id: str) -> str:
     """The visit that begins under the number of one that has come to rest."""
     return keyring.derive_id("visit-anew", visit_id)

@@ -75,6 +75,8 @@ EVENTS: Final[Mapping[Event, str]] = {
     Event.ACCOUNTS_MERGED: "Accounts joined",
     Event.IDENTIFIERS_MOVED: "Records moved to another person",
     Event.VISIT_MOVED: "Visit moved to another record",
+    Event.VISITS_MERGED: "Two visits joined",
+    Event.VISIT_RENUMBERED: "Visit given another number",
     Event.IDENTIFIERS_CHANGED: "Identifiers changed",
     Event.ALLERGIES_UPDATED: "Allergies updated",
     Event.LINKED: "Records joined",

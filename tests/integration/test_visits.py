@@ -17,6 +17,7 @@ from broker.storage import alerts, visits
 from broker.storage.tables import Delivery, PersonMessage, Visit, table
 from schemas.alert import NoticeKind, ReplyOutcome
 from schemas.record import PositionOutcome as Outcome
+from tests.bundles import NHS_NUMBER, encode, make_bundle, make_encounter, make_header, make_organisation, make_patient
 from tests.world import CASEY, World, hl7, open_world
 
 ALMA = "L2,9990000026,Tester,Alma,2014-05-06,ZZ99 1AA,child_protection_plan,2026-01-10,,W7,East"
@@ -258,6 +259,14 @@ def a_day() -> list[bytes]:
         hl7(patient="K5", visit="V5", nhs_number="9990000042", given="JO", at=after(4)),
         hl7("A03", patient="K5", visit="V5", nhs_number="9990000042", given="JO", at=after(14)),
         hl7("A13", patient="K5", visit="V5", nhs_number="9990000042", given="JO", at=after(24)),
+        # Renumbered.
+        hl7(patient="K6", visit="V6", nhs_number="9990000050", given="LOU", at=after(5)),
+        move("A50", "V6", patient="K6", former="K6", visit="V66", nhs_number="9990000050", given="LOU", at=after(15)),
+        hl7("A08", patient="K6", visit="V66", nhs_number="9990000050", given="LOU", complaint="cut", at=after(25)),
+        # Registered under Casey's record, and moved to Alma's.
+        hl7(visit="V7", at=after(6)),
+        move("A45", "V7", patient="K7", visit="V7", at=after(16), **alma),  # type: ignore[arg-type]
+        hl7("A03", patient="K7", visit="V7", at=after(26), **alma),  # type: ignore[arg-type]
     ]
 
 
@@ -415,3 +424,92 @@ async def closed_visits(world: World) -> list[str]:
 async def told_of_visits(world: World) -> list[str]:
     """What was sent of visits; a list that is late has its own messages."""
     return [event for event in await events_sent(world) if not event.startswith("coverage")]
+
+
+def move(event: str, former_visit: str, *, patient: str = "K12345", former: str = "K12345", **more: object) -> bytes:
+    """The visit ``former_visit`` of ``former`` is the one in PV1-19 from now on."""
+    message = hl7(event, patient=patient, **more)  # type: ignore[arg-type]
+    head, pv1 = message.decode().split("\rPV1", 1)
+    return f"{head}\rMRG|{former}^^^RZ1^MR||||{former_visit}^^^VISITID\rPV1{pv1}".encode()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("event", ["A42", "A50"])
+async def test_a_visit_that_is_renumbered_stays_one_visit_with_one_alert(
+    sqlite_url: str, tmp_path: Path, event: str, order: tuple[int, ...]
+) -> None:
+    messages = [hl7(), move(event, "V1", visit="V2", at=after(10)), hl7("A08", visit="V2", at=after(20))]
+    async with open_world(sqlite_url, tmp_path) as world:
+        await world.list_children(CASEY)
+        for number in order:
+            await world.receive(messages[number])
+        await world.receive(hl7("A08", at=after(30), complaint="Fracture"))
+        assert list((await states_of(world)).values()) == ["here"]
+        found = await world.alerts()
+        assert len([each for each in found if each.withdrawn_at is None]) == 1
+        # Only who heard of both numbers before the move was alerted of both.
+        assert len(found) == (2 if order[2] == 1 else 1)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_a_visit_that_is_moved_to_another_patient_goes_to_the_right_authority(
+    world: World, order: tuple[int, ...]
+) -> None:
+    await world.list_children(CASEY)
+    await world.list_children(ALMA, authority="707")
+    alma: dict[str, object] = {"nhs_number": "9990000026", "given": "ALMA", "birth_date": datetime(2014, 5, 6)}  # noqa: DTZ001
+    messages = [hl7(), move("A45", "V1", patient="K2", at=after(10), **alma)]  # type: ignore[arg-type]
+    for number in order:
+        await world.receive(messages[number])
+    # What is said of the first patient afterwards is not said of this visit any more.
+    await world.receive(hl7("A31", visit="", at=after(20)))
+    assert len(await states_of(world)) == 1
+    assert [each for each in await world.alerts() if each.withdrawn_at is None] == []
+    [alert] = await world.alerts("707")
+    assert alert.withdrawn_at is None
+    if order == (0, 1):
+        [wrong] = await world.alerts()
+        assert wrong.withdrawn_at is not None
+        assert (await world.replies())[0].outcome is ReplyOutcome.MATCH
+    # ... and moved back it is the first patient's again.
+    await world.receive(move("A45", "V1", former="K2", at=after(30)))
+    assert [each for each in await world.alerts("707") if each.withdrawn_at is None] == []
+    assert len([each for each in await world.alerts() if each.withdrawn_at is None]) == 1
+
+
+BARS_REASON = "https://fhir.nhs.uk/CodeSystem/message-reason-bars"
+
+
+def bundle(minute: int, reason: str, status: str, **patient: object) -> bytes:
+    """One FHIR message about the child's visit, in the words of BaRS."""
+    header = make_header(
+        id=f"m{minute}", reason={"coding": [{"system": BARS_REASON, "code": reason}]}, eventCoding=None
+    )
+    message = make_bundle(header, make_encounter(status=status), make_patient(**patient), make_organisation())
+    return encode({**message, "timestamp": f"2026-02-14T03:{minute:02}:00+00:00"})
+
+
+@pytest.mark.parametrize("end", [("delete", "arrived"), ("update", "cancelled"), ("update", "entered-in-error")])
+async def test_a_fhir_visit_is_new_then_updated_then_taken_back(
+    sqlite_url: str, tmp_path: Path, end: tuple[str, str]
+) -> None:
+    async with open_world(sqlite_url, tmp_path) as world:
+        await world.list_children(CASEY.replace("9990000018", NHS_NUMBER))
+        said = [bundle(8, "new", "arrived"), bundle(9, "update", "in-progress"), bundle(10, *end)]
+        assert await world.receive(*said) == [Outcome.ALERTED, Outcome.UPDATED, Outcome.UPDATED]
+        assert list((await states_of(world)).values()) == ["cancelled"]
+        assert (await events_sent(world)).count("alert.updated") == 1
+
+
+async def test_records_that_a_fhir_link_joins_are_one_patient(sqlite_url: str, tmp_path: Path) -> None:
+    unknown = {"system": "https://rz1.example.org/mrn", "value": "U1"}
+    async with open_world(sqlite_url, tmp_path) as world:
+        await world.list_children(CASEY.replace("9990000018", NHS_NUMBER))
+        await world.receive(bundle(8, "new", "arrived", identifier=[unknown], name=None, birthDate=None))
+        assert await world.alerts() == []
+        world.clock.advance(timedelta(minutes=1))
+        link = [{"other": {"identifier": unknown}, "type": "replaces"}]
+        assert await world.receive(bundle(9, "update", "in-progress", link=link)) == [Outcome.ALERTED]
+        assert len(await states_of(world)) == 1
+        [alert] = await world.alerts()
+        assert "Identity corrected" in alert.alert.reason

@@ -476,6 +476,24 @@ def test_an_event_the_message_names_is_taken(system: str, code: str, event: Even
     assert attendance.event is event
 
 
+@pytest.mark.parametrize(
+    ("kind", "local_id", "former_id"),
+    [("replaces", "K12345", "U1"), ("replaced-by", "U1", "K12345"), ("seealso", "K12345", None)],
+)
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_a_link_says_which_records_were_joined(kind: str, local_id: str, former_id: str | None, is_sent: bool) -> None:
+    identifier = {
+        "system": "https://rz1.example.org/mrn",
+        "value": "U1",
+        "type": {"coding": [{"system": V2_0203, "code": "MR"}]},
+    }
+    other: Element = {"reference": "Patient/p2"} if is_sent else {"identifier": identifier}
+    others = [{"resourceType": "Patient", "id": "p2", "identifier": [identifier]}] if is_sent else []
+    patient = make_patient(link=[{"other": other, "type": kind}])
+    said = attend(make_bundle(make_header(), make_encounter(), patient, make_organisation(), *others))
+    assert (said.local_patient_id, said.former_patient_id) == (local_id, former_id)
+
+
 @pytest.mark.parametrize("kind", ["security", "tag"])
 def test_a_label_says_that_a_message_is_a_test(kind: str) -> None:
     label = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActReason", "code": "HTEST"}
