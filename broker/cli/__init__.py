@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from broker.cli import audit, deliveries, history, incidents, installation, lists, mesh, parts, quarantine, replay
+from broker.cli import (
+    audit,
+    deliveries,
+    history,
+    incidents,
+    installation,
+    lists,
+    merges,
+    mesh,
+    parts,
+    quarantine,
+    replay,
+)
 from broker.cli.screen import fail
 from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
 
@@ -28,6 +40,7 @@ children_app = typer.Typer(no_args_is_help=True, help="Authorities' child lists.
 incidents_app = typer.Typer(no_args_is_help=True, help="Operation Encompass: police incidents and their proof.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="Messages that could not be handled.")
 deliveries_app = typer.Typer(no_args_is_help=True, help="What did not reach its recipient.")
+merges_app = typer.Typer(no_args_is_help=True, help="Records that departments joined.")
 mesh_app = typer.Typer(no_args_is_help=True, help="Files that came by MESH.")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chains.")
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of this installation.")
@@ -35,6 +48,7 @@ app.add_typer(children_app, name="children")
 app.add_typer(incidents_app, name="incidents")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(deliveries_app, name="deliveries")
+app.add_typer(merges_app, name="merges")
 app.add_typer(mesh_app, name="mesh")
 app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
@@ -60,6 +74,8 @@ quarantine_app.command(name="show")(quarantine.show_quarantined)
 quarantine_app.command(name="replay")(quarantine.replay_quarantined)
 deliveries_app.command(name="list")(deliveries.list_deliveries)
 deliveries_app.command(name="resend")(deliveries.resend_deliveries)
+merges_app.command(name="list")(merges.list_merges)
+merges_app.command(name="undo")(merges.undo_merge)
 mesh_app.command(name="list")(mesh.list_files)
 mesh_app.command(name="show")(mesh.show_file)
 mesh_app.command(name="settle")(mesh.settle_file)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.announcement import Announcement, Occasion, Rules, open_occasion, save_announcements
 from broker.consumers.loop import Batch
-from broker.consumers.reading import ReadMessage, enclose_parts, leave_unread, read_record
+from broker.consumers.reading import ReadMessage, enclose_parts, leave_unread, part_records, read_record
 from broker.consumers.replaying import mark_messages, settle_replays
 from broker.domain.decision import Candidate, Decision
 from broker.domain.kinship import Kinship, Patient, former_of, own_patients, patient_of, relates
@@ -43,6 +43,7 @@ from schemas.record import Partition, PositionOutcome
 PARTS_AT_ONCE_MAX: Final = 200
 VISITS_UNDER_ONE_NUMBER_MAX: Final = 50
 _DIRECTORY_KEPT: Final = timedelta(seconds=1)
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class AttendanceConsumer:
@@ -107,23 +108,52 @@ class AttendanceConsumer:
         _report(batch, [message], [])
         return 1
 
+    async def undo_merge(self, merge: bytes, *, by: str, reason: str) -> bool:
+        """A person takes a merge back, by its marker: as if the department had parted its two records just now (A37).
+
+        False when there is no such merge, or it was taken back before. What follows of it is withdrawn and decided anew
+        in the same transaction.
+        """
+        now = self._clock.now()
+        async with self._database.writing() as connection:
+            said = await persons.load_merge(connection, self._keyring, merge)
+            if said is None:
+                return False
+            message = part_records(self._keyring, said, merge, now)
+            told = await self._decide(connection, [message], now, since=_EVER)
+            if message.outcome is PositionOutcome.QUARANTINED:
+                raise RuntimeError("parting two records could not be decided")
+            act = Act(
+                owner=message.owner, actor=by, action="merge.undone", subject=merge.hex(), reason=reason or "not given"
+            )
+            await audit.record_acts(connection, [*(one for each in told for one in each.acts), act], now)
+        return True
+
     async def _decide(
-        self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime
+        self,
+        connection: AsyncConnection,
+        messages: Sequence[ReadMessage],
+        now: datetime,
+        *,
+        since: datetime | None = None,
     ) -> list[Announcement]:
-        """Decide about what is understood. What joins patients or parts them is taken up alone, in its turn."""
+        """Decide about what is understood. What joins patients or parts them is taken up alone, in its turn.
+
+        News of a person reaches visits that were heard of ``since``, by default those of the look-back time.
+        """
+        since = now - self._rules.look_back if since is None else since
         understood = [message for message in messages if message.said is not None]
         patients = {index_patient(self._keyring, one) for message in understood for one in _named_by(message)}
         await persons.lock_patients(connection, patients)
         told: list[Announcement] = []
         for run in _split_at_merges(understood):
-            told += await self._decide_run(connection, run, now)
+            told += await self._decide_run(connection, run, now, since)
         return told
 
     async def _decide_run(
-        self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime
+        self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime, since: datetime
     ) -> list[Announcement]:
         known = await self._load_directory(connection, now)
-        since = now - self._rules.look_back
         patients = {index_patient(self._keyring, one) for message in messages for one in _named_by(message)}
         kinship = await persons.load_kinship(connection, self._keyring, patients, since)
         news = [message for message in messages if _is_news(message)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 import msgspec
@@ -15,10 +15,11 @@ from adapters.hl7v2 import read_attendance, read_header
 from adapters.hl7v2_batch import split_batch
 from broker.envelope import HL7V2, KEY_ID_HEADER, RECORD_SEAL, SOURCE_HEADER, Envelope, enclose
 from broker.keyring import Keyring, KeyringError
+from broker.storage.persons import derive_undone
 from broker.storage.replays import Replaying
-from schemas.attendance import Attendance
+from schemas.attendance import Attendance, Event
 from schemas.identifiers import BROKER_OWNER, OwnerId, organisation_owner, parse_ods_code
-from schemas.record import LogRecord, PositionOutcome
+from schemas.record import LogRecord, Partition, PositionOutcome
 
 PART_BYTES_MAX: Final = 4_000_000
 """Of one message of a batch: a record of the log takes no more, with room for the envelope."""
@@ -73,6 +74,24 @@ def leave_unread(keyring: Keyring, record: LogRecord, reason: str, detail: str =
     except KeyringError:
         body = record.value
     return _set_aside(_Opened(keyring, record, body), Unreadable(reason, detail))
+
+
+def part_records(keyring: Keyring, merge: Attendance, marker: bytes, now: datetime) -> ReadMessage:
+    """What a person says who takes a merge back: the two are two people after all. No message of the log says it."""
+    joined_at = merge.event_at or merge.message_at or now
+    at = max(now, joined_at + timedelta(seconds=1))
+    said = Attendance(
+        sender=merge.sender,
+        control_id="",
+        event=Event.UNLINKED,
+        message_at=at,
+        event_at=at,
+        local_patient_id=merge.local_patient_id,
+        former_patient_id=merge.former_patient_id,
+    )
+    none = LogRecord(partition=Partition("", 0), offset=0, key=None, value=b"", headers={}, appended_at=now)
+    undone = derive_undone(keyring, merge.sender, marker)
+    return ReadMessage(record=none, body=b"", sender=merge.sender, marker=undone, said=said)
 
 
 def enclose_parts(keyring: Keyring, message: ReadMessage, at: datetime) -> Iterator[Envelope]:

@@ -11,13 +11,14 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.kinship import Kinship, Patient, as_of_person, former_of, patient_of, relates
+from broker.domain.visits import is_merge
 from broker.keyring import Keyring
 from broker.storage.rows import insert_rows, is_among
-from broker.storage.tables import PersonMessage, table
+from broker.storage.tables import Alert, PersonMessage, VisitMessage, table
 from schemas.attendance import Attendance
 from schemas.identifiers import organisation_owner
 
-_persons = table(PersonMessage)
+_persons, _messages, _alerts = table(PersonMessage), table(VisitMessage), table(Alert)
 _LOCK: Final = text("SELECT pg_advisory_xact_lock(key) FROM unnest(CAST(:keys AS bigint[])) AS key")
 MERGES_IN_A_ROW_MAX: Final = 10
 
@@ -89,6 +90,66 @@ async def save_person_messages(
         }
         rows.append(row)
     await insert_rows(connection, _persons, rows, ignore_existing=True)
+
+
+class StoredMerge(msgspec.Struct, frozen=True, kw_only=True):
+    """A merge as it is listed: nothing of whom it is about."""
+
+    id: str
+    sender: str
+    event: str
+    received_at: datetime
+    is_undone: bool
+    """A person took it back."""
+
+
+def derive_undone(keyring: Keyring, sender: str, merge: bytes) -> bytes:
+    """The marker of a person's taking back of a merge: each is taken back once."""
+    return keyring.index("merge undone", sender, merge.hex())
+
+
+async def load_merge(connection: AsyncConnection, keyring: Keyring, marker: bytes) -> Attendance | None:
+    """A merge that no person has taken back, by its marker."""
+    statement = select(_persons.c.sender, _persons.c.sealed).where(_persons.c.marker == marker)
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        return None
+    said = msgspec.json.decode(keyring.open(bytes(row.sealed), about=_about(marker)), type=Attendance)
+    undone = select(_persons.c.marker).where(_persons.c.marker == derive_undone(keyring, row.sender, marker))
+    is_undone = (await connection.execute(undone)).one_or_none() is not None
+    return said if is_merge(said) and not is_undone else None
+
+
+async def list_merges(
+    connection: AsyncConnection, keyring: Keyring, *, alert_id: str | None, rows_max: int
+) -> list[StoredMerge]:
+    """Merges, the latest first; with ``alert_id`` those that its visit has taken in."""
+    statement = select(_persons).where(_persons.c.former_index.is_not(None))
+    if alert_id is not None:
+        of_visit = (
+            select(_messages.c.marker)
+            .join(_alerts, _alerts.c.visit_id == _messages.c.visit_id)
+            .where(_alerts.c.id == alert_id)
+        )
+        statement = statement.where(_persons.c.marker.in_(of_visit))
+    rows = await connection.execute(
+        statement.order_by(_persons.c.received_at.desc(), _persons.c.marker).limit(rows_max)
+    )
+    found = []
+    for row in rows:
+        marker = bytes(row.marker)
+        said = msgspec.json.decode(keyring.open(bytes(row.sealed), about=_about(marker)), type=Attendance)
+        if is_merge(said):
+            found.append((marker, row.received_at, said))
+    wanted = {derive_undone(keyring, said.sender, marker): marker for marker, _, said in found}
+    taken_back = select(_persons.c.marker).where(is_among(connection, _persons.c.marker, list(wanted)))
+    undone = {wanted[bytes(row.marker)] for row in await connection.execute(taken_back)}
+    return [
+        StoredMerge(
+            id=marker.hex(), sender=said.sender, event=said.event.value, received_at=at, is_undone=marker in undone
+        )
+        for marker, at, said in found
+    ]
 
 
 async def forget_news(connection: AsyncConnection, before: datetime, rows_max: int) -> int:

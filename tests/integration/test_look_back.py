@@ -182,6 +182,45 @@ def _nhs_number(pair: int) -> str:
     raise AssertionError(pair)
 
 
+RACES_OF_THREE = 24
+
+
+async def test_a_merge_a_list_change_and_an_attendance_that_race_never_miss_each_other(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """Three workers at once: a visit of somebody unknown, the merge into a child, and the list that has the child."""
+    async with open_world(postgres_url, tmp_path) as world:
+        for start in range(0, RACES_OF_THREE, 8):
+            await asyncio.gather(
+                *(_race_three(world, number) for number in range(start, start + 8)), _runner(world).run_once()
+            )
+        await _run_jobs(world)
+        found = await world.alerts()
+        assert len({alert.visit_id for alert in found}) == len(found) == RACES_OF_THREE
+        assert {alert.withdrawn_at for alert in found} == {None}
+
+
+async def _race_three(world: World, number: int) -> None:
+    person, unknown, visit = f"M{number}", f"N{number}", f"W{number}"
+    nhs_number = _nhs_number(1000 + number)
+    row = CASEY.replace("L1", f"M{number}").replace("9990000018", nhs_number)
+    file = f"{CHILDREN_COLUMNS}\n{row}\n".encode()
+    attendance = hl7(patient=unknown, visit=visit, nhs_number="", family="UNKNOWN", given="CHILD", birth_date=None)
+    merge = hl7("A40", patient=person, visit="", nhs_number=nhs_number) + f"MRG|{unknown}^^^RZ1^MR\r".encode()
+
+    async def list_child() -> None:
+        await asyncio.sleep(random.random() * 0.01)
+        await upload_children(
+            world.database, world.keyring, world.clock, authority="706", file=file, uploaded_by="test"
+        )
+
+    async def hear(message: bytes, partition: int) -> None:
+        await asyncio.sleep(random.random() * 0.01)
+        await _handle_alone(world, message, partition=partition)
+
+    await asyncio.gather(list_child(), hear(attendance, 5000 + 2 * number), hear(merge, 5001 + 2 * number))
+
+
 @pytest.mark.soak
 async def test_4000_racing_pairs(postgres_url: str, tmp_path: Path) -> None:
     async with open_world(postgres_url, tmp_path) as world:

@@ -271,3 +271,20 @@ async def test_a_range_can_be_counted_first_and_everything_in_quarantine_asked_f
     assert (await small_site.drain()).outcomes["quarantined"] == 2
     [item] = await small_site.items()
     assert item["attempts"] == 1
+
+
+async def test_a_person_parts_records_that_a_department_joined(site: Site) -> None:
+    joined = hl7("A40", visit="") + b"MRG|U77^^^RZ1^MR\r"
+    await site.world.receive(hl7(patient="U77", nhs_number="", family="UNKNOWN", birth_date=None), joined)
+    assert (await site.run("merges", "list")).stdout.count("A40 of RZ1") == 1
+    [merge] = json.loads((await site.run("merges", "list", "--json")).stdout)
+
+    assert (await site.run("merges", "undo", merge["id"])).exit_code == 2
+    assert (await site.run("merges", "undo", "K12345", "--by", "Sam Tester")).exit_code == 2
+    done = await site.run("merges", "undo", merge["id"], "--by", "Sam Tester", "--why", "joined in error")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert (await site.run("merges", "undo", merge["id"], "--by", "Sam Tester")).exit_code == 1
+
+    assert [alert.withdrawn_rule for alert in await site.world.alerts()] == ["identity_corrected"]
+    [(actor, reason)] = await site.acts("merge.undone")
+    assert actor.startswith("Sam Tester (cli:") and reason == "joined in error"

@@ -13,8 +13,8 @@ from sqlalchemy import select
 
 from broker.domain.alerts import DUTY_DESK
 from broker.domain.course import VisitState
-from broker.storage import alerts, visits
-from broker.storage.tables import Delivery, PersonMessage, Visit, table
+from broker.storage import alerts, persons, visits
+from broker.storage.tables import AuditRow, Delivery, PersonMessage, Visit, table
 from schemas.alert import NoticeKind, ReplyOutcome
 from schemas.record import PositionOutcome as Outcome
 from tests.bundles import NHS_NUMBER, encode, make_bundle, make_encounter, make_header, make_organisation, make_patient
@@ -131,6 +131,34 @@ async def test_an_undone_merge_is_taken_back_with_what_rested_on_it(world: World
     # Heard again, the merge is still undone; a later one stands.
     await world.receive(merge("K12345", "U77", at=after(41)))
     assert len(await world.alerts()) == 1
+    await world.receive(merge("K12345", "U77", at=after(90)))
+    assert sorted(each.withdrawn_at is None for each in await world.alerts()) == [False, True]
+
+
+async def test_a_person_undoes_a_merge_and_it_is_as_if_the_department_had(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7(patient="U77", **UNKNOWN), merge("K12345", "U77", at=after(40)))  # type: ignore[arg-type]
+    [alert] = await world.alerts()
+    async with world.database.reading() as connection:
+        [found] = await persons.list_merges(connection, world.keyring, alert_id=alert.alert.alert_id, rows_max=9)
+        assert await persons.list_merges(connection, world.keyring, alert_id=None, rows_max=9) == [found]
+    assert not found.is_undone
+
+    marker = bytes.fromhex(found.id)
+    assert await world.consumer.undo_merge(marker, by="Sam Tester", reason="joined in error")
+    assert not await world.consumer.undo_merge(marker, by="Sam Tester", reason="")
+    assert not await world.consumer.undo_merge(bytes(32), by="Sam Tester", reason="")
+
+    [alert] = await world.alerts()
+    assert alert.withdrawn_rule == "identity_corrected"
+    assert any(reply.wording.startswith("Correction") for reply in await world.replies())
+    columns = table(AuditRow).c
+    async with world.database.reading() as connection:
+        [merged] = await persons.list_merges(connection, world.keyring, alert_id=None, rows_max=9)
+        acts = await connection.execute(select(columns.actor).where(columns.action == "merge.undone"))
+        assert [row.actor for row in acts] == ["Sam Tester"]
+    assert merged.is_undone
+    # A merge of the same two that happens later stands again.
     await world.receive(merge("K12345", "U77", at=after(90)))
     assert sorted(each.withdrawn_at is None for each in await world.alerts()) == [False, True]
 
