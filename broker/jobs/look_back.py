@@ -22,7 +22,7 @@ from broker.domain.matching import entry_blocks
 from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
-from broker.storage import alerts, audit, child_lists, directory, jobs, reviews, visits
+from broker.storage import accesses, alerts, audit, child_lists, directory, jobs, reviews, visits
 from broker.storage.alerts import Ground, alert_role, derive_alert_id
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import Database
@@ -124,18 +124,33 @@ async def _withdraw_look_up(
     connection: AsyncConnection, occasion: Occasion, thread: Thread, taken_back: Candidate
 ) -> list[Announcement]:
     """Withdraw the alert of a look-up, unless the authority lists the person under another plan."""
-    number = index_nhs_number(occasion.keyring, taken_back.entry.nhs_number)
-    listed = (await child_lists.find_by_nhs_number(connection, occasion.keyring, [number])).get(number, [])
+    asked = index_nhs_number(occasion.keyring, taken_back.entry.nhs_number)
+    return await _withdraw_unlisted(connection, occasion, thread, asked, (taken_back.authority, ENTRY_TAKEN_BACK))
+
+
+async def _withdraw_corrected_look_up(
+    connection: AsyncConnection, occasion: Occasion, thread: Thread, candidate: Candidate
+) -> list[Announcement]:
+    """Withdraw the alert of a look-up of a number that is not the entry's any more: it was of somebody else."""
+    asked = await accesses.find_record(connection, thread.visit_id)
+    if asked is None or asked in _index_numbers(occasion.keyring, candidate):
+        return []
+    return await _withdraw_unlisted(connection, occasion, thread, asked, (candidate.authority, ENTRY_CORRECTED))
+
+
+async def _withdraw_unlisted(
+    connection: AsyncConnection, occasion: Occasion, thread: Thread, asked: bytes, ground: tuple[str, str]
+) -> list[Announcement]:
+    """Withdraw an authority's alert of a look-up by a rule, unless it lists the number that was asked about."""
+    authority, rule = ground
+    listed = (await child_lists.find_by_nhs_number(connection, occasion.keyring, [asked])).get(asked, [])
     on, windows = london_day(occasion.now), occasion.rules.windows
     if any(
-        each.authority == taken_back.authority and standing_on(each.entry, on, windows) is not Standing.HIDDEN
-        for each in listed
+        each.authority == authority and standing_on(each.entry, on, windows) is not Standing.HIDDEN for each in listed
     ):
         return []
-    withdrawn = await alerts.withdraw_alerts(
-        connection, thread.visit_id, taken_back.authority, rule=ENTRY_TAKEN_BACK, now=occasion.now
-    )
-    return [announce_withdrawal(occasion, taken_back.authority, alert_id, ENTRY_TAKEN_BACK) for alert_id in withdrawn]
+    withdrawn = await alerts.withdraw_alerts(connection, thread.visit_id, authority, rule=rule, now=occasion.now)
+    return [announce_withdrawal(occasion, authority, alert_id, rule) for alert_id in withdrawn]
 
 
 async def _withdraw_corrected(
@@ -150,7 +165,8 @@ async def _withdraw_corrected(
     told: list[Announcement] = []
     for thread in (await visits.load_known_threads(connection, keyring, raised_at)).values():
         if not thread.messages:
-            continue  # looked up only
+            told += await _withdraw_corrected_look_up(connection, occasion, thread, candidate)
+            continue
         facts = thread.facts()
         said = {number for number in (facts.nhs_number, facts.mother_nhs_number) if number}
         if not thread.is_here or not said or said & {candidate.entry.nhs_number, *candidate.aliases}:

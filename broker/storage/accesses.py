@@ -155,6 +155,13 @@ async def list_counted(
     return [Accessed(at=row.at, author=_open(keyring, row)) for row in await connection.execute(statement)]
 
 
+async def find_record(connection: AsyncConnection, access_id: str) -> bytes | None:
+    """The blind index of the record that was met; a look-up's thread has the id of its access."""
+    found = await connection.execute(select(_accesses.c.nhs_index).where(_accesses.c.id == access_id))
+    index = found.scalar_one_or_none()
+    return bytes(index) if index is not None else None
+
+
 async def _load_counted(connection: AsyncConnection, keyring: Keyring, new: Sequence[NewAccess]) -> Counted:
     persons = sorted({index_nhs_number(keyring, access.nhs_number) for access in new})
     first, last = min(access.at for access in new), max(access.at for access in new)

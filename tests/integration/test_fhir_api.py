@@ -30,7 +30,7 @@ from broker.doors import join_doors
 from broker.senders import Senders
 from broker.storage import accesses, alerts, audit, tables
 from broker.storage.database import Database
-from broker.storage.tables import AlertState, AuditRow, table
+from broker.storage.tables import ENTRY_CORRECTED, AlertState, AuditRow, table
 from broker.web.fhir_api import PATHS, check_guarded, create_fhir_api
 from broker.web.look_up import Asker, LookUps, UnknownSite
 from schemas.alert import AlertKind
@@ -46,6 +46,7 @@ HEADERS = {"TraceID": "2f1c0b5e-0000-4000-8000-000000000001", "NHSD-Session-URID
 FLAG = "child-protection-information-system-flag"
 SILENTLY = {**HEADERS, "IsUnscheduledAccessEvent": "false"}
 ENDED = "L1,9990000018,Tester,Casey,2015-03-02,ZZ99 1AA,looked_after_child,2024-01-10,2025-11-01,W1,North"
+OTHER_PLAN = "L1,9990000018,Tester,Casey,2015-03-02,ZZ99 1AA,looked_after_child,2025-06-01,,W1,North"
 OF_EASTMERE = "E5,9990000018,Tester,Casey,2015-03-02,ZZ99 1AA,looked_after_child,2025-06-01,,W7,East"
 
 
@@ -276,6 +277,23 @@ async def test_the_alert_of_a_look_up_is_withdrawn_when_its_entry_was_an_error(a
     [alert] = await api.world.alerts()
     assert (alert.state, alert.withdrawn_at is not None) == (AlertState.CLOSED, True)
     assert (await api.ask("PatientFlag"))["total"] == 0
+
+
+async def test_the_alert_of_a_look_up_is_withdrawn_when_the_list_corrects_the_number(api: Api) -> None:
+    await api.world.list_children(CASEY, OTHER_PLAN)
+    await api.ask("PatientFlag")
+    await api.world.list_children(CASEY.replace(CASEY_NUMBER, STRANGER))
+    await api.world.run_jobs()
+    [alert] = await api.world.alerts()
+    assert alert.withdrawn_at is None, "the authority lists the number that was asked about under another plan"
+    await api.world.list_children(OTHER_PLAN.replace(CASEY_NUMBER, STRANGER))
+    await api.world.run_jobs()
+    [alert] = await api.world.alerts()
+    assert (alert.state, alert.withdrawn_rule) == (AlertState.CLOSED, ENTRY_CORRECTED)
+    assert await api.world.delivery_count() == 2
+    await api.ask("PatientFlag", STRANGER)
+    await api.world.run_jobs()
+    assert [each.withdrawn_at is None for each in await api.world.alerts()].count(True) == 1
 
 
 async def test_who_was_told_shows_the_own_visits_and_whether_a_person_took_notice(api: Api) -> None:
