@@ -19,6 +19,7 @@ from broker.domain.alerts import (
     compose_alert,
     compose_look_up_alert,
     describe_attendance,
+    withhold_place,
 )
 from broker.domain.care_settings import Notice
 from broker.domain.course import Quiet
@@ -172,7 +173,10 @@ def announce(
     for alert in told.alerts:
         entries = {entry_id for entry_id, _ in alert.entries}
         thread.alerted[alert.alert.authority] = Standing(
-            alert_id=alert.alert.alert_id, told=alert.told_state, entries=entries
+            alert_id=alert.alert.alert_id,
+            told=alert.told_state,
+            entries=entries,
+            is_restricted=alert.is_restricted,
         )
     thread.reviewed.update(doubt.candidate.entry_id for doubt in decision.doubts)
     thread.replied = decision.reply or thread.replied
@@ -220,6 +224,7 @@ def announce_look_up(occasion: Occasion, visit_id: str, site: Site, found: Seque
             held_by=_first_holder(authority, entries, occasion.directory),
             due_by=occasion.now + occasion.rules.look_up_escalation,
             entries=tuple((each.entry_id, each.entry.allocated_worker) for each in own),
+            is_restricted=any(each.is_restricted for each in found),
         )
         told.alerts.append(alert)
         told.deliveries.extend(_alert_deliveries(occasion, alert))
@@ -313,13 +318,15 @@ def announce_notices(occasion: Occasion, thread: Thread) -> Announcement:
             attendance=describe_attendance(facts, occasion.directory.sites.get(facts.sender)),
         )
         told.notices.append(NewNotice(update=update, told_state=state, due_by=occasion.now + occasion.rules.escalation))
-        told.deliveries += _notice_deliveries(occasion, update)
+        told.deliveries += _notice_deliveries(occasion, update, is_restricted=standing.is_restricted)
         act = _act(authority_owner(authority), "alert.updated", standing.alert_id, rule.kind.value)
         told.acts.append(act)
     return told
 
 
-def _notice_deliveries(occasion: Occasion, update: AlertUpdated) -> list[NewDelivery]:
+def _notice_deliveries(occasion: Occasion, update: AlertUpdated, *, is_restricted: bool) -> list[NewDelivery]:
+    if is_restricted:
+        update = msgspec.structs.replace(update, attendance=withhold_place(update.attendance))
     content = msgspec.json.encode(update)
     return [
         NewDelivery(
@@ -367,6 +374,7 @@ def _compose_alert(
         due_by=occasion.now + occasion.rules.escalation,
         entries=tuple((candidate.entry_id, candidate.entry.allocated_worker) for candidate, _ in matched),
         told_state=state,
+        is_restricted=any(candidate.is_restricted for candidate, _ in decision.matched),
     )
 
 
@@ -392,6 +400,7 @@ def _compose_review(occasion: Occasion, thread: Thread, facts: Attendance, doubt
         ),
         opened_at=occasion.now,
         due_by=occasion.now + occasion.rules.escalation,
+        is_restricted=candidate.is_restricted,
     )
 
 
@@ -473,8 +482,10 @@ def _confirmed(occasion: Occasion) -> dict[str, datetime | None]:
 
 
 def _alert_deliveries(occasion: Occasion, alert: NewAlert) -> list[NewDelivery]:
-    content = msgspec.json.encode(alert.alert)
-    authority = alert.alert.authority
+    said, authority = alert.alert, alert.alert.authority
+    if alert.is_restricted:
+        said = msgspec.structs.replace(said, attendance=withhold_place(said.attendance))
+    content = msgspec.json.encode(said)
     return [
         NewDelivery(
             id=occasion.keyring.derive_id("delivery", channel, alert.alert.alert_id),

@@ -82,6 +82,8 @@ class AttendanceFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     arrival_mode: str | None
     complaint: str | None
     left_at: datetime | None
+    is_withheld: bool = False
+    """Nothing is said of where the person is: the national record is restricted. The place is shown on a page."""
 
 
 class SocialCareAlert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

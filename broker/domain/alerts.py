@@ -31,6 +31,8 @@ _TEST = (
     " The department's system marks this message as a test. Feeds are marked wrongly, so you are told as of any other: "
     "ring the department."
 )
+WITHHELD = "Withheld"
+"""Stands for where somebody is whose national record is restricted."""
 DUTY_DESK = "duty"
 """Holder of an alert that no allocated worker can be asked to take."""
 
@@ -174,6 +176,23 @@ def describe_attendance(facts: Attendance, site: Site | None) -> AttendanceFacts
         arrival_mode=facts.arrival_mode,
         complaint=facts.complaint,
         left_at=facts.left_at,
+    )
+
+
+def withhold_place(facts: AttendanceFacts) -> AttendanceFacts:
+    """Nothing of where and when the person came, or of what might tell it: free text and the way they came too."""
+    if facts.is_withheld:
+        return facts
+    return AttendanceFacts(
+        organisation_code="",
+        organisation_name=WITHHELD,
+        organisation_telephone=None,
+        department=None,
+        arrived_at=None,
+        arrival_mode=None,
+        complaint=None,
+        left_at=None,
+        is_withheld=True,
     )
 
 

@@ -35,6 +35,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers that PDS links with the entry's own: one supersedes the other."""
     is_dead: bool = False
     """Its number is dead: it finds nobody."""
+    is_restricted: bool = False
+    """Where the person is must not become known (ADR 0040)."""
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Select, bindparam, case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.domain.alerts import DUTY_DESK
+from broker.domain.alerts import DUTY_DESK, withhold_place
 from broker.domain.course import VisitState
 from broker.keyring import Keyring
 from broker.storage.database import upsert
@@ -38,6 +38,7 @@ class NewAlert(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[tuple[str, str | None], ...]
     told_state: VisitState = VisitState.HERE
     """Where the visit stands, as the alert tells it."""
+    is_restricted: bool = False
 
 
 class NewNotice(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +101,8 @@ class StoredAlert(msgspec.Struct, frozen=True, kw_only=True):
     withdrawn_at: datetime | None
     withdrawn_rule: str | None
     closed_rule: str | None
+    is_restricted: bool = False
+    """The place is withheld; ``load_alert`` gives it with ``with_place``."""
 
 
 class AuthorityTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +142,7 @@ async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Seq
                 "raised_at": new.alert.raised_at,
                 "due_by": new.due_by,
                 "told_state": new.told_state.value,
+                "is_restricted": new.is_restricted,
             }
             for new in alerts
         ],
@@ -240,9 +244,18 @@ async def list_alerts(
 
 
 async def load_alert(
-    connection: AsyncConnection, keyring: Keyring, owner: str, alert_id: str, *, worker: str | None
+    connection: AsyncConnection,
+    keyring: Keyring,
+    owner: str,
+    alert_id: str,
+    *,
+    worker: str | None,
+    with_place: bool = False,
 ) -> StoredAlert | None:
-    """One alert of the authority, or None when there is none that this worker (None: the duty desk) may see."""
+    """One alert of the authority, or None when there is none that this worker (None: the duty desk) may see.
+
+    ``with_place`` is for the protected view alone: also of a restricted person, where they are.
+    """
     row = (
         await connection.execute(select(_alerts).where(_alerts.c.owner == owner, _alerts.c.id == alert_id))
     ).one_or_none()
@@ -252,7 +265,14 @@ async def load_alert(
         allocated = select(_entries.c.worker).where(_entries.c.alert_id == alert_id, _entries.c.worker == worker)
         if (await connection.execute(allocated)).first() is None:
             return None
-    return _open(keyring, row)
+    return _open(keyring, row, with_place=with_place)
+
+
+async def list_grounds(connection: AsyncConnection, alert_id: str) -> list[str]:
+    """The entries on which an alert rests."""
+    return list(
+        (await connection.execute(select(_entries.c.entry_id).where(_entries.c.alert_id == alert_id))).scalars()
+    )
 
 
 async def note_opened(connection: AsyncConnection, alert_id: str, now: datetime) -> None:
@@ -383,10 +403,13 @@ async def count_alerts(connection: AsyncConnection) -> dict[str, int]:
     return dict(rows.all())
 
 
-def _open(keyring: Keyring, row: Any) -> StoredAlert:
+def _open(keyring: Keyring, row: Any, *, with_place: bool = False) -> StoredAlert:
     plain = keyring.open(bytes(row.sealed), about=f"alert/{row.id}")
+    alert = msgspec.json.decode(plain, type=SocialCareAlert)
+    if row.is_restricted and not with_place:
+        alert = msgspec.structs.replace(alert, attendance=withhold_place(alert.attendance))
     return StoredAlert(
-        alert=msgspec.json.decode(plain, type=SocialCareAlert),
+        alert=alert,
         visit_id=row.visit_id,
         held_by=row.held_by,
         level=row.level,
@@ -399,4 +422,5 @@ def _open(keyring: Keyring, row: Any) -> StoredAlert:
         withdrawn_at=row.withdrawn_at,
         withdrawn_rule=row.withdrawn_rule,
         closed_rule=row.closed_rule,
+        is_restricted=row.is_restricted,
     )

@@ -389,6 +389,7 @@ def _open(keyring: Keyring, row: Any, pairs: Sequence[Alias] = ()) -> Candidate:
         entry=_open_entry(keyring, row.id, bytes(row.sealed)),
         aliases=tuple(_linked_with(row, pairs).values()),
         is_dead=row.dead_at is not None,
+        is_restricted=row.is_restricted,
     )
 
 

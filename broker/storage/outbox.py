@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.retry import NextStep
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.rows import insert_rows
+from broker.storage.rows import insert_rows, is_among
 from broker.storage.tables import Delivery, Lane, Reply, table
 from schemas.delivery import ChannelName, DeliveryState
 
@@ -202,6 +202,20 @@ async def release_lane(connection: AsyncConnection, lane: LeasedLane, *, not_bef
     )
 
 
+async def list_waiting(connection: AsyncConnection, keyring: Keyring, alert_ids: Sequence[str]) -> list[DueDelivery]:
+    """What has not been sent yet of these alerts; also what is being tried."""
+    statement = select(_deliveries).where(
+        is_among(connection, _deliveries.c.alert_id, alert_ids), _deliveries.c.state.in_(_WAITING)
+    )
+    return [_open(keyring, row) for row in await connection.execute(statement)]
+
+
+async def replace_content(connection: AsyncConnection, keyring: Keyring, delivery: DueDelivery) -> None:
+    """Send this in place of what was to be sent."""
+    sealed = _seal(keyring, delivery.id, _Content(delivery.content_type, delivery.content))
+    await connection.execute(update(_deliveries).where(_deliveries.c.id == delivery.id).values(sealed=sealed))
+
+
 async def count_states(connection: AsyncConnection) -> dict[str, int]:
     """Deliveries by state."""
     rows = await connection.execute(select(_deliveries.c.state, func.count()).group_by(_deliveries.c.state))
@@ -287,7 +301,6 @@ def _earlier(stored: Any, new: Any) -> Any:
 
 
 def _row(keyring: Keyring, delivery: NewDelivery, now: datetime) -> dict[str, object]:
-    content = msgspec.msgpack.encode(_Content(delivery.content_type, delivery.content))
     return {
         "id": delivery.id,
         "owner": delivery.owner,
@@ -295,12 +308,16 @@ def _row(keyring: Keyring, delivery: NewDelivery, now: datetime) -> dict[str, ob
         "event_type": delivery.event_type,
         "alert_id": delivery.alert_id,
         "reply_id": delivery.reply_id,
-        "sealed": keyring.seal(content, about=f"delivery/{delivery.id}"),
+        "sealed": _seal(keyring, delivery.id, _Content(delivery.content_type, delivery.content)),
         "state": DeliveryState.WAITING.value,
         "attempts": 0,
         "created_at": now,
         "next_attempt_at": now,
     }
+
+
+def _seal(keyring: Keyring, delivery_id: str, content: _Content) -> bytes:
+    return keyring.seal(msgspec.msgpack.encode(content), about=f"delivery/{delivery_id}")
 
 
 def _open(keyring: Keyring, row: Any) -> DueDelivery:

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker.domain.alerts import withhold_place
 from broker.domain.likeness import Reason
 from broker.keyring import Keyring
 from broker.storage.database import upsert
@@ -47,6 +48,7 @@ class NewReview(msgspec.Struct, frozen=True, kw_only=True):
     content: ReviewContent
     opened_at: datetime
     due_by: datetime
+    is_restricted: bool = False
 
 
 class StoredReview(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,8 @@ class StoredReview(msgspec.Struct, frozen=True, kw_only=True):
     decided_at: datetime | None
     entry_id: str
     decision_reason: str
+    is_restricted: bool = False
+    """The place is withheld; ``load_review`` gives it with ``with_place``."""
 
     @property
     def is_decidable(self) -> bool:
@@ -82,7 +86,7 @@ async def save_reviews(connection: AsyncConnection, keyring: Keyring, reviews: S
     if not reviews:
         return
     statement = upsert(connection, _reviews)
-    anew = ("sealed", "held_by", "level", "state", "opened_at", "due_by", "decision", "decided_at")
+    anew = ("is_restricted", "sealed", "held_by", "level", "state", "opened_at", "due_by", "decision", "decided_at")
     await connection.execute(
         statement.on_conflict_do_update(
             index_elements=["id"],
@@ -103,6 +107,7 @@ async def save_reviews(connection: AsyncConnection, keyring: Keyring, reviews: S
                 "due_by": new.due_by,
                 "decision": None,
                 "decided_at": None,
+                "is_restricted": new.is_restricted,
             }
             for new in reviews
         ],
@@ -152,14 +157,23 @@ async def list_open_reviews(
 
 
 async def load_review(
-    connection: AsyncConnection, keyring: Keyring, owner: str, review_id: str, *, held_by: str | None
+    connection: AsyncConnection,
+    keyring: Keyring,
+    owner: str,
+    review_id: str,
+    *,
+    held_by: str | None,
+    with_place: bool = False,
 ) -> StoredReview | None:
-    """One review of the authority, decided or not; with ``held_by``, only if this worker holds it."""
+    """One review of the authority, decided or not; with ``held_by``, only if this worker holds it.
+
+    ``with_place`` is for the protected view alone: also of a restricted person, where they are.
+    """
     statement = select(_reviews).where(_reviews.c.owner == owner, _reviews.c.id == review_id)
     if held_by is not None:
         statement = statement.where(_reviews.c.held_by == held_by)
     row = (await connection.execute(statement)).one_or_none()
-    return None if row is None else _open(keyring, row)
+    return None if row is None else _open(keyring, row, with_place=with_place)
 
 
 async def decide_review(
@@ -214,12 +228,15 @@ async def count_reviews(connection: AsyncConnection) -> dict[str, int]:
     return dict(rows.all())
 
 
-def _open(keyring: Keyring, row: Any) -> StoredReview:
+def _open(keyring: Keyring, row: Any, *, with_place: bool = False) -> StoredReview:
     plain = keyring.open(bytes(row.sealed), about=f"review/{row.id}")
+    content = msgspec.json.decode(plain, type=ReviewContent)
+    if row.is_restricted and not with_place:
+        content = msgspec.structs.replace(content, attendance=withhold_place(content.attendance))
     return StoredReview(
         id=row.id,
         visit_id=row.visit_id,
-        content=msgspec.json.decode(plain, type=ReviewContent),
+        content=content,
         held_by=row.held_by,
         level=row.level,
         state=ItemState(row.state),
@@ -232,4 +249,5 @@ def _open(keyring: Keyring, row: Any) -> StoredReview:
         decision_reason=keyring.open(bytes(row.decision_sealed), about=f"decision/{row.id}").decode()
         if row.decision_sealed is not None
         else "",
+        is_restricted=row.is_restricted,
     )

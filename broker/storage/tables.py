@@ -385,6 +385,8 @@ class ListEntry(SQLModel, table=True):
     )
     dead_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     """When its NHS number was found to be dead: from then on it finds nobody, until it is given another."""
+    is_restricted: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
+    """What PDS said last of its number."""
 
 
 class ListVersion(SQLModel, table=True):
@@ -711,6 +713,8 @@ class Alert(SQLModel, table=True):
     closed_rule: str | None = None
     told_state: str | None = None
     notices: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    is_restricted: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
+    """Where the person is, is shown to whom it was allocated alone."""
 
 
 class AlertNotice(SQLModel, table=True):
@@ -826,6 +830,7 @@ class Review(SQLModel, table=True):
     decided_by: str | None = None
     decision: str | None = None
     decision_sealed: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
+    is_restricted: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
 
 
 class MissedAlert(SQLModel, table=True):

@@ -11,7 +11,7 @@ from sqlalchemy import case, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
-from broker.storage import jobs
+from broker.storage import jobs, restrictions
 from broker.storage.database import upsert
 from broker.storage.jobs import COVERAGE, TRACE, derive_job_id
 from broker.storage.rows import SQLITE_VALUES_MAX, insert_new, is_among
@@ -122,6 +122,9 @@ async def settle_trace(
         .where(_traces.c.entry_id == entry_id)
         .values(state=found.value, sealed=sealed, checked_at=now, code=None, attempts=0, next_at=next_at)
     )
+    if not isinstance(finding, NotFound | Invalidated):
+        # Nothing that was found says no more of a restriction than was known.
+        await restrictions.note_restriction(connection, keyring, entry_id, is_restricted=found is TraceState.RESTRICTED)
     dead_at = now if found is TraceState.INVALIDATED else None
     await connection.execute(update(_entries).where(_entries.c.id == entry_id).values(dead_at=dead_at))
 

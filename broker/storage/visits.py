@@ -50,7 +50,7 @@ _OF_THREAD: Final = (
 )
 _OF_ALERT: Final = (
     *(_alerts.c.visit_id, _alerts.c.authority, _alerts.c.withdrawn_at, _alerts.c.id, _alerts.c.state),
-    *(_alerts.c.told_state, _alerts.c.notices, _grounds.c.entry_id),
+    *(_alerts.c.told_state, _alerts.c.notices, _alerts.c.is_restricted, _grounds.c.entry_id),
 )
 
 
@@ -69,6 +69,7 @@ class Standing(msgspec.Struct, kw_only=True):
     notices: int = 0
     entries: set[str] = msgspec.field(default_factory=set)
     """The list entries it rests on."""
+    is_restricted: bool = False
 
 
 class Thread(msgspec.Struct, kw_only=True):
@@ -357,6 +358,7 @@ def _standing(row: Any) -> Standing:
         is_open=row.state == AlertState.OPEN,
         told=VisitState(row.told_state) if row.told_state else VisitState.HERE,
         notices=row.notices,
+        is_restricted=row.is_restricted,
     )
 
 

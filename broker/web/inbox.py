@@ -127,12 +127,14 @@ async def show_alert(request: Request, alert_id: str) -> Response:
     now = pages.clock.now()
     async with pages.database.writing() as connection:
         stored = await _load_alert(connection, pages, person, alert_id)
-        chronology = await _load_chronology(connection, pages, stored.visit_id)
-        closed_at = await visits.find_closed_at(connection, stored.visit_id)
         colleagues = await load_colleagues(connection, pages, person)
-        looked = await accesses.list_counted(
-            connection, pages.keyring, stored.alert.child.nhs_number, rows_max=ACCESSES_SHOWN_MAX
-        )
+        chronology, closed_at, looked = None, None, []
+        if not stored.is_restricted:  # else they stand in the protected view
+            chronology = await load_chronology(connection, pages, stored.visit_id)
+            closed_at = await visits.find_closed_at(connection, stored.visit_id)
+            looked = await accesses.list_counted(
+                connection, pages.keyring, stored.alert.child.nhs_number, rows_max=ACCESSES_SHOWN_MAX
+            )
         notices = await alerts.load_notices(connection, alert_id)
         await alerts.note_opened(connection, alert_id, now)
         await audit.record_acts(connection, [act_of(person, "alert.read", alert_id)], now)
@@ -223,7 +225,8 @@ async def _load_alert(connection: AsyncConnection, pages: Pages, person: Person,
     return stored
 
 
-async def _load_chronology(connection: AsyncConnection, pages: Pages, visit_id: str) -> Chronology | None:
+async def load_chronology(connection: AsyncConnection, pages: Pages, visit_id: str) -> Chronology | None:
+    """A visit as social care may read it; None of one without messages."""
     messages = await visits.load_messages(connection, pages.keyring, visit_id)
     site = await directory.find_site(connection, messages[0][1].sender) if messages else None
     return tell_visit(messages, site)

@@ -149,12 +149,18 @@ class _Context(msgspec.Struct, frozen=True, kw_only=True):
         return list(own.values())[:NOTIFIED_SHOWN_MAX]
 
     def accesses(self, question: _Question, new: Sequence[_Told]) -> list[Accessed]:
-        """Who had access to the record, newest first; of a person who is on no list any more nothing is shown."""
+        """Who had access to the record, newest first; of a person who is on no list any more nothing is shown.
+
+        Of a restricted person an organisation is shown its own accesses alone, as of somebody met nowhere else.
+        """
         if not question.found:
             return []
         number, keyring = question.record_number, question.occasion.keyring
         own = [each.access for each in new if each.access.nhs_number == number]
-        return self.history.show(keyring, index_nhs_number(keyring, number), own, rows_max=ACCESSES_SHOWN_MAX)
+        before = self.history.show(keyring, index_nhs_number(keyring, number), own, rows_max=ACCESSES_SHOWN_MAX)
+        if any(each.is_restricted for each in question.found):
+            return [each for each in before if each.author.organisation == question.site.code]
+        return before
 
 
 class UnknownSite(Exception):

@@ -1,0 +1,58 @@
+"""Restricted people: entries whose number is restricted nationally, and what is withheld of them from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.domain.alerts import withhold_place
+from broker.keyring import Keyring
+from broker.storage import outbox
+from broker.storage.rows import is_among
+from broker.storage.tables import Alert, AlertEntry, ListEntry, Review, table
+from schemas.alert import AttendanceFacts
+
+_entries, _alerts, _grounds, _reviews = table(ListEntry), table(Alert), table(AlertEntry), table(Review)
+
+
+async def note_restriction(
+    connection: AsyncConnection, keyring: Keyring, entry_id: str, *, is_restricted: bool
+) -> None:
+    """Note it for every entry of the entry's number.
+
+    What was told of a person before they were known to be restricted is withheld from now on, also where it waits to
+    be sent. What was raised while they were restricted stays so when they are it no longer.
+    """
+    number = select(_entries.c.nhs_index).where(_entries.c.id == entry_id).scalar_subquery()
+    differs = (_entries.c.nhs_index == number, _entries.c.is_restricted.is_not(is_restricted))
+    changed = update(_entries).where(*differs).values(is_restricted=is_restricted).returning(_entries.c.id)
+    entry_ids = list((await connection.execute(changed)).scalars())
+    if not entry_ids or not is_restricted:
+        return
+    resting = select(_grounds.c.alert_id).where(is_among(connection, _grounds.c.entry_id, entry_ids))
+    withheld = update(_alerts).where(_alerts.c.id.in_(resting)).values(is_restricted=True).returning(_alerts.c.id)
+    alert_ids = sorted((await connection.execute(withheld)).scalars())
+    of_them = is_among(connection, _reviews.c.entry_id, entry_ids)
+    await connection.execute(update(_reviews).where(of_them).values(is_restricted=True))
+    await _withhold_waiting(connection, keyring, alert_ids)
+
+
+async def is_number_restricted(connection: AsyncConnection, nhs_index: bytes) -> bool:
+    """Whether the national record of a number is restricted, by whoever lists it."""
+    statement = select(_entries.c.id).where(_entries.c.nhs_index == nhs_index, _entries.c.is_restricted).limit(1)
+    return (await connection.execute(statement)).first() is not None
+
+
+async def _withhold_waiting(connection: AsyncConnection, keyring: Keyring, alert_ids: Sequence[str]) -> None:
+    """What waits to be sent of these alerts says no place any more. What is being sent this moment is gone."""
+    for waiting in await outbox.list_waiting(connection, keyring, alert_ids):
+        said = msgspec.json.decode(waiting.content)
+        if "attendance" not in said:
+            continue
+        place = msgspec.convert(said["attendance"], type=AttendanceFacts)
+        said["attendance"] = msgspec.to_builtins(withhold_place(place))
+        content = msgspec.json.encode(said)
+        await outbox.replace_content(connection, keyring, msgspec.structs.replace(waiting, content=content))
