@@ -155,6 +155,29 @@ async def list_counted(
     return [Accessed(at=row.at, author=_open(keyring, row)) for row in await connection.execute(statement)]
 
 
+async def list_unscheduled(
+    connection: AsyncConnection, keyring: Keyring, nhs_number: str, visit_ids: Collection[str], *, rows_max: int
+) -> list[Accessed]:
+    """Accesses from unscheduled care to one record, counted or not, newest first; without those of these visits."""
+    statement = (
+        select(_accesses)
+        .where(_accesses.c.nhs_index == index_nhs_number(keyring, nhs_number), _accesses.c.is_unscheduled)
+        .order_by(_accesses.c.at.desc(), _accesses.c.id)
+        .limit(rows_max)
+    )
+    found = []
+    left_out: dict[bytes, set[str]] = {}
+    for row in await connection.execute(statement):
+        author = bytes(row.author_index)
+        if author not in left_out:
+            indexes = (bytes(row.nhs_index).hex(), author.hex())
+            left_out[author] = {keyring.derive_id("access", *indexes, visit_id) for visit_id in visit_ids}
+        # A look-up's thread has the id of its access.
+        if row.id not in left_out[author] and row.id not in visit_ids:
+            found.append(Accessed(at=row.at, author=_open(keyring, row)))
+    return found
+
+
 async def find_record(connection: AsyncConnection, access_id: str) -> bytes | None:
     """The blind index of the record that was met; a look-up's thread has the id of its access."""
     found = await connection.execute(select(_accesses.c.nhs_index).where(_accesses.c.id == access_id))

@@ -275,6 +275,16 @@ async def list_grounds(connection: AsyncConnection, alert_id: str) -> list[str]:
     )
 
 
+async def list_resting_on(
+    connection: AsyncConnection, keyring: Keyring, owner: str, entry_ids: Sequence[str], *, rows_max: int
+) -> list[StoredAlert]:
+    """An authority's alerts that rest on any of these entries, the newest first."""
+    resting = select(_entries.c.alert_id).where(is_among(connection, _entries.c.entry_id, entry_ids))
+    statement = select(_alerts).where(_alerts.c.owner == owner, _alerts.c.id.in_(resting))
+    statement = statement.order_by(_alerts.c.raised_at.desc(), _alerts.c.id).limit(rows_max)
+    return [_open(keyring, row) for row in await connection.execute(statement)]
+
+
 async def note_opened(connection: AsyncConnection, alert_id: str, now: datetime) -> None:
     """A person looked at the alert; the first look is kept."""
     await connection.execute(

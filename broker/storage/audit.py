@@ -27,6 +27,15 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class RecordedAct(msgspec.Struct, frozen=True, kw_only=True):
+    """An act on record."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+
+
 async def record_acts(connection: AsyncConnection, acts: Sequence[Act], now: datetime) -> None:
     """Append the acts to their owners' chains. Call it last: the heads are locked until the transaction ends."""
     by_owner: dict[str, list[Act]] = defaultdict(list)
@@ -66,6 +75,23 @@ async def list_recorded(connection: AsyncConnection, act: Act, subjects: Sequenc
         _audit.c.at >= since,
     )
     return {row.subject for row in await connection.execute(statement)}
+
+
+async def list_of_subjects(
+    connection: AsyncConnection, owner: str, subjects: Sequence[str], actions: Sequence[str], *, rows_max: int
+) -> list[RecordedAct]:
+    """The newest acts of an owner about these subjects, of these kinds, in their order."""
+    statement = (
+        select(_audit.c.at, _audit.c.actor, _audit.c.action, _audit.c.subject)
+        .where(_audit.c.owner == owner, is_among(connection, _audit.c.subject, subjects), _audit.c.action.in_(actions))
+        .order_by(_audit.c.sequence.desc())
+        .limit(rows_max)
+    )
+    newest = [
+        RecordedAct(at=row.at, actor=row.actor, action=row.action, subject=row.subject)
+        for row in await connection.execute(statement)
+    ]
+    return newest[::-1]
 
 
 async def verify_chain(connection: AsyncConnection, owner: str) -> str | None:

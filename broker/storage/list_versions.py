@@ -60,6 +60,15 @@ async def find_versions_at(
     return [_open(keyring, row) for row in await connection.execute(statement)]
 
 
+async def find_versions(
+    connection: AsyncConnection, keyring: Keyring, nhs_index: bytes, *, owner: str
+) -> list[EntryVersion]:
+    """Everything that one authority's list ever said of an NHS number, oldest first."""
+    statement = _select_versions().where(_versions.c.nhs_index == nhs_index, _versions.c.owner == owner)
+    statement = statement.order_by(_versions.c.known_from, _versions.c.entry_id, _versions.c.sequence)
+    return [_open(keyring, row) for row in await connection.execute(statement)]
+
+
 async def load_history(
     connection: AsyncConnection, keyring: Keyring, entry_ids: Sequence[str]
 ) -> dict[str, list[EntryVersion]]:

@@ -25,6 +25,7 @@ from broker.storage.database import Database
 from broker.telemetry import LogEvent, innermost_line, log
 from broker.web import (
     auth,
+    child,
     clinician,
     coverage,
     force,
@@ -58,6 +59,9 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("POST", "/reviews/{review_id}/confirm", reviews.confirm),
     ("POST", "/reviews/{review_id}/reject", reviews.reject),
     ("POST", "/reviews/{review_id}/undo", reviews.undo),
+    ("GET", "/chronology", child.show_chronology_form),
+    ("POST", "/chronology", child.show_chronology),
+    ("POST", "/chronology/csv", child.export_chronology),
     ("GET", "/as-at", history.show_as_at_form),
     ("POST", "/as-at", history.show_as_at),
     ("GET", "/missed", history.show_missed),

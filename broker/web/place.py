@@ -74,7 +74,7 @@ async def _load_alert(connection: AsyncConnection, pages: Pages, person: Person,
         stored = await alerts.load_alert(
             connection, pages.keyring, person.owner, alert_id, worker=worker, with_place=True
         )
-    if stored is None:
+    if stored is None or not stored.is_restricted:
         raise HTTPException(404)
     if stored.held_by != (worker or DUTY_DESK):
         entry_ids = await alerts.list_grounds(connection, alert_id)
@@ -91,6 +91,6 @@ async def _load_review(connection: AsyncConnection, pages: Pages, person: Person
         stored = await reviews.load_review(
             connection, pages.keyring, person.owner, review_id, held_by=holder, with_place=True
         )
-    if stored is None:
+    if stored is None or not stored.is_restricted:
         raise HTTPException(404)
     return stored

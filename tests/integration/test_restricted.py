@@ -109,6 +109,8 @@ async def everything_shown(pages: Pages, *logins: str, holds_it: str) -> dict[st
             for review in set(re.findall(r"/reviews/[0-9a-f]{32}", (await person.get("/reviews")).text)):
                 shown[f"{login} {review}"] = await person.get(review)
             for listed in ("9990000018", "9990000034"):
+                for path in ("/chronology", "/chronology/csv"):
+                    shown[f"{login} {holds_it} {path} {listed}"] = await person.send_form(path, nhs_number=listed)
                 asked = {"nhs_number": listed, "on": "2026-02-14", "time": "12:00"}
                 shown[f"{login} as at {listed}"] = await person.send_form("/as-at", **asked)
     return shown

@@ -72,8 +72,8 @@ def expected_answer(method: str, path: str, role: Role | None) -> set[int]:
         return {403}
     if method == "POST":
         return {400}
-    if path in ("/reviews/{review_id}", "/force/incidents/{incident_id}"):
-        return {404}  # there is no doubt, and no incident, with that id
+    if path in ("/reviews/{review_id}", "/force/incidents/{incident_id}") or path.endswith("/place"):
+        return {404}  # there is no doubt, and no incident, with that id, and nobody restricted
     return {303} if path == "/" else {200}
 
 
