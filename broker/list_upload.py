@@ -7,7 +7,7 @@ A file is first compared with the list, without changing anything (``broker.list
 written in one transaction, or, when it would end or take back too much, nothing: it waits for a person. What changes
 more lands in slices, so that nobody waits for it: the file is kept until all of it has landed, whoever finds it left
 behind goes on, and until then the list does not count as confirmed, no look-back runs and nobody is asked about who was
-left out (ADR 0044).
+left out (ADR 0045).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from broker.domain.alerts import DUTY_DESK, withhold_place
 from broker.domain.course import VisitState
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.rows import insert_rows, is_one_of
+from broker.storage.rows import insert_rows, is_among, is_one_of
 from broker.storage.tables import Alert, AlertEntry, AlertNotice, AlertState, AuthorityRow, Visit, table
 from schemas.alert import AlertUpdated, NoticeKind, SocialCareAlert
 from schemas.identifiers import authority_owner
