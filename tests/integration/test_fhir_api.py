@@ -248,7 +248,7 @@ async def test_questions_of_one_person_at_one_moment_are_told_once(api: Api) -> 
     assert len(await api.audited()) == 6
 
 
-async def test_a_scheduled_look_up_shows_the_plan_tells_nobody_and_is_audited(api: Api) -> None:
+async def test_scenario_n_a_scheduled_look_up_shows_the_plan_tells_nobody_and_is_audited(api: Api) -> None:
     await api.world.list_children(CASEY)
     bundle = await api.ask("PatientFlag", headers=SILENTLY)
     assert bundle["total"] == 1

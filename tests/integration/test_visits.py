@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
+from broker.directory_upload import DirectoryUpload
 from broker.domain.alerts import DUTY_DESK
 from broker.domain.course import VisitState
 from broker.storage import alerts, persons, visits
@@ -18,7 +19,7 @@ from broker.storage.tables import AuditRow, Delivery, PersonMessage, Visit, tabl
 from schemas.alert import NoticeKind, ReplyOutcome
 from schemas.record import PositionOutcome as Outcome
 from tests.bundles import NHS_NUMBER, encode, make_bundle, make_encounter, make_header, make_organisation, make_patient
-from tests.world import CASEY, World, hl7, open_world
+from tests.world import CASEY, SITES, World, hl7, open_world
 
 ALMA = "L2,9990000026,Tester,Alma,2014-05-06,ZZ99 1AA,child_protection_plan,2026-01-10,,W7,East"
 NIGHT = datetime(2026, 2, 14, 3, 7)  # noqa: DTZ001 - HL7 v2 writes local time
@@ -541,3 +542,30 @@ async def test_records_that_a_fhir_link_joins_are_one_patient(sqlite_url: str, t
         assert len(await states_of(world)) == 1
         [alert] = await world.alerts()
         assert "Identity corrected" in alert.alert.reason
+
+
+REGISTERED: list[tuple[str, list[bytes], list[Outcome]]] = [
+    ("A04", [hl7("A08"), hl7("A04", at=after(1))], [Outcome.IGNORED, Outcome.ALERTED]),
+    ("A01", [hl7("A01"), hl7("A08", at=after(1))], [Outcome.ALERTED, Outcome.UPDATED]),
+    ("A28 A08", [hl7("A28", visit=""), hl7("A08", nhs_number="", at=after(1))], [Outcome.IGNORED, Outcome.ALERTED]),
+    ("A28", [hl7("A28"), hl7("A08", at=after(1))], [Outcome.ALERTED, Outcome.UPDATED]),
+    ("", [hl7("A08"), hl7("A04", at=after(1))], [Outcome.ALERTED, Outcome.UPDATED]),
+]
+
+
+@pytest.mark.parametrize(("habit", "messages", "outcomes"), REGISTERED)
+async def test_a_registration_is_known_by_how_its_system_marks_it(
+    sqlite_url: str, tmp_path: Path, habit: str, messages: list[bytes], outcomes: list[Outcome]
+) -> None:
+    async with open_world(sqlite_url, tmp_path) as world:
+        header, *rows = SITES.splitlines()
+        file = "\n".join([f"{header},registers_by", *(f"{row},{habit}" for row in rows)])
+        upload = DirectoryUpload(
+            world.database, world.keyring, world.clock, demo_passwords=True, actor="test", dry_run=False
+        )
+        assert not (await upload.load_sites(file.encode(), tmp_path / "senders.json")).refused
+        await world.list_children(CASEY)
+        assert await world.receive(*messages) == outcomes
+        assert list((await states_of(world)).values()) == ["here"]
+        assert len(await world.alerts()) == 1
+        assert "alert.updated" not in await events_sent(world)
