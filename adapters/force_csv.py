@@ -12,11 +12,11 @@ import msgspec
 from adapters.csv_rows import FieldProblem, Fields, Rows, read_csv
 from schemas.directory import Role
 from schemas.encompass import ContentProfile, EncompassPolicy, Force, Release, UnderSchoolAge
-from schemas.identifiers import OwnerId, establishment_owner, force_owner
+from schemas.identifiers import OwnerId, authority_owner, establishment_owner, force_owner
 
 _CONFIRMED_DAYS: Final = 400
 _CREDENTIAL_LETTERS_MIN: Final = 12
-_ROLES: Final = (Role.SAFEGUARDING_LEAD.value, Role.ENCOMPASS_COORDINATOR.value)
+_ROLES: Final = (Role.SAFEGUARDING_LEAD.value, Role.ENCOMPASS_COORDINATOR.value, Role.ENCOMPASS_HUB.value)
 
 
 class ForceLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class ForceLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PersonLine(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody who signs in: at an establishment as one of its contacts, or at a force."""
+    """Somebody who signs in: at an establishment as one of its contacts, at a force, or at an authority's hub."""
 
     login: str
     name: str
@@ -75,15 +75,18 @@ def _force(fields: Fields) -> ForceLine:
 
 def _person(fields: Fields) -> PersonLine:
     role = Role(fields.one_of("role", list(_ROLES)))
-    is_coordinator = role is Role.ENCOMPASS_COORDINATOR
     contact_id = fields.optional("contact_id")
-    if is_coordinator == (contact_id is not None):
-        raise FieldProblem("contact_id", "is the contact whom a safeguarding lead is, and empty for a coordinator")
+    if (role is Role.SAFEGUARDING_LEAD) != (contact_id is not None):
+        raise FieldProblem("contact_id", "is the contact whom a safeguarding lead is, and empty for everybody else")
+    owner = establishment_owner(fields.school_urn("at")) if role is Role.SAFEGUARDING_LEAD else None
+    if owner is None:
+        own = force_owner if role is Role.ENCOMPASS_COORDINATOR else authority_owner
+        owner = own(fields.ods_code("at"))
     return PersonLine(
         login=fields.required("login"),
         name=fields.required("name"),
         role=role,
-        owner=force_owner(fields.ods_code("at")) if is_coordinator else establishment_owner(fields.school_urn("at")),
+        owner=owner,
         contact_id=contact_id,
         password=fields.optional("password"),
     )

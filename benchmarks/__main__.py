@@ -19,6 +19,7 @@ from benchmarks.ask import measure_asks
 from benchmarks.door import measure_door
 from benchmarks.figures import Figure, Profile, Report, describe, describe_profile
 from benchmarks.hotspots import profile_consumer, profile_intake
+from benchmarks.independence import measure_independence
 from benchmarks.installation import (
     FULL,
     QUICK,
@@ -44,6 +45,7 @@ MEASUREMENTS: dict[str, Callable[[Installation, Scale, Say], Awaitable[list[Figu
     "door": measure_door,
     "ask": measure_asks,
     "line": measure_line,
+    "independence": measure_independence,
 }
 """In this order: what the line leaves to be delivered would be in the way of the replies."""
 READERS = "reader"

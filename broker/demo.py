@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -29,11 +30,12 @@ from broker import bootstrap
 from broker.clock import SystemClock
 from broker.directory_upload import DirectoryUpload
 from broker.list_upload import upload_children
-from broker.senders import SNAPSHOT_NAME
+from broker.senders import FORCES_SNAPSHOT_NAME, SNAPSHOT_NAME
 from broker.settings import Environment, Settings
 from broker.storage.ledger import AlertLedger, TopicLedger
 from broker.storage.migrations import migrate
 from broker.story import DemoFailed, Evening, find_login, play_evening, read_csv, read_journal
+from broker.weekend import last_bell, play_weekend
 
 PAUSE_S: Final = 3.0
 _START_S: Final = 45.0
@@ -56,6 +58,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     reply_port: int
     case_port: int
     seed: int
+    bell_at: datetime
     engines: Mapping[str, str]
     """Addresses of ``kafka`` and of the database; empty: the embedded ones."""
 
@@ -152,6 +155,7 @@ def _set_stage(*, once: bool, seed: int, engines: Mapping[str, str]) -> Stage:
         reply_port=ports[2],
         case_port=ports[3],
         seed=seed,
+        bell_at=last_bell(SystemClock().now()),
         engines=engines,
     )
 
@@ -176,6 +180,8 @@ def _prepare(stage: Stage, console: Console) -> None:
             ("--case-system-url", f"http://127.0.0.1:{stage.case_port}"),
             ("--reply", f"{SITE}=127.0.0.1:{stage.reply_port}"),
         )
+        bell = ("--bell", stage.bell_at.isoformat())
+        _call(stage, ("-m", "mock_nhs.schools", "write", "--dir", str(town)), bell)
         asyncio.run(_load_town(stage.settings, town))
 
 
@@ -188,6 +194,15 @@ async def _load_town(settings: Settings, town: Path) -> None:
         await upload.load_workers((town / "workers.csv").read_bytes())
         await upload.load_sites((town / "sites.csv").read_bytes(), settings.data_dir / SNAPSHOT_NAME)
         await upload.load_clinicians((town / "clinicians.csv").read_bytes())
+        reports = [
+            await upload.load_forces((town / "forces.csv").read_bytes(), settings.data_dir / FORCES_SNAPSHOT_NAME),
+            await upload.load_schools((town / "schools.csv").read_bytes()),
+            await upload.load_safeguarding_contacts((town / "safeguarding-contacts.csv").read_bytes()),
+            await upload.load_term_dates((town / "term-dates.csv").read_bytes()),
+            await upload.load_encompass_people((town / "encompass-people.csv").read_bytes()),
+        ]
+        if any(report.refused for report in reports):
+            raise DemoFailed("a file of the schools was refused")
         for file in sorted(town.glob("children-*.csv")):
             await upload_children(
                 database,
@@ -202,7 +217,7 @@ async def _load_town(settings: Settings, town: Path) -> None:
 
 
 def _start_broker(stage: Stage, stack: ExitStack, console: Console) -> None:
-    with _working(console, "starting the broker: intake, attendances, dispatch, jobs, web"):
+    with _working(console, "starting the broker: intake, attendances, encompass, dispatch, jobs, web"):
         broker = stack.enter_context(_running(stage, "broker", ("-m", "broker", "serve")))
         deadline = time.monotonic() + _START_S
         while not (_answers(f"{stage.url}/_ping") and _listens(stage.mllp_port)):
@@ -239,8 +254,11 @@ def _play_department(stage: Stage, stack: ExitStack, console: Console, *, pause_
         wishes=department.stdin,
         done=department.stdout,
         pause_s=pause_s,
+        seed=stage.seed,
+        bell_at=stage.bell_at,
     )
     play_evening(evening)
+    play_weekend(evening)
     department.stdin.close()
     deadline = time.monotonic() + _SETTLE_S
     while not _is_settled(stage):
@@ -290,6 +308,9 @@ def _leave_open(stage: Stage, console: Console) -> None:
         login, password = find_login(stage.directory, role)
         console.print(f"  {meaning}: {login} / {password}")
     clinician = read_csv(stage.directory / "town" / "clinicians.csv")[0]
+    for row in read_csv(stage.directory / "town" / "encompass-people.csv"):
+        if row["login"].startswith(("lead@900001", "coordinator")):
+            console.print(f"  {row['role'].replace('_', ' ')}: {row['login']} / {row['password']}")
     console.print(f"  a clinician: {clinician['login']} / {clinician['password']}")
     console.print("Ctrl-C ends everything.")
     while True:

@@ -262,6 +262,9 @@ class DirectoryUpload:
         if line.role is Role.ENCOMPASS_COORDINATOR:
             if await establishments.find_force(connection, code) is None:
                 raise _Refused("at", "is not in the directory; import forces first")
+        elif line.role is Role.ENCOMPASS_HUB:
+            if await directory.find_authority(connection, code) is None:
+                raise _Refused("at", "is not in the directory; import authorities first")
         else:
             contacts = await establishments.load_contacts(connection, self._keyring, [SchoolUrn(code)])
             if not any(each.contact_id == line.contact_id for each in contacts.get(SchoolUrn(code), [])):

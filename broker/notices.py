@@ -25,14 +25,23 @@ from broker.domain.encompass import (
 from broker.domain.pupils import LikelyPupil, PupilFinding, child_blocks, find_pupil
 from broker.domain.safeguarding import find_disclosed
 from broker.domain.school_calendar import NoticeTiming
-from broker.domain.school_notices import SentNotice, Slip, Step, compose_notice, plan_amendments
+from broker.domain.school_notices import (
+    Composed,
+    SentNotice,
+    Slip,
+    Step,
+    compose_notice,
+    compose_referral,
+    plan_amendments,
+)
 from broker.keyring import Keyring
 from broker.storage import establishments, incidents, outbox, sendings
 from broker.storage.audit import Act
-from broker.storage.directory import ensure_owners
+from broker.storage.directory import ensure_owners, find_authority
 from broker.storage.incidents import (
     AUTHORITY_OFFICER,
     COORDINATOR,
+    HUB,
     Candidate,
     Found,
     Matter,
@@ -44,8 +53,10 @@ from broker.storage.incidents import (
 from broker.storage.outbox import NewDelivery
 from broker.storage.tables import ItemState
 from schemas.delivery import ChannelName
+from schemas.directory import Authority
 from schemas.encompass import (
     Change,
+    EncompassPolicy,
     Establishment,
     EstablishmentStatus,
     Force,
@@ -55,17 +66,24 @@ from schemas.encompass import (
     NoticeState,
     PoliceIncident,
     Pupil,
+    Release,
     SchoolNoticeNudge,
     SchoolSource,
     SuppressedScope,
     Suppression,
     TaskKind,
+    UnderSchoolAge,
 )
 from schemas.identifiers import SchoolUrn, authority_of, authority_owner, establishment_owner
 
 NUDGE_TYPE: Final = "uk.cpis-broker.school-notice.nudged.v1"
 BROKER: Final = "broker"
 OCCASIONS: Final = ("sent", "reminded", "withdrawn")
+REFERRAL_STATEMENT: Final = (
+    "The child may be living with domestic abuse. Look after the child as usual, do not speak to the family about this "
+    "notice, and ring the number below to talk it over."
+)
+_REFERRAL_WITHDRAWN: Final = "An earlier notice does not stand any more. Take no account of it."
 _RUNG: Final = TaskKind.RING_SCHOOL
 
 
@@ -81,6 +99,8 @@ class NoticeRules(msgspec.Struct, frozen=True, kw_only=True):
     """A pupil who weighs so much may be the child: a person decides (``review_weight_bits_min``)."""
     pupils_max: int = 2_000
     """Pupils compared with the children of one incident."""
+    referral_statement: str = REFERRAL_STATEMENT
+    """What a school is told beside the name of a child, when an authority's hub released an attendance."""
 
 
 class Replanned(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,11 +119,20 @@ class UnknownForce(Exception):
 class _Planner:
     """One planning of one incident, inside one transaction."""
 
-    def __init__(self, connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, now: datetime) -> None:
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        keyring: Keyring,
+        incident: StoredIncident,
+        now: datetime,
+        authority: Authority | None,
+    ) -> None:
         self.connection = connection
         self.keyring = keyring
         self.incident = incident
         self.now = now
+        self.authority = authority
+        """Whose hub tells it; None: a force does."""
         self.acts: list[Act] = []
         self.tasks: dict[str, StoredTask] = {}
 
@@ -125,7 +154,7 @@ class _Planner:
             kind=kind,
             urn=SchoolUrn(urn) if urn else None,
             matter=matter,
-            held_by=AUTHORITY_OFFICER if authority else COORDINATOR,
+            held_by=AUTHORITY_OFFICER if authority else COORDINATOR if self.authority is None else HUB,
             opened_at=self.now,
             due_by=due_by,
         )
@@ -135,15 +164,22 @@ async def replan(
     connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, rules: NoticeRules, now: datetime
 ) -> Replanned:
     """Bring notices and tasks to what the incident says now. Lock the incident first. Raises UnknownForce."""
-    force = await establishments.find_force(connection, incident.force)
+    authority = None
+    if incident.referral is not None:
+        authority = await find_authority(connection, authority_of(incident.owner))
+        if authority is None:
+            raise UnknownForce
+        force: Force | None = _speak_for(authority, incident, rules)
+    else:
+        force = await establishments.find_force(connection, incident.force)
     if force is None:
         raise UnknownForce
-    planner = _Planner(connection, keyring, incident, now)
+    planner = _Planner(connection, keyring, incident, now, authority)
     known = {notice.urn: notice for notice in await incidents.load_notices(connection, keyring, incident.id)}
     notices: dict[SchoolUrn, StoredNotice] = {}
     plan: IncidentPlan | None = None
     if isinstance(incident.message, PoliceIncident):
-        findings = await _find_pupils(connection, keyring, incident.message.children, rules)
+        findings = await weigh_pupils(connection, keyring, incident.message.children, rules)
         said = await _complete(connection, keyring, incident, incident.message, findings)
         urns = {each.urn for child in said.children for each in child.establishments if each.urn is not None}
         directory = await establishments.load_encompass_directory(connection, keyring, urns)
@@ -178,6 +214,18 @@ async def replan(
     )
 
 
+def _speak_for(authority: Authority, incident: StoredIncident, rules: NoticeRules) -> Force:
+    """An authority's hub in the place of a force: nothing leaves without its release, whatever anybody sets."""
+    policy = EncompassPolicy(
+        force=incident.force,
+        statement=rules.referral_statement,
+        withdrawn_statement=_REFERRAL_WITHDRAWN,
+        release=Release.COORDINATOR,
+        under_school_age=UnderSchoolAge.AUTHORITY_OFFICER,
+    )
+    return Force(code=incident.force, name=authority.name, policy=policy)
+
+
 # What the incident says, with what people and the authorities' lists say of the children
 
 
@@ -188,6 +236,9 @@ async def _complete(
     said: PoliceIncident,
     findings: Mapping[str, PupilFinding],
 ) -> PoliceIncident:
+    if incident.released_at is not None:
+        # The school's clock starts with the decision: when the child attended is nobody's business there.
+        said = msgspec.structs.replace(said, occurred_at=incident.released_at, reported_at=incident.released_at)
     children = said.children
     pupils = {child_id: finding.sure for child_id, finding in findings.items()}
     named = {each.urn for child in children for each in child.establishments if each.urn is not None}
@@ -202,7 +253,7 @@ async def _complete(
     return msgspec.structs.replace(said, children=children, suppress=suppress)
 
 
-async def _find_pupils(
+async def weigh_pupils(
     connection: AsyncConnection, keyring: Keyring, children: Iterable[IncidentChild], rules: NoticeRules
 ) -> dict[str, PupilFinding]:
     """Which pupil each child is, or may be, of whom nobody said at which establishment."""
@@ -288,7 +339,7 @@ def _plan_notice(
     school = directory.establishments[plan.urn]
     notice_id = incidents.derive_notice_id(keyring, incident.id, plan.urn)
     slip = Slip(notice_id=notice_id, issued_at=now)
-    composed = compose_notice(said, school, plan.child_ids, force.policy, slip)
+    composed = _compose(planner, force, said, plan, school=school, slip=slip)
     telling = Telling(
         notice=composed.notice,
         child_ids=plan.child_ids,
@@ -329,6 +380,24 @@ def _plan_notice(
         next_at=next_at,
         rung_at=before.rung_at if before is not None else None,
     )
+
+
+def _compose(
+    planner: _Planner, force: Force, said: PoliceIncident, plan: EstablishmentPlan, *, school: Establishment, slip: Slip
+) -> Composed:
+    authority = planner.authority
+    if authority is None:
+        return compose_notice(said, school, plan.child_ids, force.policy, slip)
+    notice = compose_referral(
+        said,
+        school,
+        plan.child_ids,
+        slip,
+        authority=authority.name,
+        telephone=authority.office_telephone,
+        statement=force.policy.statement,
+    )
+    return Composed(notice=notice, withheld=())
 
 
 def _amend(
@@ -431,7 +500,8 @@ def _ask_for_children(
     planner: _Planner, said: PoliceIncident, plan: IncidentPlan, findings: Mapping[str, PupilFinding]
 ) -> None:
     children = {child.child_id: child for child in said.children}
-    for each in plan.destinations:
+    is_kept_back = planner.authority is not None and plan.hold is Hold.SUPPRESSED
+    for each in () if is_kept_back else plan.destinations:
         likely = findings[each.child_id].likely if each.child_id in findings else ()
         is_probable = bool(likely) and each.reason is LookUpReason.NOT_GIVEN
         matter = Matter(

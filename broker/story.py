@@ -14,7 +14,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -55,6 +55,9 @@ class Evening(msgspec.Struct, frozen=True, kw_only=True):
     done: IO[bytes]
     """What it says it did."""
     pause_s: float
+    seed: int
+    bell_at: datetime
+    """When the first bell rings at the schools that do not read in time."""
 
     @property
     def people(self) -> dict[str, dict[str, str]]:

@@ -57,6 +57,7 @@ class LogEvent(StrEnum):
     DELIVERY_GIVEN_UP = "delivery_given_up"  # lane, code
     LEASE_LOST = "lease_lost"  # lane
     ESCALATED = "escalated"  # owner, count
+    REFERRAL_HELD = "referral_held"  # owner, count
     JOB_FAILED = "job_failed"  # kind, error
     VISITS_CLOSED = "visits_closed"  # count
     TRACING_RESTS = "tracing_rests"  # code, seconds

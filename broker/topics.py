@@ -12,6 +12,8 @@ INCIDENTS: Final = "police-incidents"
 """Where police forces' incidents are put; nothing of attendances is there."""
 ENCOMPASS_GROUP: Final = "encompass"
 """The consumer group that handles them."""
+REFERRALS_GROUP: Final = "encompass-attendances"
+"""The consumer group of Operation Encompass that reads attendances, for codes of domestic abuse alone."""
 TOPIC_OF_OWNER: Final = {
     "authority": "social-care-alerts",
     "organisation": "clinician-replies",

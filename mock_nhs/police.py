@@ -8,6 +8,7 @@ connection that broke and after 408, 425, 429 and 5xx.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
 import contextlib
@@ -18,11 +19,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from mock_nhs.http_listener import HEAD_BYTES_MAX, BadResponse, read_response
+from mock_nhs.journal import Journal
 from mock_nhs.people import Kin, Person, invent_people
 
 PATH: Final = "/incidents"
@@ -204,6 +207,28 @@ def _tell_over_time(draws: random.Random, first: Dispatch, options: NightOptions
         yield Dispatch(at=later, content=first.content | {"version": 2, "change": "update", **words})
 
 
+def squeeze_night(dispatches: Sequence[Dispatch], first_at: datetime, last_at: datetime) -> tuple[Dispatch, ...]:
+    """The same night between two instants, for those who cannot wait until Monday: every instant in its proportion."""
+    began = min(datetime.fromisoformat(each.content.get("occurred_at", _write(each.at))) for each in dispatches)
+    lasted = max(each.at for each in dispatches) - began
+
+    def squeeze(instant: datetime) -> datetime:
+        return first_at + (last_at - first_at) * ((instant - began) / lasted)
+
+    return tuple(
+        Dispatch(
+            at=squeeze(each.at),
+            content=each.content
+            | {
+                name: _write(squeeze(datetime.fromisoformat(each.content[name])))
+                for name in ("occurred_at", "reported_at", "withdrawn_at")
+                if name in each.content
+            },
+        )
+        for each in dispatches
+    )
+
+
 def _write(instant: datetime) -> str:
     return instant.isoformat().replace("+00:00", "Z")
 
@@ -282,3 +307,38 @@ class PoliceForce:
             f"Content-Length: {len(body)}",
         )
         return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Tell the broker of a Saturday night that ends now."""
+    from mock_nhs.schools import FORCE, FORCE_CREDENTIAL, read_schools
+
+    parser = argparse.ArgumentParser(prog="mock_nhs.police", description="A force tells of its Saturday night.")
+    parser.add_argument("--base", default="http://127.0.0.1:8000", metavar="URL")
+    parser.add_argument("--dir", type=Path, required=True, metavar="DIR", help="where schools.csv is")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--incidents", type=int, default=16)
+    parser.add_argument("--first", type=datetime.fromisoformat, required=True, metavar="INSTANT")
+    parser.add_argument("--last", type=datetime.fromisoformat, required=True, metavar="INSTANT")
+    parser.add_argument("--record", type=Path, required=True, metavar="FILE")
+    given = parser.parse_args(arguments)
+    options = NightOptions(force=FORCE, incidents=given.incidents, corrected_share=0.3)
+    night = invent_night(given.seed, given.first.date(), read_schools(given.dir), options)
+    force = PoliceForce(ForceOptions(base=given.base, user=FORCE, password=FORCE_CREDENTIAL))
+    asyncio.run(force.send_all(squeeze_night(night, given.first, given.last)))
+    journal = Journal(given.record)
+    for change in (None, "correction", "update", "withdrawal", "again"):
+        seen: set[bytes] = set()
+        count = 0
+        for each in night:
+            said = "again" if each.body in seen else each.content.get("change")
+            said = "withdrawal" if each.content["message"] == "withdrawal" and said is None else said
+            seen.add(each.body)
+            count += said == change
+        journal.write("told", kind=change or "incident", count=count)
+    journal.write("answered", accepted=force.answers[HTTPStatus.ACCEPTED], all=force.answers.total())
+    journal.close()
+
+
+if __name__ == "__main__":
+    main()

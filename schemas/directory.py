@@ -55,6 +55,8 @@ class Role(StrEnum):
     """A designated safeguarding lead or deputy of one establishment."""
     ENCOMPASS_COORDINATOR = "encompass_coordinator"
     """Sees to a police force's incidents."""
+    ENCOMPASS_HUB = "encompass_hub"
+    """A named person of an authority's hub: decides whether a school hears of an attendance."""
 
 
 class Authority(msgspec.Struct, frozen=True, kw_only=True):

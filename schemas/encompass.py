@@ -380,7 +380,36 @@ class FullNotice(
     statement: str
 
 
-SchoolNotice = MinimalNotice | StandardNotice | FullNotice
+class ReferredChild(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A child in the notice of an authority's hub: who it is, and nothing of what happened."""
+
+    family_name: str
+    given_name: str
+    birth_date: date | None
+
+
+class ReferralNotice(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="profile", tag="referral.v1"
+):
+    """What a school is told when an authority's hub released an attendance: whom to ring, and no fact of it.
+
+    No place, no instant of it, no code, no department: a field for it does not exist.
+    """
+
+    notice_id: str
+    version: int
+    change: Change | None
+    issued_at: datetime
+    establishment: ToldEstablishment
+    authority: str
+    """Name of the authority whose hub tells it."""
+    telephone: str
+    """Of the hub, for questions."""
+    children: tuple[ReferredChild, ...]
+    statement: str
+
+
+SchoolNotice = MinimalNotice | StandardNotice | FullNotice | ReferralNotice
 
 
 class SchoolNoticeWithdrawn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -398,6 +427,40 @@ class SchoolNoticeNudge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     page: str
     wording: Literal["There is a message for you. Sign in to read it."] = SIGN_IN
+
+
+# An attendance that speaks of domestic abuse
+
+
+DOMESTIC_ABUSE_CODES: Final = {
+    "881081000000100": "Victim of domestic abuse in the household",
+    "697950003": "Suspected victim of domestic abuse",
+    "707087005": "At risk of domestic abuse",
+}
+"""Safeguarding codes of BaRS (SNOMED CT) that speak of domestic abuse, and what each says. Strings, never numbers."""
+
+
+class LawfulGateway(StrEnum):
+    """What in law lets the hub tell a school of a child who attended."""
+
+    SAFEGUARDING_DUTY = "children_act_2004_section_10_or_11"
+    """Co-operation to improve well-being; the duty to safeguard and promote welfare."""
+    ENQUIRY = "children_act_1989_section_47"
+    """There is reasonable cause to suspect significant harm."""
+    CHILD_IN_NEED = "children_act_1989_section_17"
+    PREVENTION_OF_CRIME = "crime_and_disorder_act_1998_section_115"
+    COURT_ORDER = "court_order"
+
+
+class Referral(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hub sees of an attendance that carries a code of domestic abuse. Reaches no school and no force."""
+
+    sender: str
+    """ODS code of the department."""
+    sender_name: str
+    attended_at: datetime
+    codes: tuple[str, ...]
+    """SNOMED CT, as the department wrote them: strings, never numbers."""
 
 
 # Local policy

@@ -176,11 +176,16 @@ class Encompass:
         world = self.world
         return await tell_schools(world.database, world.keyring, self.rules, world.clock.now(), incidents_max=50)
 
-    async def notices(self) -> dict[str, StoredNotice]:
-        """Every notice by its establishment."""
+    async def notices_of(self, *urns: str) -> list[StoredNotice]:
+        """The notices to these establishments; all without any."""
         async with self.world.database.reading() as connection:
             rows = await connection.execute(select(table(NoticeRow)))
             found = [incidents.read_notice_row(self.world.keyring, row) for row in rows]
+        return [notice for notice in found if not urns or notice.urn in urns]
+
+    async def notices(self) -> dict[str, StoredNotice]:
+        """Every notice by its establishment."""
+        found = await self.notices_of()
         assert len({notice.urn for notice in found}) == len(found)
         return {str(notice.urn): notice for notice in found}
 

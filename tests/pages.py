@@ -40,7 +40,7 @@ from tests.world import World, open_world
 ASH, BO, DEE, KIT = "ash@706.example.org", "bo@706.example.org", "dee@706.example.org", "kit@707.example.org"
 NIA, OLU, PAT = "nia@rz1.example.org", "olu@rz2.example.org", "pat@operations.example.org"
 LIZ = "liz@706.example.org"
-SAM, COR = "sam@900001.example.org", "cor@zf1.example.org"
+SAM, COR, HAL = "sam@900001.example.org", "cor@zf1.example.org", "hal@706.example.org"
 LOGINS = {
     Role.SOCIAL_WORKER: ASH,
     Role.DUTY_WORKER: DEE,
@@ -49,6 +49,7 @@ LOGINS = {
     Role.LIST_OFFICER: LIZ,
     Role.SAFEGUARDING_LEAD: SAM,
     Role.ENCOMPASS_COORDINATOR: COR,
+    Role.ENCOMPASS_HUB: HAL,
 }
 NORTHFOLD, EASTMERE, FENWICK = authority_owner("706"), authority_owner("707"), organisation_owner("RZ1")
 MILL_LANE, FORCE = establishment_owner(SchoolUrn("900001")), force_owner("ZF1")
@@ -143,6 +144,7 @@ async def add_people(world: World) -> None:
         (PAT, Role.OPERATOR, BROKER_OWNER, None),
         (SAM, Role.SAFEGUARDING_LEAD, MILL_LANE, "A1"),
         (COR, Role.ENCOMPASS_COORDINATOR, FORCE, None),
+        (HAL, Role.ENCOMPASS_HUB, NORTHFOLD, None),
     )
     for login, role, owner, worker in people:
         await store_login(world.database, world.keyring, login, role, owner, worker=worker)

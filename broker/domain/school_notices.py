@@ -21,6 +21,8 @@ from schemas.encompass import (
     MinimalChild,
     MinimalNotice,
     PoliceIncident,
+    ReferralNotice,
+    ReferredChild,
     SchoolNotice,
     SchoolNoticeWithdrawn,
     StandardNotice,
@@ -188,6 +190,34 @@ def _tell(children: Sequence[IncidentChild], texts: _Texts) -> Iterator[ToldChil
             spoken_alone=child.spoken_alone,
             childs_words=texts.pass_on("childs_words", child.childs_words, child.child_id),
         )
+
+
+def compose_referral(
+    incident: PoliceIncident,
+    establishment: Establishment,
+    child_ids: Sequence[str],
+    slip: Slip,
+    *,
+    authority: str,
+    telephone: str,
+    statement: str,
+) -> ReferralNotice:
+    """The notice of an authority's hub: which children, and whom to ring. Nothing of the attendance can stand in it."""
+    return ReferralNotice(
+        notice_id=slip.notice_id,
+        version=slip.version,
+        change=slip.change,
+        issued_at=slip.issued_at,
+        establishment=ToldEstablishment(urn=establishment.urn, name=establishment.name),
+        authority=authority,
+        telephone=telephone,
+        children=tuple(
+            ReferredChild(family_name=child.family_name, given_name=child.given_name, birth_date=child.birth_date)
+            for child in incident.children
+            if child.child_id in child_ids
+        ),
+        statement=statement,
+    )
 
 
 class SentNotice(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,10 +26,12 @@ from broker.storage.tables import (
 )
 from schemas.encompass import (
     IncidentWithdrawal,
+    LawfulGateway,
     MinimalChild,
     NoticeState,
     PoliceIncident,
     PoliceMessage,
+    Referral,
     SchoolNotice,
     SchoolNoticeWithdrawn,
     SuppressionReason,
@@ -39,7 +41,13 @@ from schemas.identifiers import OwnerId, SchoolUrn, establishment_owner, force_o
 
 _incidents, _versions, _notices = table(Incident), table(IncidentVersion), table(NoticeRow)
 _tasks, _records = table(EncompassTask), table(SchoolRecord)
+HUB_KINDS: Final = frozenset(
+    {TaskKind.LOOK_UP, TaskKind.RELEASE, TaskKind.CONTRADICTION, TaskKind.CONFLICT, TaskKind.DISCLOSED}
+)
+"""What whoever answers for an incident decides: a force's coordinator, or of an attendance an authority's hub. The
+other kinds are an authority's officer's, who learns nothing of the attendance."""
 COORDINATOR: Final = "coordinator"
+HUB: Final = "hub"
 AUTHORITY_OFFICER: Final = "authority_officer"
 
 
@@ -65,6 +73,10 @@ class StoredIncident(msgspec.Struct, frozen=True, kw_only=True):
     released_version: int | None = None
     suppressed_by: str | None = None
     suppressed_reason: SuppressionReason | None = None
+    referral: Referral | None = None
+    """What the hub sees of an attendance; None: the police told of it."""
+    released_at: datetime | None = None
+    """When the hub released it."""
 
 
 class Telling(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,6 +252,54 @@ async def add_version(
     await connection.execute(upsert(connection, _versions).values(values).on_conflict_do_nothing())
 
 
+async def add_referral(
+    connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, referral: Referral
+) -> bool:
+    """Hold an attendance for the hub; False when it is held already, or was decided on."""
+    values = {
+        "id": incident.id,
+        "owner": incident.owner,
+        "force": incident.force,
+        "version": incident.message.version,
+        "is_withdrawn": False,
+        "sealed": keyring.seal(msgspec.json.encode(incident.message), about=f"incident/{incident.id}"),
+        "referral_sealed": keyring.seal(msgspec.json.encode(referral), about=f"referral/{incident.id}"),
+        "received_at": incident.received_at,
+        "reported_at": incident.reported_at,
+    }
+    added = await connection.execute(upsert(connection, _incidents).values(values).on_conflict_do_nothing())
+    return added.rowcount == 1
+
+
+async def release_referral(
+    connection: AsyncConnection,
+    keyring: Keyring,
+    incident: StoredIncident,
+    *,
+    by: str,
+    gateway: LawfulGateway,
+    reason: str,
+    now: datetime,
+) -> None:
+    """A named person of the hub lets the school be told, by what in law and why."""
+    values = {
+        "released_version": incident.message.version,
+        "released_by": by,
+        "released_at": now,
+        "released_gateway": gateway.value,
+        "release_sealed": keyring.seal(reason.encode(), about=f"release/{incident.id}"),
+    }
+    await connection.execute(update(_incidents).where(_incidents.c.id == incident.id).values(values))
+
+
+async def find_incidents(
+    connection: AsyncConnection, keyring: Keyring, incident_ids: Collection[str]
+) -> dict[str, StoredIncident]:
+    """Incidents by their id, to be looked at and not to be changed."""
+    rows = await connection.execute(select(_incidents).where(_incidents.c.id.in_(incident_ids)))
+    return {row.id: read_incident_row(keyring, row) for row in rows}
+
+
 async def release_version(connection: AsyncConnection, incident: StoredIncident, by: str) -> None:
     """A person lets this version of the incident go."""
     values = {"released_version": incident.message.version, "released_by": by}
@@ -247,10 +307,20 @@ async def release_version(connection: AsyncConnection, incident: StoredIncident,
 
 
 async def suppress_incident(
-    connection: AsyncConnection, incident: StoredIncident, by: str, reason: SuppressionReason
+    connection: AsyncConnection,
+    keyring: Keyring,
+    incident: StoredIncident,
+    by: str,
+    *,
+    reason: SuppressionReason,
+    authoriser: str,
 ) -> None:
-    """A person keeps the incident back."""
-    values = {"suppressed_by": by, "suppressed_reason": reason.value}
+    """A person keeps the incident back, as somebody authorised."""
+    values = {
+        "suppressed_by": by,
+        "suppressed_reason": reason.value,
+        "authoriser_sealed": keyring.seal(authoriser.encode(), about=f"authoriser/{incident.id}"),
+    }
     await connection.execute(update(_incidents).where(_incidents.c.id == incident.id).values(values))
 
 
@@ -282,7 +352,15 @@ def read_incident_row(keyring: Keyring, row: Any) -> StoredIncident:
         released_version=row.released_version,
         suppressed_by=row.suppressed_by,
         suppressed_reason=SuppressionReason(row.suppressed_reason) if row.suppressed_reason else None,
+        referral=_referral(keyring, row),
+        released_at=row.released_at,
     )
+
+
+def _referral(keyring: Keyring, row: Any) -> Referral | None:
+    if row.referral_sealed is None:
+        return None
+    return msgspec.json.decode(keyring.open(bytes(row.referral_sealed), about=f"referral/{row.id}"), type=Referral)
 
 
 # Notices
@@ -431,11 +509,17 @@ async def close_tasks(
     return sorted((await connection.execute(statement)).scalars())
 
 
-async def list_tasks(connection: AsyncConnection, keyring: Keyring, owner: str, *, rows_max: int) -> list[StoredTask]:
+async def list_tasks(
+    connection: AsyncConnection, keyring: Keyring, owner: str, *, kinds: Collection[TaskKind], rows_max: int
+) -> list[StoredTask]:
     """What one owner's people have to do, the one due first at the top."""
     statement = (
         select(_tasks)
-        .where(_tasks.c.owner == owner, _tasks.c.state == ItemState.OPEN.value)
+        .where(
+            _tasks.c.owner == owner,
+            _tasks.c.state == ItemState.OPEN.value,
+            _tasks.c.kind.in_([kind.value for kind in kinds]),
+        )
         .order_by(_tasks.c.due_by, _tasks.c.id)
         .limit(rows_max)
     )

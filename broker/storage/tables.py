@@ -1012,7 +1012,7 @@ class PupilBlock(SQLModel, table=True):
 
 
 class Incident(SQLModel, table=True):
-    """A police incident as its newest version stands; ``sealed`` is that message."""
+    """A police incident as its newest version stands, or an attendance for the hub; ``sealed`` is what it says."""
 
     __tablename__: ClassVar[Any] = "incidents"
     id: str = Field(primary_key=True)
@@ -1029,6 +1029,14 @@ class Incident(SQLModel, table=True):
     released_by: str | None = None
     suppressed_by: str | None = None
     suppressed_reason: str | None = None
+    referral_sealed: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
+    """What the hub sees of an attendance; None: the police told of it."""
+    released_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    released_gateway: str | None = None
+    release_sealed: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
+    """Why the hub released it, in its own words."""
+    authoriser_sealed: bytes | None = Field(default=None, sa_column=_bytes(nullable=True))
+    """Who authorised that it is kept back."""
 
 
 class IncidentVersion(SQLModel, table=True):

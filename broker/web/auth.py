@@ -75,6 +75,7 @@ They see no alert, and nothing of why the person came."""
 _CLINICIANS: Final = frozenset({Role.CLINICIAN})
 _SAFEGUARDING_LEADS: Final = frozenset({Role.SAFEGUARDING_LEAD})
 _COORDINATORS: Final = frozenset({Role.ENCOMPASS_COORDINATOR})
+_HUBS: Final = frozenset({Role.ENCOMPASS_HUB})
 _OPERATORS: Final = frozenset({Role.OPERATOR})
 _LIST_OFFICERS: Final = frozenset({Role.LIST_OFFICER})
 
@@ -124,7 +125,11 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/encompass-report"): _DUTY_DESK,
     ("GET", "/encompass-report.csv"): _DUTY_DESK,
     ("GET", "/encompass-schools"): _DUTY_DESK,
-    ("POST", "/encompass-tasks/{task_id}/settle"): _DUTY_DESK | _COORDINATORS,
+    ("POST", "/encompass-tasks/{task_id}/settle"): _DUTY_DESK | _COORDINATORS | _HUBS,
+    ("GET", "/hub"): _HUBS,
+    ("POST", "/hub/tasks/{task_id}/release"): _HUBS,
+    ("POST", "/hub/tasks/{task_id}/place"): _HUBS,
+    ("POST", "/hub/attendances/{incident_id}/keep-back"): _HUBS,
     ("GET", "/replies"): _CLINICIANS,
     ("GET", "/operations"): _OPERATORS,
     ("GET", "/_status"): _OPERATORS,

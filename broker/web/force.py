@@ -18,16 +18,18 @@ from starlette.responses import RedirectResponse, Response
 from broker.notices import replan
 from broker.storage import audit, incidents
 from broker.storage.audit import Act
-from broker.storage.incidents import Found, StoredIncident, StoredNotice, StoredTask
+from broker.storage.incidents import HUB_KINDS, Found, StoredIncident, StoredNotice, StoredTask
 from broker.storage.tables import ItemState
 from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.pages import Pages, pages_of
+from broker.web.sign_in import HOMES
 from schemas.directory import Person, Role
 from schemas.encompass import NoticeState, SuppressionReason, TaskKind
 from schemas.identifiers import parse_school_urn
 
 _TASK_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _INCIDENT_ID: Final = _TASK_ID
+AUTHORISER_LETTERS_MAX: Final = 100
 
 
 class UnreadRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,18 +92,21 @@ async def release_incident(request: Request, task_id: str) -> Response:
     pages, person = pages_of(request), signed_in_of(request).person
     await read_form(request)
     async with pages.database.writing() as connection:
-        task = await _load_task(connection, pages, person, task_id)
-        incident = await _load_incident(connection, pages, person, task, TaskKind.RELEASE)
+        task = await load_task(connection, pages, person, task_id)
+        incident = await load_incident(connection, pages, person, task, TaskKind.RELEASE)
         await incidents.release_version(connection, incident, person.login)
-        await _replan(connection, pages, incident, [_act(person, "incident.released", incident.id)])
+        await plan_anew(connection, pages, incident, [_act(person, "incident.released", incident.id)])
     return RedirectResponse("/force", status_code=303)
 
 
 async def suppress_incident(request: Request, incident_id: str) -> Response:
-    """Keep the incident back: what was sent of it is taken back. The reason is one of the known ones."""
+    """Keep the incident back: what was sent of it is taken back. With a known reason, and who authorised it."""
     pages, person = pages_of(request), signed_in_of(request).person
-    reason = field_of(await read_form(request), "reason")
-    if reason not in set(SuppressionReason):
+    form = await read_form(request)
+    reason, authoriser = field_of(form, "reason"), field_of(form, "authoriser").strip()
+    if person.role is Role.ENCOMPASS_HUB:
+        authoriser = person.name  # who decides for the authority answers for it
+    if reason not in set(SuppressionReason) or not 0 < len(authoriser) <= AUTHORISER_LETTERS_MAX:
         raise HTTPException(400)
     async with pages.database.writing() as connection:
         found = None
@@ -109,9 +114,11 @@ async def suppress_incident(request: Request, incident_id: str) -> Response:
             found = await incidents.lock_incident(connection, pages.keyring, incident_id)
         if found is None or found.owner != person.owner:
             raise HTTPException(404)
-        await incidents.suppress_incident(connection, found, person.login, SuppressionReason(reason))
-        await _replan(connection, pages, found, [_act(person, "incident.suppressed", found.id, reason)])
-    return RedirectResponse("/force", status_code=303)
+        await incidents.suppress_incident(
+            connection, pages.keyring, found, person.login, reason=SuppressionReason(reason), authoriser=authoriser
+        )
+        await plan_anew(connection, pages, found, [_act(person, "incident.suppressed", found.id, reason)])
+    return RedirectResponse(HOMES[person.role], status_code=303)
 
 
 async def place_child(request: Request, task_id: str) -> Response:
@@ -121,14 +128,14 @@ async def place_child(request: Request, task_id: str) -> Response:
     if urn is None:
         raise HTTPException(400)
     async with pages.database.writing() as connection:
-        task = await _load_task(connection, pages, person, task_id)
-        incident = await _load_incident(connection, pages, person, task, TaskKind.LOOK_UP)
+        task = await load_task(connection, pages, person, task_id)
+        incident = await load_incident(connection, pages, person, task, TaskKind.LOOK_UP)
         child_id = task.matter.child_id
         assert child_id is not None, "a look-up without a child"
         found = Found(child_id=child_id, urn=urn, is_there=True)
         await incidents.note_found(connection, pages.keyring, incident, [found])
-        await _replan(connection, pages, incident, [_act(person, "child.placed", task.id, urn)])
-    return RedirectResponse("/force", status_code=303)
+        await plan_anew(connection, pages, incident, [_act(person, "child.placed", task.id, urn)])
+    return RedirectResponse(HOMES[person.role], status_code=303)
 
 
 async def settle_task(request: Request, task_id: str) -> Response:
@@ -137,29 +144,38 @@ async def settle_task(request: Request, task_id: str) -> Response:
     await read_form(request)
     now = pages.clock.now()
     async with pages.database.writing() as connection:
-        task = await _load_task(connection, pages, person, task_id)
+        task = await load_task(connection, pages, person, task_id)
         if task.kind in (TaskKind.RELEASE, TaskKind.LOOK_UP):
             raise HTTPException(404)
         if await incidents.close_tasks(connection, [task.id], decision="seen_to", by=person.login, now=now):
             await audit.record_acts(connection, [_act(person, f"{task.kind.value}.seen_to", task.id)], now)
-    is_coordinator = person.role is Role.ENCOMPASS_COORDINATOR
-    return RedirectResponse("/force" if is_coordinator else "/encompass-tasks", status_code=303)
+    is_officer = person.role is Role.DUTY_WORKER
+    return RedirectResponse("/encompass-tasks" if is_officer else HOMES[person.role], status_code=303)
 
 
 async def _list_tasks(connection: AsyncConnection, pages: Pages, person: Person) -> list[StoredTask]:
-    return await incidents.list_tasks(connection, pages.keyring, person.owner, rows_max=pages.limits.rows_max)
+    kinds = _kinds_of(person)
+    return await incidents.list_tasks(
+        connection, pages.keyring, person.owner, kinds=kinds, rows_max=pages.limits.rows_max
+    )
 
 
-async def _load_task(connection: AsyncConnection, pages: Pages, person: Person, task_id: str) -> StoredTask:
+def _kinds_of(person: Person) -> frozenset[TaskKind]:
+    """What this person decides: an authority's officer and its hub see to different things."""
+    return frozenset(TaskKind) - HUB_KINDS if person.role is Role.DUTY_WORKER else HUB_KINDS
+
+
+async def load_task(connection: AsyncConnection, pages: Pages, person: Person, task_id: str) -> StoredTask:
     """The open task, or 404: one of others answers as one that does not exist."""
     if _TASK_ID.fullmatch(task_id):
         task = await incidents.find_task(connection, pages.keyring, task_id)
-        if task is not None and task.owner == person.owner and task.state is ItemState.OPEN:
+        is_theirs = task is not None and task.owner == person.owner and task.kind in _kinds_of(person)
+        if task is not None and is_theirs and task.state is ItemState.OPEN:
             return task
     raise HTTPException(404)
 
 
-async def _load_incident(
+async def load_incident(
     connection: AsyncConnection, pages: Pages, person: Person, task: StoredTask, kind: TaskKind
 ) -> StoredIncident:
     """The incident of the task, locked; 404 when the task is another kind of work."""
@@ -169,7 +185,8 @@ async def _load_incident(
     return incident
 
 
-async def _replan(connection: AsyncConnection, pages: Pages, incident: StoredIncident, acts: Sequence[Act]) -> None:
+async def plan_anew(connection: AsyncConnection, pages: Pages, incident: StoredIncident, acts: Sequence[Act]) -> None:
+    """Plan the incident as it stands after a person's decision; audit last."""
     now = pages.clock.now()
     changed = await incidents.lock_incident(connection, pages.keyring, incident.id)
     assert changed is not None

@@ -17,19 +17,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
+from broker.domain.names import fold_name
 from broker.notices import replan
-from broker.storage import audit, incidents, logins
+from broker.storage import audit, establishments, incidents, logins
 from broker.storage.audit import Act
 from broker.storage.incidents import Found, StoredNotice, StoredRecord, may_read
 from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.pages import Pages, pages_of
 from schemas.directory import Person
-from schemas.encompass import NoticeState
+from schemas.encompass import ContactRole, MinimalChild, NoticeState, ReferredChild, ToldChild
 from schemas.identifiers import SchoolUrn
 
 RECORD_LETTERS_MAX: Final = 4_000
 _NOTICE_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,7}", re.ASCII)
+ChildShown = MinimalChild | ToldChild | ReferredChild
 
 
 class NoticeShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +42,8 @@ class NoticeShown(msgspec.Struct, frozen=True, kw_only=True):
     by_name: str | None
     """Who acknowledged it."""
     is_urgent: bool
+    history: Sequence[Sequence[StoredNotice]]
+    """Of each of its children in order: what else the school was told of them."""
 
     @property
     def may_be_acknowledged(self) -> bool:
@@ -53,7 +57,11 @@ async def show_school(request: Request) -> Response:
     now = pages.clock.now()
     async with pages.database.writing() as connection:
         found = await incidents.list_school_notices(
-            connection, pages.keyring, _urn_of(person), contact_id=person.worker or "", rows_max=pages.limits.rows_max
+            connection,
+            pages.keyring,
+            _urn_of(person),
+            contact_id=await _find_reader(connection, pages, person),
+            rows_max=pages.limits.rows_max,
         )
         ids = [notice.id for notice in found]
         await incidents.note_opened(connection, ids, now)
@@ -66,10 +74,19 @@ async def show_school(request: Request) -> Response:
             records=[record for record in records if record.notice_id == notice.id],
             by_name=names.get(notice.acknowledged_by or "", notice.acknowledged_by),
             is_urgent=notice.state is NoticeState.SENT and notice.due_by <= now,
+            history=_find_history(notice, found),
         )
         for notice in found
     ]
-    return pages.render(request, "school.html", rows=rows, names=names, record_letters_max=RECORD_LETTERS_MAX)
+    rows.sort(key=lambda row: not row.may_be_acknowledged)  # what waits comes first, the rest stays as it was
+    return pages.render(
+        request,
+        "school.html",
+        rows=rows,
+        to_read=sum(row.may_be_acknowledged for row in rows),
+        names=names,
+        record_letters_max=RECORD_LETTERS_MAX,
+    )
 
 
 async def acknowledge_notice(request: Request, notice_id: str) -> Response:
@@ -122,13 +139,36 @@ async def write_record(request: Request, notice_id: str) -> Response:
     return RedirectResponse("/school", status_code=303)
 
 
+def _find_history(notice: StoredNotice, found: Sequence[StoredNotice]) -> list[list[StoredNotice]]:
+    """What else this person may read of each child of a notice: the same name, and no other birth date."""
+    others = [each for each in found if each.id != notice.id and each.telling.withdrawn is None]
+    return [
+        [other for other in others if any(_is_same(child, each) for each in other.telling.notice.children)]
+        for child in notice.telling.notice.children
+    ]
+
+
+def _is_same(one: ChildShown, other: ChildShown) -> bool:
+    names = [fold_name(f"{child.family_name}/{child.given_name}") for child in (one, other)]
+    return names[0] == names[1] and (one.birth_date or other.birth_date) == (other.birth_date or one.birth_date)
+
+
 async def _load_notice(connection: AsyncConnection, pages: Pages, person: Person, notice_id: str) -> StoredNotice:
     """The notice, or 404: one of others, or one that this person must not know of, answers as one that is not there."""
     if _NOTICE_ID.fullmatch(notice_id):
         notice = await incidents.find_notice(connection, pages.keyring, notice_id)
-        if notice is not None and notice.owner == person.owner and may_read(notice, person.worker):
+        reader = await _find_reader(connection, pages, person)
+        if notice is not None and notice.owner == person.owner and may_read(notice, reader):
             return notice
     raise HTTPException(404)
+
+
+async def _find_reader(connection: AsyncConnection, pages: Pages, person: Person) -> str:
+    """The contact that this person is today; empty when the directory has them as lead or deputy no longer."""
+    urn = _urn_of(person)
+    contacts = (await establishments.load_contacts(connection, pages.keyring, [urn])).get(urn, ())
+    is_told = (ContactRole.LEAD, ContactRole.DEPUTY)
+    return next((each.contact_id for each in contacts if each.contact_id == person.worker and each.role in is_told), "")
 
 
 async def _lock(connection: AsyncConnection, pages: Pages, notice: StoredNotice) -> None:

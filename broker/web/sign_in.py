@@ -24,9 +24,10 @@ HOMES: Final[Mapping[Role, str]] = {
     Role.OPERATOR: "/operations",
     Role.SAFEGUARDING_LEAD: "/school",
     Role.ENCOMPASS_COORDINATOR: "/force",
+    Role.ENCOMPASS_HUB: "/hub",
 }
 _WAY_BACK: Final = re.compile(
-    r"/(?:inbox|lists|coverage|reviews|as-at|missed|replies|school|force|encompass-tasks|operations"
+    r"/(?:inbox|lists|coverage|reviews|as-at|missed|replies|school|force|hub|encompass-tasks|operations"
     r"|(?:alerts|reviews)/[0-9a-f]{32})",
     re.ASCII,
 )

@@ -109,6 +109,7 @@ ROLES: Final[Mapping[Role, str]] = {
     Role.OPERATOR: "Operator",
     Role.SAFEGUARDING_LEAD: "Safeguarding lead",
     Role.ENCOMPASS_COORDINATOR: "Coordinator",
+    Role.ENCOMPASS_HUB: "Hub officer",
 }
 
 

@@ -22,6 +22,10 @@ CHAPTERS = (
     "The dispatcher is killed",
     "A list changes",
     "The duty desk",
+    "Saturday night: the police",
+    "the schools that read in time",
+    "The bell",
+    "After the bell",
     "Counted on both sides",
 )
 

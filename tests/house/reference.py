@@ -21,6 +21,7 @@ from schemas.encompass import (
     IncidentWithdrawal,
     MinimalNotice,
     PoliceIncident,
+    ReferralNotice,
     SchoolNoticeNudge,
     SchoolNoticeWithdrawn,
     StandardNotice,
@@ -190,6 +191,7 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = MappingProxyType(
         "schemas/json/school-notice-minimal.json": lambda: render_schema(MinimalNotice, "school-notice-minimal"),
         "schemas/json/school-notice-standard.json": lambda: render_schema(StandardNotice, "school-notice-standard"),
         "schemas/json/school-notice-full.json": lambda: render_schema(FullNotice, "school-notice-full"),
+        "schemas/json/school-notice-referral.json": lambda: render_schema(ReferralNotice, "school-notice-referral"),
         "schemas/json/school-notice-withdrawn.json": lambda: render_schema(
             SchoolNoticeWithdrawn, "school-notice-withdrawn"
         ),

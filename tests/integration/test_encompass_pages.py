@@ -46,12 +46,12 @@ class Served:
             yield client
 
 
-@pytest.fixture
-async def served(sqlite_url: str, tmp_path: Path) -> AsyncIterator[Served]:
+@asynccontextmanager
+async def open_served(url: str, directory: Path) -> AsyncIterator[Served]:
     """The pages, with the Saturday of half-term sent."""
-    async with open_encompass(sqlite_url, tmp_path) as encompass:
+    async with open_encompass(url, directory) as encompass:
         world = encompass.world
-        settings = make_settings(tmp_path)
+        settings = make_settings(directory)
 
         async def ask_status() -> Status:
             return await compose_status(world.database, READY)
@@ -68,6 +68,12 @@ async def served(sqlite_url: str, tmp_path: Path) -> AsyncIterator[Served]:
         await encompass.run_jobs()
         async with serve_app(app) as address:
             yield Served(encompass, address)
+
+
+@pytest.fixture
+async def served(sqlite_url: str, tmp_path: Path) -> AsyncIterator[Served]:
+    async with open_served(sqlite_url, tmp_path) as opened:
+        yield opened
 
 
 async def test_the_deputy_reads_and_acknowledges_and_the_sister_learns_nothing(served: Served) -> None:
@@ -140,7 +146,7 @@ async def test_what_the_coordinator_suppresses_is_taken_back(served: Served) -> 
     async with served.signed_in(CORA) as coordinator:
         path = f"/force/incidents/{notice.incident_id}/suppress"
         assert (await coordinator.send_form(path, reason="")).status_code == 400
-        assert (await coordinator.send_form(path, reason="refuge")).status_code == 303
+        assert (await coordinator.send_form(path, reason="refuge", authoriser="DI 0702")).status_code == 303
     assert {each.state for each in (await served.encompass.notices()).values()} == {NoticeState.WITHDRAWN}
     async with served.signed_in(ALEX) as deputy:
         assert "Jordan" not in (await deputy.get("/school")).text
@@ -169,6 +175,62 @@ async def test_the_authoritys_officer_sees_to_the_child_at_home(served: Served) 
         assert (await officer.send_form(f"/encompass-tasks/{task.id}/settle")).status_code == 303
         await served.encompass.run_jobs()
         assert "Morgan" not in (await officer.get("/encompass-tasks")).text
+
+
+async def test_nobody_reads_by_a_stale_entry_a_role_they_left_or_against_an_exclusion(served: Served) -> None:
+    """Threat 14: the directory of the moment decides, at sending and at every look."""
+    encompass, clock = served.encompass, served.encompass.world.clock
+
+    async def know(*contacts: str) -> None:
+        assert not (await encompass.upload("safeguarding_contacts", "\n".join((HEADER, *contacts)))).refused
+
+    async def sees(login: str) -> bool:
+        async with served.signed_in(login) as reader:
+            return "Quinn" in (await reader.get("/school")).text
+
+    said = half_term(incident_id="ZF1/2026/0003", excluded_recipients=[])
+    said["adults"] = [{"relation": "relative", "family_name": "Porter"}]
+    said["children"] = [child("k7", "Quinn", establishments=at_school("900003"))]
+    leads = """login,name,role,at,contact_id,password
+cam@900003.example.org,Cam Miller,safeguarding_lead,900003,C1,demo-password
+sam@900003.example.org,Sam Porter,safeguarding_lead,900003,C2,demo-password
+"""
+    cam, sam = "cam@900003.example.org", "sam@900003.example.org"
+    await know(TRUSTED, DEPUTY)
+    assert not (await encompass.upload("encompass_people", leads)).refused
+    await encompass.receive(said)
+    # Between planning and sending the lead's entry has gone stale and the deputy works in the office: nobody is told.
+    await know(STALE, OFFICE)
+    await encompass.run_jobs()
+    assert (await encompass.notices_of("900003"))[0].sent_at is None
+    assert not await sees(cam) and not await sees(sam)
+    assert TaskKind.NO_ROUTE in {task.kind for task in await encompass.tasks()}
+    # The deputy is one again: told, although an adult of the incident has the same name; that is said to the force.
+    await know(DEPUTY)
+    clock.advance(timedelta(minutes=15))
+    await encompass.run_jobs()
+    assert await sees(sam) and not await sees(cam)
+    assert TaskKind.CONFLICT in {task.kind for task in await encompass.tasks()}
+    # Whoever leaves the role after the sending reads it no more, on the page and by its address.
+    await know(OFFICE)
+    [notice] = await encompass.notices_of("900003")
+    async with served.signed_in(sam) as former:
+        assert "Quinn" not in (await former.get("/school")).text
+        assert (await former.send_form(f"/school/notices/{notice.id}/acknowledge", version="1")).status_code == 404
+    # The force learns who is family: from then on the lead is told and the deputy is not, and it knows who had been.
+    await know(TRUSTED, DEPUTY)
+    excluded = [{"name": "Sam Porter", "reason": "brother", "authoriser": "DS 1"}]
+    await encompass.receive(said | {"version": 2, "change": "correction", "excluded_recipients": excluded})
+    await encompass.run_jobs()
+    assert await sees(cam) and not await sees(sam)
+    assert TaskKind.DISCLOSED in {task.kind for task in await encompass.tasks()}
+
+
+HEADER = "urn,contact_id,role,name,mailbox,confirmed_date,trained_date"
+TRUSTED = "900003,C1,lead,Cam Miller,safeguarding@hill-top.example.org,2026-01-10,2025-09-01"
+STALE = "900003,C1,lead,Cam Miller,safeguarding@hill-top.example.org,2024-01-10,2023-09-01"
+DEPUTY = "900003,C2,deputy,Sam Porter,deputy@hill-top.example.org,2026-01-10,2025-09-01"
+OFFICE = "900003,C2,office,Sam Porter,deputy@hill-top.example.org,2026-01-10,2025-09-01"
 
 
 # The door

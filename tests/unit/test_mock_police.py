@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
 from adapters.incident_json import read_incident
 from mock_nhs.http_listener import Answer, read_request
-from mock_nhs.police import Dispatch, ForceOptions, NightOptions, NotAnswered, PoliceForce, School, invent_night
+from mock_nhs.police import (
+    Dispatch,
+    ForceOptions,
+    NightOptions,
+    NotAnswered,
+    PoliceForce,
+    School,
+    invent_night,
+    squeeze_night,
+)
 from schemas.encompass import Change, IncidentWithdrawal, PoliceIncident, SuppressedScope
 
 SATURDAY = date(2026, 11, 21)
@@ -87,3 +96,14 @@ async def test_a_message_is_sent_with_the_same_bytes_until_it_is_answered() -> N
     gone = PoliceForce(ForceOptions(base=base, user="ZF1", password="secret", pause_s=0.001, attempts_max=2))
     with pytest.raises(NotAnswered):
         await gone.send(dispatches[0])
+
+
+def test_a_squeezed_night_keeps_its_order_and_its_words() -> None:
+    night = invent_night(3, SATURDAY, SCHOOLS, NightOptions(incidents=12))
+    first, last = datetime(2026, 11, 22, 18, tzinfo=UTC), datetime(2026, 11, 23, 6, tzinfo=UTC)
+    squeezed = squeeze_night(night, first, last)
+    assert [each.content["incident_id"] for each in squeezed] == [each.content["incident_id"] for each in night]
+    assert all(first <= each.at <= last for each in squeezed)
+    for each in squeezed:
+        if each.content["message"] == "incident":
+            assert each.content["occurred_at"] <= each.content["reported_at"] <= each.at.isoformat()

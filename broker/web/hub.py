@@ -1,0 +1,121 @@
+"""For a named person of an authority's hub: attendances that speak of domestic abuse, each held until they decide.
+
+The school is told only what is released here, with the reason and what in law allows it; never anything of the
+attendance itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from broker.storage import audit, incidents
+from broker.storage.audit import Act
+from broker.storage.incidents import HUB_KINDS, StoredIncident, StoredNotice
+from broker.web.auth import field_of, read_form, signed_in_of
+from broker.web.force import TaskRow, UnreadRow, load_incident, load_task, plan_anew
+from broker.web.pages import pages_of
+from schemas.directory import Person
+from schemas.encompass import (
+    DOMESTIC_ABUSE_CODES,
+    IncidentChild,
+    LawfulGateway,
+    PoliceIncident,
+    SuppressionReason,
+    TaskKind,
+)
+
+REASON_LETTERS_MAX: Final = 1_000
+GATEWAYS: Final[Mapping[LawfulGateway, str]] = {
+    LawfulGateway.SAFEGUARDING_DUTY: "Children Act 2004, section 10 or 11: co-operation and the duty to safeguard",
+    LawfulGateway.ENQUIRY: "Children Act 1989, section 47: suspected significant harm",
+    LawfulGateway.CHILD_IN_NEED: "Children Act 1989, section 17: child in need",
+    LawfulGateway.PREVENTION_OF_CRIME: "Crime and Disorder Act 1998, section 115",
+    LawfulGateway.COURT_ORDER: "An order of a court",
+}
+"""What the form says of each."""
+
+
+class HeldRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An attendance that waits for a decision."""
+
+    task: TaskRow
+    incident: StoredIncident
+    schools: tuple[str, ...]
+    """Who would be told."""
+
+    @property
+    def child(self) -> IncidentChild:
+        """Of whom it is."""
+        assert isinstance(self.incident.message, PoliceIncident)
+        return self.incident.message.children[0]
+
+    @property
+    def meanings(self) -> list[str]:
+        """What the department wrote, in words."""
+        assert self.incident.referral is not None, "an attendance of which the hub is told nothing"
+        return [DOMESTIC_ABUSE_CODES[code] for code in self.incident.referral.codes]
+
+
+async def show_hub(request: Request) -> Response:
+    """What waits for the hub's decision, the one due first at the top, and which schools have not read."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now, rows_max = pages.clock.now(), pages.limits.rows_max
+    async with pages.database.writing() as connection:
+        tasks = await incidents.list_tasks(connection, pages.keyring, person.owner, kinds=HUB_KINDS, rows_max=rows_max)
+        known = await incidents.find_incidents(connection, pages.keyring, {task.incident_id for task in tasks})
+        notices = await incidents.list_force_notices(connection, pages.keyring, person.owner, rows_max=rows_max)
+        acts = [_act(person, "referral.read", task.incident_id) for task in tasks if task.kind is TaskKind.RELEASE]
+        await audit.record_acts(connection, [_act(person, "hub.listed", person.owner), *acts], now)
+    rows = [TaskRow(stored=task, is_urgent=task.due_by <= now or task.level > 0) for task in tasks]
+    return pages.render(
+        request,
+        "hub.html",
+        held=[
+            HeldRow(task=row, incident=known[row.stored.incident_id], schools=_schools(notices, row.stored.incident_id))
+            for row in rows
+            if row.is_release
+        ],
+        tasks=[row for row in rows if not row.is_release],
+        rows=[UnreadRow(stored=each, is_urgent=each.due_by <= now) for each in notices if each.hold is None],
+        gateways=[(gateway.value, words) for gateway, words in GATEWAYS.items()],
+        reasons=[reason.value for reason in SuppressionReason],
+        reason_letters_max=REASON_LETTERS_MAX,
+    )
+
+
+async def release_referral(request: Request, task_id: str) -> Response:
+    """Let the school be told: a named person, the reason in their words, and what in law allows it. None without."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    form = await read_form(request)
+    gateway, reason = field_of(form, "gateway"), field_of(form, "reason").strip()
+    if gateway not in set(LawfulGateway) or not reason or len(reason) > REASON_LETTERS_MAX:
+        raise HTTPException(400)
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        task = await load_task(connection, pages, person, task_id)
+        incident = await load_incident(connection, pages, person, task, TaskKind.RELEASE)
+        await incidents.release_referral(
+            connection,
+            pages.keyring,
+            incident,
+            by=person.login,
+            gateway=LawfulGateway(gateway),
+            reason=reason,
+            now=now,
+        )
+        await plan_anew(connection, pages, incident, [_act(person, "referral.released", incident.id, gateway)])
+    return RedirectResponse("/hub", status_code=303)
+
+
+def _schools(notices: list[StoredNotice], incident_id: str) -> tuple[str, ...]:
+    return tuple(each.telling.notice.establishment.name for each in notices if each.incident_id == incident_id)
+
+
+def _act(person: Person, action: str, subject: str, reason: str = "") -> Act:
+    return Act(owner=person.owner, actor=person.login, action=action, subject=subject, reason=reason)
