@@ -37,6 +37,7 @@ from benchmarks.line import measure_line
 from benchmarks.lists import measure_lists
 from benchmarks.reader import measure_readers
 from benchmarks.reply import measure_replies
+from benchmarks.year import DeadlineMissed, measure_year
 from tests.engines import EngineError, free_port
 
 Say = Callable[[str], None]
@@ -52,6 +53,8 @@ READERS = "reader"
 """Needs no engines: measured once, before everything else."""
 LISTS = "lists"
 """Needs no town: its lists are its own."""
+YEAR = "year"
+"""Needs no town either."""
 PROFILES = "profile"
 ENGINES: dict[str, Callable[[], AbstractContextManager[Engines]]] = {
     "embedded": embedded_engines,
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(describe_machine())
     try:
         report = _measure(scale, given.engines, given.only, is_huge=given.huge)
-    except EngineError as error:
+    except (EngineError, DeadlineMissed) as error:
         say(f"error: {error}")
         return 1
     say("\n" + describe(report.figures))
@@ -94,8 +97,11 @@ def _measure(scale: Scale, engines: Sequence[str], only: Sequence[str], *, is_hu
             with ENGINES[name]() as pair:
                 say(f"{pair.name}: {LISTS}")
                 figures += asyncio.run(measure_lists(pair, scale, say, is_huge=is_huge))
+    if YEAR in only:
+        say("A year of Operation Encompass")
+        figures += measure_year(scale, say)
     profiles: list[Profile] = []
-    if set(only) != {LISTS}:
+    if set(only) - {LISTS, YEAR}:
         found, profiles = _measure_town(scale, engines, only)
         figures += found
     return Report(
@@ -117,7 +123,7 @@ def _measure_town(scale: Scale, engines: Sequence[str], only: Sequence[str]) -> 
     if READERS in only:
         say("The readers alone")
         figures += measure_readers(town.town, scale, say)
-    if set(only) <= {READERS, LISTS}:
+    if set(only) <= {READERS, LISTS, YEAR}:
         engines = ()
     for name in engines:
         with ENGINES[name]() as pair:
@@ -152,7 +158,7 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller lists, fewer and shorter rounds: a few minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round of every figure as JSON")
     parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=list(ENGINES), help="by default both")
-    choices = (READERS, LISTS, *MEASUREMENTS, PROFILES)
+    choices = (READERS, YEAR, LISTS, *MEASUREMENTS, PROFILES)
     parser.add_argument("--huge", action="store_true", help="lists: matches among 1.5 million entries as well")
     parser.add_argument("--only", nargs="+", choices=choices, default=list(choices), help="by default everything")
     return parser.parse_args(arguments)

@@ -66,6 +66,8 @@ class Scale:
     """How long one round of replies lasts."""
     reader_s: float
     """How long one round of a reader lasts."""
+    incidents: int
+    """Of a force's year."""
 
 
 FULL = Scale(
@@ -79,6 +81,7 @@ FULL = Scale(
     reply_rounds=3,
     reply_s=20.0,
     reader_s=1.5,
+    incidents=11_000,
 )
 QUICK = Scale(
     name="quick",
@@ -91,6 +94,7 @@ QUICK = Scale(
     reply_rounds=3,
     reply_s=6.0,
     reader_s=0.5,
+    incidents=1_000,
 )
 
 
