@@ -290,3 +290,32 @@ async def test_incidents_long_past_are_dropped_whole_and_nothing_that_waits_for_
     assert ("incident.dropped", "") in await audited(encompass, "force:ZF1")
     assert await encompass.receive(solo) == [PositionOutcome.IGNORED]
     await assert_balances(encompass)
+
+
+async def test_a_school_that_merges_before_or_after_it_was_told_is_looked_up_with_its_successor(
+    encompass: Encompass,
+) -> None:
+    message = half_term(excluded_recipients=[], children=[child("k1", "Jordan", establishments=at_school("900001"))])
+    await encompass.receive(message)
+    due_by = (await encompass.notices())["900001"].due_by
+    merged = "urn,name,kind,authority,status,merged_into\n900001,Mill Lane Primary School,school,706,merged,900003\n"
+    assert not (await encompass.upload("schools", merged)).refused
+    await encompass.run_jobs()
+    closed = (await encompass.notices())["900001"]
+    assert (closed.state, closed.sent_at) == (NoticeState.WITHDRAWN, None)  # nobody is left there to read it
+    [task] = await encompass.tasks()
+    assert (task.kind, task.matter.reason, task.matter.suggested) == (TaskKind.LOOK_UP, LookUpReason.MERGED, "900003")
+    assert task.due_by <= due_by
+
+    # Told already when it merges: taken back at the next word of the force, and looked up.
+    other = half_term(incident_id="ZF1/2026/0002", excluded_recipients=[])
+    other["children"] = [child("k2", "Sidney", establishments=at_school("900002"))]
+    await encompass.receive(other)
+    await encompass.run_jobs()
+    assert (await encompass.notices())["900002"].state is NoticeState.SENT
+    gone = "urn,name,kind,authority,status\n900002,Eastmere College,fe_college,707,closed\n"
+    assert not (await encompass.upload("schools", gone)).refused
+    await encompass.receive(other | {"version": 2, "change": "update"})
+    assert (await encompass.notices())["900002"].state is NoticeState.WITHDRAWN
+    assert {task.matter.reason for task in await encompass.tasks()} == {LookUpReason.MERGED, LookUpReason.CLOSED}
+    await assert_balances(encompass)
