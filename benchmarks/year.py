@@ -28,9 +28,12 @@ from tests.encompass import Encompass, open_encompass
 
 FIRST_NIGHT = date(2025, 9, 1)
 NIGHTS = 365
+NIGHT_INCIDENTS = 30
 SCHOOLS = 200
 SEED = 11
+LEAD = "Robin Reed"
 RECORDS_MAX = 500
+_FRIDAY = 4
 _HOUR = timedelta(hours=1)
 _TERMS = (
     ("2025-09-02", "2025-10-24"),
@@ -54,7 +57,10 @@ def measure_year(scale: Scale, say: Callable[[str], None]) -> list[Figure]:
 
 
 async def _measure(scale: Scale, directory: Path, say: Callable[[str], None]) -> list[Figure]:
-    schools = [School(urn=str(800_000 + place), name=f"School {place}", authority="706") for place in range(SCHOOLS)]
+    schools = [
+        School(urn=str(800_000 + place), name=f"School {place}", authority="706", lead_name=LEAD)
+        for place in range(SCHOOLS)
+    ]
     dispatches = list(_invent_year(schools, scale.incidents))
     async with open_encompass(f"sqlite+aiosqlite:///{directory / 'year.sqlite'}", directory) as encompass:
         await _furnish(encompass, schools)
@@ -77,15 +83,18 @@ async def _measure(scale: Scale, directory: Path, say: Callable[[str], None]) ->
 
 
 def _invent_year(schools: Sequence[School], incidents: int) -> Iterator[Dispatch]:
-    """As many incidents as asked for, spread over the nights; half as many again on those of Friday to Sunday."""
-    weights = [1.5 if (FIRST_NIGHT + timedelta(days=night)).weekday() >= 4 else 1.0 for night in range(NIGHTS)]
+    """As many incidents as asked for, on every night of the year, or on fewer of them but no less mixed; half as many
+    again on those of Friday to Sunday."""
+    every = max(1, NIGHTS * NIGHT_INCIDENTS // incidents)
+    nights = [FIRST_NIGHT + timedelta(days=night) for night in range(0, NIGHTS, every)]
+    weights = [1.5 if night.weekday() >= _FRIDAY else 1.0 for night in nights]
     done, reached = 0, 0.0
-    for night, weight in enumerate(weights):
+    for night, weight in zip(nights, weights, strict=True):
         reached += incidents * weight / sum(weights)
         options = NightOptions(incidents=round(reached) - done)
         done = round(reached)
         if options.incidents:
-            yield from invent_night(SEED + night, FIRST_NIGHT + timedelta(days=night), schools, options)
+            yield from invent_night(SEED + night.toordinal(), night, schools, options)
 
 
 async def _furnish(encompass: Encompass, schools: Sequence[School]) -> None:
@@ -93,7 +102,7 @@ async def _furnish(encompass: Encompass, schools: Sequence[School]) -> None:
     contacts = "".join(
         f"{each.urn},{role},{role},{name},{mailbox}@{each.urn}.example.org,2025-08-20,2025-06-01\n"
         for each in schools
-        for role, name, mailbox in (("lead", "Robin Reed", "safeguarding"), ("deputy", "Alex Porter", "office"))
+        for role, name, mailbox in (("lead", LEAD, "safeguarding"), ("deputy", "Alex Porter", "office"))
     )
     terms = "".join(f"706,,term,{first},{last}\n" for first, last in _TERMS)
     for kind, file in (
