@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from broker.domain.visits import london_day
+from broker.jobs.runner import JobOptions, JobRunner
 from broker.list_comparison import HOLD_WINDOW, UploadOptions
 from broker.list_upload import (
     MalformedFile,
@@ -24,7 +25,7 @@ from broker.list_upload import (
     resume_landings,
     upload_children,
 )
-from broker.storage import audit, child_lists, directory, held_uploads, list_differences
+from broker.storage import audit, child_lists, directory, held_uploads, landings, list_differences
 from broker.storage.child_lists import derive_entry_id
 from broker.storage.list_differences import Difference, DifferenceDecision
 from broker.storage.tables import AlertState, HeldUploadPart, ListLandingPart, ListUpload, ListVersion, table
@@ -319,6 +320,27 @@ async def test_who_sends_the_next_file_lands_the_rest_of_the_one_before(world: W
     report = await send(world, [row(7, end="2026-02-01")])
     assert (report.changed, report.ends) == (1, 1), "the newer file is compared with all of the older one"
     assert (await entry_of(world, 6)).end_on is None
+
+
+async def test_the_jobs_part_lands_the_rest_beside_its_other_work(world: World) -> None:
+    with pytest.raises(Killed):
+        await land(world, [row(n) for n in range(1, 8)], dies_after(2))
+    world.clock.advance(SLICED.landing_lease)
+    options = JobOptions(poll_s=0.01)
+    runner = JobRunner(world.database, world.keyring, world.clock, world.rules, options, uploads=SLICED)
+    running = asyncio.create_task(runner.run())
+    for _ in range(1500):
+        if not await is_landing(world):
+            break
+        await asyncio.sleep(0.02)
+    runner.stop()
+    await running
+    assert (await entry_of(world, 7)).local_id == "L7"
+
+
+async def is_landing(world: World) -> bool:
+    async with world.database.reading() as connection:
+        return await landings.find_landing(connection, "706") is not None
 
 
 async def test_others_write_between_slices_and_what_they_changed_of_the_list_stays(world: World) -> None:
