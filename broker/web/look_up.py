@@ -31,7 +31,7 @@ from broker.storage.audit import Act
 from broker.storage.child_lists import index_nhs_number
 from broker.storage.database import Database, is_database_outage
 from broker.storage.directory import Directory
-from broker.telemetry import LogEvent, log
+from broker.telemetry import LogEvent, innermost_line, log
 from schemas.directory import Site
 from schemas.identifiers import NhsNumber, organisation_owner
 from schemas.look_up import AccessShown, AuthorityNotified, PlanFound, RecordShown
@@ -42,6 +42,7 @@ NOTIFIED_SHOWN_MAX: Final = 10
 TOGETHER_MAX: Final = 32
 """Questions of one transaction."""
 _DIRECTORY_KEPT: Final = timedelta(seconds=1)
+_DIRECTORY_OLD: Final = timedelta(seconds=5)
 
 
 class Asker(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,6 +200,7 @@ class LookUps:
         self._directory: tuple[datetime, Directory] | None = None
         self._waiting: deque[_Asked] = deque()
         self._work: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[None] | None = None
 
     async def answer(self, asker: Asker, nhs_number: NhsNumber, write: Callable[[RecordShown], bytes]) -> bytes:
         """The answer as ``write`` puts it, once everything about it is durable. Raises UnknownSite."""
@@ -275,10 +277,20 @@ class LookUps:
         return told
 
     async def _load_directory(self, connection: AsyncConnection, now: datetime) -> Directory:
-        """The directory, read anew when it is older than a moment."""
-        if self._directory is None or not timedelta(0) <= now - self._directory[0] < _DIRECTORY_KEPT:
+        """The directory: read anew beside the questions when it is older than a moment, before them when it is old."""
+        if self._directory is None or not timedelta(0) <= now - self._directory[0] < _DIRECTORY_OLD:
             self._directory = (now, await directory.load_directory(connection))
+        elif now - self._directory[0] >= _DIRECTORY_KEPT and (self._renewal is None or self._renewal.done()):
+            self._renewal = asyncio.create_task(self._renew_directory(now))
         return self._directory[1]
+
+    async def _renew_directory(self, now: datetime) -> None:
+        try:
+            async with self._database.reading() as connection:
+                self._directory = (now, await directory.load_directory(connection))
+        except Exception as error:
+            # The one there is serves until it is old; then the questions themselves meet what is wrong.
+            log(LogEvent.CRASHED, part="look_up", error=type(error).__name__, at=innermost_line(error.__traceback__))
 
 
 def _open_question(occasion: Occasion, asked: _Asked, found: Mapping[bytes, Sequence[Candidate]]) -> _Question | None:

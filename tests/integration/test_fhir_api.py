@@ -553,5 +553,25 @@ async def test_when_the_database_is_away_all_who_wait_learn_it(world: World) -> 
     assert sum("list_entries" in each for each in statements) == 1
 
 
+async def test_a_question_waits_for_the_directory_only_when_the_one_at_hand_is_old(world: World) -> None:
+    look_ups = LookUps(world.database, world.keyring, world.clock, world.rules)
+
+    async def ask() -> bytes:
+        return await look_ups.answer(asker("p"), NhsNumber(STRANGER), build_care_team_answer)
+
+    await ask()
+    async with world.database.writing() as connection:
+        await connection.exec_driver_sql("ALTER TABLE authorities RENAME TO authorities_away")
+    world.clock.advance(timedelta(seconds=2))
+    with capture_logs() as logged:
+        assert b"No record found" in await ask()
+        # The directory is read anew beside the question.
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+    assert [(line["event"], line["part"]) for line in logged] == [("crashed", "look_up")]
+    world.clock.advance(timedelta(seconds=4))
+    with pytest.raises(DBAPIError):
+        await ask()
+
+
 def asker(person: str, organisation: str = "RZ1") -> Asker:
     return Asker(organisation=organisation, person=person, is_unscheduled=None)
