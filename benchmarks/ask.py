@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from itertools import count
+from statistics import median
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -30,6 +31,8 @@ QUESTIONS_A_SECOND = 200
 CONNECTIONS = 32
 WARM_UP_S = 2.0
 ANSWER_S = 30.0
+COMPARED = 100
+"""Questions of each kind in one round."""
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -142,7 +145,7 @@ async def _take_turns(
                     found.setdefault(("p50", kind, subject), []).append(p50_ms)
                     found.setdefault(("p99", kind, subject), []).append(p99_ms)
                     say(f"  round {number}  {kind:<20} {subject:<8} p50 {p50_ms:6.1f} ms  p99 {p99_ms:6.1f} ms")
-    return [
+    asked = [
         Figure(
             what=f"asked at {QUESTIONS_A_SECOND}/s, {kind}, {percent}",
             engines=installation.engines.name,
@@ -151,6 +154,31 @@ async def _take_turns(
             rounds=tuple(rounds),
         )
         for (percent, kind, subject), rounds in found.items()
+    ]
+    return asked + await compare_kinds(ask, installation.engines.name, scale)
+
+
+async def compare_kinds(ask: Callable[[Kind], Awaitable[None]], engines: str, scale: Scale) -> list[Figure]:
+    """How much longer a hit takes than a miss, asked in turns and one at a time: what a clock would tell of a list."""
+    differences: dict[Kind, list[float]] = {Kind.SILENT: [], Kind.HIT: []}
+    for _ in range(scale.rounds):
+        times_s: dict[Kind, list[float]] = {kind: [] for kind in Kind}
+        for _ in range(COMPARED):
+            for kind in Kind:
+                began_at = time.perf_counter()
+                await ask(kind)
+                times_s[kind].append(time.perf_counter() - began_at)
+        for kind, found in differences.items():
+            found.append((median(times_s[kind]) - median(times_s[Kind.MISS])) * 1000)
+    return [
+        Figure(
+            what=f"{kind} beside a miss, difference of the p50",
+            engines=engines,
+            subject=Subject.PRODUCT,
+            unit="ms",
+            rounds=tuple(rounds),
+        )
+        for kind, rounds in differences.items()
     ]
 
 

@@ -26,7 +26,7 @@ from broker.storage.database import Database
 from broker.web.app import create_app
 from broker.web.fhir_api import PATHS, create_fhir_api
 from broker.web.list_door import create_list_door, join_list_door
-from broker.web.listener import limit_heads
+from broker.web.listener import end_errors, limit_heads
 from broker.web.look_up import LookUps
 from broker.web.operations import PartShown, Status, compose_status
 
@@ -106,7 +106,7 @@ async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
 def configure_server(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """How HTTP is served. Without an access log: addresses hold what people ask about."""
     return uvicorn.Config(
-        app,
+        end_errors(app),
         host=settings.http_host,
         port=settings.http_port,
         access_log=False,

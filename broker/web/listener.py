@@ -1,4 +1,4 @@
-"""One HTTP connection, with a limit on how long the head of a request may take.
+"""One HTTP connection: a limit on how long the head of a request may take, and an end to every error.
 
 uvicorn closes a connection that rests between two requests, and waits for ever for the rest of a head: whoever sends a
 byte now and then would hold connections until no department has one left. Bodies have limits of their own.
@@ -8,7 +8,38 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from broker.telemetry import LogEvent, innermost_line, log
+
+
+def end_errors(app: ASGIApp) -> ASGIApp:
+    """The application, but that an error which it lets through ends here.
+
+    uvicorn would write it down with its text and its traceback, which may hold what was asked.
+    """
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        started = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await app(scope, receive, send_noted)
+        except Exception as error:
+            log(LogEvent.CRASHED, part="web", error=type(error).__name__, at=innermost_line(error.__traceback__))
+            if not started:
+                await Response(status_code=500)(scope, receive, send)
+
+    return serve
 
 
 def limit_heads(timeout_s: float) -> type[asyncio.Protocol]:
