@@ -202,6 +202,14 @@ async def save_announcements(
     await outbox.add_deliveries(connection, keyring, [sent for each in told for sent in each.deliveries], now)
 
 
+def replace_alert(occasion: Occasion, told: Announcement, alert: NewAlert) -> None:
+    """Raise this alert in place of the one with the same id."""
+    alert_id = alert.alert.alert_id
+    told.alerts = [alert if each.alert.alert_id == alert_id else each for each in told.alerts]
+    said_anew = {each.id: each for each in _alert_deliveries(occasion, alert)}
+    told.deliveries = [said_anew.get(each.id, each) for each in told.deliveries]
+
+
 def announce_look_up(occasion: Occasion, visit_id: str, site: Site, found: Sequence[Candidate]) -> Announcement:
     """Tell the authorities whose entries were found that somebody asked. ``visit_id`` is the look-up's own thread."""
     told, on = Announcement(), london_day(occasion.now)

@@ -22,6 +22,7 @@ from broker.announcement import (
 )
 from broker.domain.decision import Candidate, Decision, decide
 from broker.domain.visits import london_day
+from broker.patterns import name_patterns
 from broker.storage import alerts, audit, child_lists, reviews, visits
 from broker.storage.audit import Act
 from broker.storage.reviews import StoredReview
@@ -115,6 +116,7 @@ async def _decide(
             told = [await _tell_confirmed(connection, occasion, judge, review, thread)]
         elif decision is ReviewDecision.UNDONE:
             told = await _tell_undone(connection, occasion, judge, thread)
+    await name_patterns(connection, occasion, told)
     await save_announcements(connection, occasion.keyring, told, occasion.now)
     act = Act(owner=judge.owner, actor=judge.login, action=f"review.{decision}", subject=review.id)
     await audit.record_acts(connection, [act, *(each for one in told for each in one.acts)], occasion.now)

@@ -20,6 +20,7 @@ from broker.cli import (
     merges,
     mesh,
     parts,
+    patterns,
     quarantine,
     replay,
 )
@@ -42,6 +43,7 @@ quarantine_app = typer.Typer(no_args_is_help=True, help="Messages that could not
 deliveries_app = typer.Typer(no_args_is_help=True, help="What did not reach its recipient.")
 merges_app = typer.Typer(no_args_is_help=True, help="Records that departments joined.")
 mesh_app = typer.Typer(no_args_is_help=True, help="Files that came by MESH.")
+patterns_app = typer.Typer(no_args_is_help=True, help="Patterns that authorities wish to be named in alerts.")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chains.")
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of this installation.")
 app.add_typer(children_app, name="children")
@@ -50,6 +52,7 @@ app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(deliveries_app, name="deliveries")
 app.add_typer(merges_app, name="merges")
 app.add_typer(mesh_app, name="mesh")
+app.add_typer(patterns_app, name="patterns")
 app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
 
@@ -80,6 +83,11 @@ mesh_app.command(name="list")(mesh.list_files)
 mesh_app.command(name="show")(mesh.show_file)
 mesh_app.command(name="settle")(mesh.settle_file)
 mesh_app.command(name="again")(mesh.take_again)
+patterns_app.command(name="list")(patterns.list_patterns)
+patterns_app.command(name="word")(patterns.word_pattern)
+patterns_app.command(name="preview")(patterns.preview_pattern)
+patterns_app.command(name="on")(patterns.switch_on)
+patterns_app.command(name="off")(patterns.switch_off)
 app.command(name="replay")(replay.replay_topic)
 audit_app.command(name="verify")(audit.verify_audit)
 keys_app.command(name="generate")(installation.generate_keys)

@@ -26,6 +26,7 @@ from broker.domain.matching import visitor_blocks
 from broker.domain.visits import is_of_person, london_day, moves_visit, visit_slot
 from broker.hearing import Before, follow, join_visits, remember
 from broker.keyring import Keyring
+from broker.patterns import name_patterns
 from broker.ports import Clock, Log
 from broker.storage import audit, child_lists, directory, handled, persons, quarantine, test_feeds, visits
 from broker.storage.audit import Act
@@ -174,6 +175,7 @@ class AttendanceConsumer:
             message.marker: _said(message) for message in news if message.outcome is not PositionOutcome.QUARANTINED
         }
         await persons.save_person_messages(connection, self._keyring, kept, now)
+        await name_patterns(connection, occasion, told)
         await save_announcements(connection, self._keyring, told, now)
         return told
 

@@ -22,6 +22,7 @@ from broker.domain.matching import entry_blocks
 from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
+from broker.patterns import name_patterns
 from broker.storage import accesses, alerts, audit, child_lists, directory, jobs, reviews, visits
 from broker.storage.alerts import Ground, alert_role, derive_alert_id
 from broker.storage.child_lists import index_block, index_nhs_number
@@ -42,6 +43,7 @@ async def look_back(database: Database, keyring: Keyring, rules: Rules, job: Cla
         # A job that waited, through an outage it may be, still finds who came before its list changed.
         since = min(job.due_at, now) - rules.look_back
         told = await _take_up(connection, occasion, job.subject, since)
+        await name_patterns(connection, occasion, told)
         await save_announcements(connection, keyring, told, now)
         await jobs.finish_job(connection, job, now)
         await audit.record_acts(connection, [act for each in told for act in each.acts], now)

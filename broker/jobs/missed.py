@@ -14,6 +14,7 @@ from broker.domain.matching import Match, match_child
 from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
+from broker.patterns import name_patterns
 from broker.storage import audit, child_lists, directory, jobs, list_versions, missed, visits
 from broker.storage.audit import Act
 from broker.storage.database import Database
@@ -49,6 +50,7 @@ async def find_missed(
                 found += await _match_again(connection, occasion, thread, waiting, told if is_recent else None)
         known = await missed.save_missed(connection, found)
         await missed.close_alerted(connection, known)
+        await name_patterns(connection, occasion, told)
         await save_announcements(connection, keyring, told, now)
         acts = [
             Act(

@@ -227,5 +227,10 @@ def _row(keyring: Keyring, access: NewAccess, *, is_counted: bool) -> dict[str, 
     }
 
 
+def load_author(keyring: Keyring, row: Any) -> Author:
+    """Who had the access of a row that has ``id`` and ``sealed``."""
+    return _open(keyring, row)
+
+
 def _open(keyring: Keyring, row: Any) -> Author:
     return msgspec.json.decode(keyring.open(bytes(row.sealed), about=f"access/{row.id}"), type=Author)

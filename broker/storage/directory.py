@@ -10,8 +10,10 @@ import msgspec
 from sqlalchemy import exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker.domain.patterns import PatternRule
 from broker.keyring import Keyring
 from broker.storage.database import upsert
+from broker.storage.patterns import load_rules_on
 from broker.storage.tables import (
     AuthorityRow,
     EstablishmentRow,
@@ -53,6 +55,8 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
     freshness: Sequence[ListFreshness]
     reachable_workers: frozenset[tuple[str, str]]
     """(authority, worker code) of the workers who can sign in."""
+    patterns: Mapping[str, tuple[PatternRule, ...]] = msgspec.field(default_factory=dict)
+    """By authority: the rules for patterns that it has switched on."""
 
 
 async def ensure_owners(connection: AsyncConnection, owners: Iterable[tuple[OwnerId, str]]) -> None:
@@ -93,6 +97,7 @@ async def load_directory(connection: AsyncConnection) -> Directory:
         sites=sites,
         freshness=[ListFreshness(authority=code, confirmed_at=confirmed.get(code)) for code in authorities],
         reachable_workers=frozenset((row.owner.removeprefix("authority:"), row.worker) for row in reachable),
+        patterns=await load_rules_on(connection),
     )
 
 

@@ -34,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
+from broker.domain.patterns import PatternKind
 from schemas.alert import NoticeKind
 from schemas.coverage import CoverageReason
 from schemas.delivery import ChannelName, DeliveryState
@@ -768,6 +769,32 @@ class Access(SQLModel, table=True):
     is_unscheduled: bool
     is_counted: bool
     sealed: bytes = Field(sa_column=_bytes(nullable=False))
+
+
+class PatternState(StrEnum):
+    """Where a version of a rule for patterns stands."""
+
+    DRAFT = "draft"
+    ON = "on"
+    OFF = "off"
+
+
+class PatternRow(SQLModel, table=True):
+    """One version of a rule for patterns: what an authority wishes to be named in its alerts, in its own words."""
+
+    __tablename__: ClassVar[Any] = "pattern_rules"
+    __table_args__ = (_one_of("kind", PatternKind), _one_of("state", PatternState))
+    authority: str = Field(primary_key=True)
+    kind: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    owner: str = Field(sa_column=_owner(indexed=False))
+    count_min: int
+    window_h: int
+    words: str
+    state: str
+    previewed_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
+    changed_at: datetime = Field(sa_column=_at(nullable=False))
+    changed_by: str
 
 
 class Lane(SQLModel, table=True):

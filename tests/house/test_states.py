@@ -12,7 +12,7 @@ import pytest
 
 from broker.domain.retry import next_step
 from broker.storage import outbox
-from broker.storage.tables import AlertState, ItemState
+from broker.storage.tables import AlertState, ItemState, PatternState
 from schemas.delivery import DeliveryState, Outcome, OutcomeClass
 from schemas.encompass import NoticeState
 from schemas.record import PositionOutcome
@@ -34,6 +34,7 @@ KINDS: dict[str, type[StrEnum]] = {
     "Identities of entries": TraceState,
     "Held child lists": ItemState,
     "Differences of full lists": ItemState,
+    "Patterns": PatternState,
     "School notices": NoticeState,
     "Tasks of Operation Encompass": ItemState,
 }

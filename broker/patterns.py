@@ -1,0 +1,123 @@
+"""Patterns named in alerts: while a visit is decided, and on history before an authority switches a rule on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.announcement import Announcement, Occasion, replace_alert
+from broker.domain.patterns import Met, PatternRule, find_patterns, word_patterns
+from broker.keyring import Keyring
+from broker.storage import alerts, audit, patterns
+from broker.storage.alerts import NewAlert
+from broker.storage.audit import Act
+from broker.storage.child_lists import index_nhs_number
+from broker.storage.tables import PatternState
+from schemas.alert import AlertKind
+from schemas.identifiers import authority_owner
+
+PREVIEW_ALERTS_MAX: Final = 5000
+
+
+class Preview(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rule would have named: of how many alerts, how many."""
+
+    alerts: int
+    named: int
+
+
+class NotPreviewed(Exception):
+    """The rule was not tried on history, or there is no such version."""
+
+
+async def name_patterns(connection: AsyncConnection, occasion: Occasion, told: Sequence[Announcement]) -> None:
+    """Add to each alert about to be raised what its authority's rules find. Without rules nothing is asked."""
+    switched_on = occasion.directory.patterns
+    if not switched_on:
+        return
+    wanted = [(each, alert) for each in told for alert in each.alerts if alert.alert.authority in switched_on]
+    if not wanted:
+        return
+    rules = [rule for _, alert in wanted for rule in switched_on[alert.alert.authority]]
+    since = occasion.now - timedelta(hours=max(rule.window_h for rule in rules)) - occasion.rules.look_back
+    keyring = occasion.keyring
+    indexes = {index_nhs_number(keyring, alert.alert.child.nhs_number) for _, alert in wanted}
+    met = await patterns.load_met(connection, keyring, indexes, since)
+    for each in told:
+        for access in each.accesses:
+            index = index_nhs_number(keyring, access.nhs_number)
+            if access.is_unscheduled and index in indexes:
+                met.setdefault(index, []).append(Met(at=access.at, organisation=access.author.organisation))
+    for announcement, alert in wanted:
+        own = switched_on[alert.alert.authority]
+        said = alert.alert
+        left = await _load_left(connection, alert, since)
+        visits = met.get(index_nhs_number(keyring, said.child.nhs_number), [])
+        found = find_patterns(own, visits, left, min(said.attendance.arrived_at or occasion.now, occasion.now))
+        if found:
+            words = word_patterns(found)
+            named = msgspec.structs.replace(alert, alert=msgspec.structs.replace(said, reason=said.reason + words))
+            replace_alert(occasion, announcement, named)
+
+
+async def preview_rule(
+    connection: AsyncConnection, keyring: Keyring, rule: PatternRule, days: int, now: datetime, *, by: str
+) -> Preview:
+    """Try a rule on the alerts of the last days, as it would have been at each; on record."""
+    owner = authority_owner(rule.authority)
+    since = now - timedelta(days=days)
+    raised = [
+        each
+        for each in await alerts.list_alerts(
+            connection, keyring, owner, worker=None, rows_max=PREVIEW_ALERTS_MAX, closed_since=since
+        )
+        if each.raised_at >= since and each.alert.kind is not AlertKind.LOOKED_UP
+    ]
+    grounds = {each.alert.alert_id: await alerts.list_grounds(connection, each.alert.alert_id) for each in raised}
+    indexes = {index_nhs_number(keyring, each.alert.child.nhs_number) for each in raised}
+    oldest = since - timedelta(hours=rule.window_h)
+    met = await patterns.load_met(connection, keyring, indexes, oldest)
+    named = 0
+    for each in raised:
+        left = await patterns.load_left(connection, owner, grounds[each.alert.alert_id], oldest)
+        others = [at for alert_id, at in left.items() if alert_id != each.alert.alert_id]
+        visits = met.get(index_nhs_number(keyring, each.alert.child.nhs_number), [])
+        named += bool(find_patterns([rule], visits, others, each.raised_at))
+    await patterns.note_preview(connection, rule, now)
+    await audit.record_acts(connection, [_act(rule, by, "pattern.previewed")], now)
+    return Preview(alerts=len(raised), named=named)
+
+
+async def switch_pattern(
+    connection: AsyncConnection, rule: PatternRule, state: PatternState, *, by: str, now: datetime
+) -> None:
+    """Switch a version of a rule on or off. Raises NotPreviewed for one that nobody has tried on history."""
+    stored = await patterns.find_rule(connection, rule.authority, rule.kind, rule.version)
+    if stored is None or (state is PatternState.ON and stored.previewed_at is None):
+        raise NotPreviewed
+    switch = patterns.switch_on if state is PatternState.ON else patterns.switch_off
+    await switch(connection, rule, by=by, now=now)
+    await audit.record_acts(connection, [_act(rule, by, f"pattern.{state.value}")], now)
+
+
+async def word_pattern(connection: AsyncConnection, rule: PatternRule, *, by: str, now: datetime) -> PatternRule:
+    """Keep the next version of a rule, switched off."""
+    added = await patterns.add_rule(connection, rule, by=by, now=now)
+    await audit.record_acts(connection, [_act(added, by, "pattern.worded")], now)
+    return added
+
+
+async def _load_left(connection: AsyncConnection, alert: NewAlert, since: datetime) -> list[datetime]:
+    owner = authority_owner(alert.alert.authority)
+    entry_ids = [entry_id for entry_id, _ in alert.entries]
+    left: Mapping[str, datetime] = await patterns.load_left(connection, owner, entry_ids, since)
+    return [at for alert_id, at in left.items() if alert_id != alert.alert.alert_id]
+
+
+def _act(rule: PatternRule, by: str, action: str) -> Act:
+    subject = f"{rule.kind.value}/{rule.version}"
+    return Act(owner=authority_owner(rule.authority), actor=by, action=action, subject=subject)

@@ -1,0 +1,115 @@
+"""Patterns named in alerts: only what an authority worded, tried and switched on."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from broker.domain.patterns import PatternKind, PatternRule
+from broker.patterns import NotPreviewed, Preview, preview_rule, switch_pattern, word_pattern
+from broker.storage import patterns
+from broker.storage.tables import PatternState
+from tests.integration.test_fhir_api import counted_statements
+from tests.integration.test_visits import with_disposition
+from tests.world import CASEY, World, hl7
+
+OTHER = "L2,9990000026,Other,Robin,2016-03-02,ZZ99 1AA,child_protection_plan,2026-01-10,,W1,North"
+WORDS = {
+    PatternKind.VISITS: (3, 60 * 24, "Third visit in two months."),
+    PatternKind.SITES: (2, 24, "Two sites within a day."),
+    PatternKind.LEFT_BEFORE_TREATMENT: (2, 60 * 24, "Left twice before treatment."),
+}
+
+
+async def word(world: World, kind: PatternKind, authority: str = "706", **changes: object) -> PatternRule:
+    count, hours, words = WORDS[kind]
+    told = {"count_min": count, "window_h": hours, "words": words} | changes
+    async with world.database.writing() as connection:
+        rule = PatternRule(authority=authority, kind=kind, version=0, **told)  # type: ignore[arg-type]  # by name
+        return await word_pattern(connection, rule, by="liz", now=world.clock.now())
+
+
+async def preview(world: World, rule: PatternRule) -> Preview:
+    async with world.database.writing() as connection:
+        return await preview_rule(connection, world.keyring, rule, 90, world.clock.now(), by="liz")
+
+
+async def switch(world: World, rule: PatternRule, state: PatternState = PatternState.ON) -> None:
+    async with world.database.writing() as connection:
+        await switch_pattern(connection, rule, state, by="liz", now=world.clock.now())
+    world.clock.advance(timedelta(seconds=2))  # the consumer keeps its directory for a moment
+
+
+async def visit(world: World, number: int, **changes: object) -> str:
+    """One more visit, half a day after the one before; returns why the alert came."""
+    world.clock.advance(timedelta(hours=12))
+    at = world.clock.now().replace(tzinfo=None)
+    said = {"visit": f"P{number}", "at": at, **changes}
+    await world.receive(hl7(**said))  # type: ignore[arg-type]  # by name
+    newest = max(await world.alerts(), key=lambda each: each.raised_at)
+    return newest.alert.reason
+
+
+async def test_nothing_is_named_and_nothing_is_asked_until_a_rule_is_tried_and_on(world: World) -> None:
+    await world.list_children(CASEY, OTHER)
+    rule = await word(world, PatternKind.VISITS)
+    with pytest.raises(NotPreviewed):
+        await switch(world, rule)
+    with counted_statements(world.database) as statements:
+        reasons = [await visit(world, number) for number in range(4)]
+    assert not any("Third visit" in reason for reason in reasons)
+    assert not any("FROM accesses" in each and "author_index" not in each for each in statements)
+    assert await preview(world, rule) == Preview(alerts=4, named=2)
+    await switch(world, rule)
+    assert (await visit(world, 5)).endswith(" Third visit in two months. (your rule visits, version 1)")
+    assert "Third visit" not in await visit(world, 6, nhs_number="9990000026", family="OTHER", given="ROBIN")
+    anew = await word(world, PatternKind.VISITS, count_min=9)
+    await preview(world, anew)
+    await switch(world, anew)
+    assert "Third visit" not in await visit(world, 7)
+    async with world.database.reading() as connection:
+        states = [(each.rule.version, each.state) for each in await patterns.list_rules(connection)]
+    assert states == [(1, PatternState.OFF), (2, PatternState.ON)]
+
+
+async def test_sites_are_counted_across_departments_and_only_for_the_authority_that_asked(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.list_children("E5," + CASEY.partition(",")[2], authority="707")
+    rule = await word(world, PatternKind.SITES)
+    await preview(world, rule)
+    await switch(world, rule)
+    assert "Two sites" not in await visit(world, 1)
+    elsewhere = {"sender": "RZ2", "credential": "rz2-credential", "patient": "O1"}
+    assert "Two sites within a day." in await visit(world, 2, **elsewhere)
+    assert not any("Two sites" in each.alert.reason for each in await world.alerts("707"))
+    world.clock.advance(timedelta(days=2))
+    assert "Two sites" not in await visit(world, 3)
+
+
+async def test_look_back_names_them_too_and_what_is_sent_is_what_is_shown(world: World) -> None:
+    await world.list_children(CASEY)
+    rule = await word(world, PatternKind.VISITS, count_min=2)
+    await preview(world, rule)
+    await switch(world, rule)
+    await visit(world, 1)
+    world.clock.advance(timedelta(hours=6))
+    wrong = datetime(2026, 2, 14, 20, 0)  # noqa: DTZ001 - HL7 v2 writes local time
+    await world.receive(hl7(visit="P2", at=wrong, nhs_number="9990000042"))
+    assert len(await world.alerts()) == 1
+    await world.receive(hl7("A08", visit="P2", at=wrong + timedelta(minutes=1)))
+    newest = max(await world.alerts(), key=lambda each: each.raised_at)
+    assert "Third visit" in newest.alert.reason
+
+
+async def test_who_left_before_treatment_twice_is_named_at_the_next_visit(world: World) -> None:
+    await world.list_children(CASEY)
+    rule = await word(world, PatternKind.LEFT_BEFORE_TREATMENT)
+    await preview(world, rule)
+    await switch(world, rule)
+    for number in (1, 2):
+        assert "Left twice" not in await visit(world, number)
+        at = world.clock.now().replace(tzinfo=None) + timedelta(minutes=5)
+        await world.receive(with_disposition(hl7("A03", visit=f"P{number}", at=at), "12"))
+    assert "Left twice before treatment." in await visit(world, 3)
+    assert await preview(world, rule) == Preview(alerts=3, named=1)
