@@ -281,6 +281,7 @@ def _listed(dialect_name: str) -> CompoundSelect[Any]:
         _entries.c.nhs_index,
         _entries.c.sealed,
         _entries.c.dead_at,
+        _entries.c.is_restricted,
     )
     asked = [
         select(_entries.c.nhs_index.label("asked"), *columns).where(
