@@ -139,7 +139,7 @@ async def open_consumer(settings: Settings) -> AsyncIterator[Decide]:
 
     Database and consumer stay the same from one topic to the next, as they do in a part that has run for a while.
     """
-    database, clock = bootstrap.open_database(settings), SystemClock()
+    database, clock = bootstrap.open_database(settings, inline=True), SystemClock()
     keyring, rules = bootstrap.load_keyring(settings), rules_of(settings)
     log_ = bootstrap.open_log(settings)
     consumer = AttendanceConsumer(database, log_, keyring, clock, rules)

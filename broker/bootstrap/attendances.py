@@ -22,7 +22,7 @@ assert fhir_models, "loaded with the part, so that no Bundle waits for it"
 async def open_part(settings: Settings) -> AsyncIterator[ConsumeLoop]:
     """The consumer between log and database."""
     await until_prepared(settings)
-    database, log_ = open_watched_database(settings), open_log(settings)
+    database, log_ = open_watched_database(settings, inline=True), open_log(settings)
     consumer = AttendanceConsumer(database, log_, load_keyring(settings), SystemClock(), rules_of(settings))
     options = LoopOptions(
         group=settings.name_on_log(topics.ATTENDANCES_GROUP),

@@ -55,7 +55,7 @@ class DispatchPart:
 @asynccontextmanager
 async def open_part(settings: Settings) -> AsyncIterator[DispatchPart]:
     """The dispatcher over the ways out that the settings allow."""
-    database = open_watched_database(settings)
+    database = open_watched_database(settings, inline=True)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         channels = open_channels(settings)

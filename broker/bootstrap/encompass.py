@@ -51,7 +51,7 @@ class EncompassPart:
 async def open_part(settings: Settings) -> AsyncIterator[EncompassPart]:
     """The consumers between log and database."""
     await until_prepared(settings)
-    database = open_watched_database(settings)
+    database = open_watched_database(settings, inline=True)
     given = (database, load_keyring(settings), SystemClock(), notice_rules_of(settings))
     quarantined = timedelta(minutes=settings.escalation_minutes)
     incidents = EncompassConsumer(*given, quarantined=quarantined)

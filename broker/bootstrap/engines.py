@@ -54,20 +54,21 @@ async def _check_topic(settings: Settings, topic: str) -> list[str]:
     ]
 
 
-def open_database(settings: Settings, *, statement_timeout_s: float = 30.0) -> Database:
-    """The database of the settings."""
+def open_database(settings: Settings, *, statement_timeout_s: float = 30.0, inline: bool = False) -> Database:
+    """The database of the settings; ``inline`` for who does nothing else while SQLite runs a statement."""
     from broker.storage.database import Database
 
     return Database(
         settings.resolved_database_url,
         connections_max=settings.database_connections_max,
         statement_timeout_s=statement_timeout_s,
+        inline=inline,
     )
 
 
-def open_watched_database(settings: Settings) -> Database:
+def open_watched_database(settings: Settings, *, inline: bool = False) -> Database:
     """For a part that must show life: a database that hangs makes it fail and try again before it is ended."""
-    return open_database(settings, statement_timeout_s=settings.silent_exit_s * 0.4)
+    return open_database(settings, statement_timeout_s=settings.silent_exit_s * 0.4, inline=inline)
 
 
 def open_log(settings: Settings) -> Log:

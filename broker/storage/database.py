@@ -19,6 +19,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from broker.storage.sqlite import TAKE_WRITE_LOCK, Connection
+
 SQLITE_BUSY_TIMEOUT_MS = 10_000
 POSTGRES_SETTINGS = {
     # A worker that hangs in the middle of a transaction must not hold up those who take over from it.
@@ -42,12 +44,15 @@ class Database:
     processes on one file starve each other otherwise.
     """
 
-    def __init__(self, url: str, *, connections_max: int = 10, statement_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, url: str, *, connections_max: int = 10, statement_timeout_s: float = 30.0, inline: bool = False
+    ) -> None:
+        """``inline``: SQLite's statements run in the event loop itself, which has nothing else to do meanwhile."""
         self.url = url
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         if self.is_sqlite:
-            self._reader = _sqlite_engine(url, write=False, connections_max=connections_max)
-            self._writer = _sqlite_engine(url, write=True, connections_max=1)
+            self._reader = _sqlite_engine(url, write=False, connections_max=connections_max, inline=inline)
+            self._writer = _sqlite_engine(url, write=True, connections_max=1, inline=inline)
         else:
             self._reader = self._writer = create_async_engine(
                 url,
@@ -125,13 +130,17 @@ def _test_rested(engine: AsyncEngine) -> None:
             raise InvalidatePoolError from error
 
 
-def _sqlite_engine(url: str, *, write: bool, connections_max: int) -> AsyncEngine:
+def _sqlite_engine(url: str, *, write: bool, connections_max: int, inline: bool) -> AsyncEngine:
     engine = create_async_engine(
         url,
         pool_size=connections_max,
         max_overflow=0,
         hide_parameters=True,
-        connect_args={"timeout": SQLITE_BUSY_TIMEOUT_MS / 1000, "isolation_level": None},
+        connect_args={
+            "timeout": SQLITE_BUSY_TIMEOUT_MS / 1000,
+            "isolation_level": None,
+            "async_creator_fn": partial(Connection, inline=inline),
+        },
     )
     path = Path(make_url(url).database or "")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,13 +150,13 @@ def _sqlite_engine(url: str, *, write: bool, connections_max: int) -> AsyncEngin
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _: ConnectionPoolEntry) -> None:
-        # Run as a function of SQL so that the wait happens in the database thread, not in the event loop.
+        # A function of SQL, so that the wait happens in the database thread and not in the event loop.
         connection.create_function("take_write_lock", 0, partial(fcntl.flock, lock, fcntl.LOCK_EX))
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode")
         if cursor.fetchone()[0] != "wal":
             # SQLite does not wait for others when it changes the mode: parts that start together take turns.
-            cursor.execute("SELECT take_write_lock()")
+            cursor.execute(TAKE_WRITE_LOCK)
             cursor.execute("PRAGMA journal_mode=WAL")
             fcntl.flock(lock, fcntl.LOCK_UN)
         cursor.execute("PRAGMA synchronous=FULL")
@@ -157,7 +166,7 @@ def _sqlite_engine(url: str, *, write: bool, connections_max: int) -> AsyncEngin
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
         if write:
-            connection.exec_driver_sql("SELECT take_write_lock()")
+            connection.exec_driver_sql(TAKE_WRITE_LOCK)
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
             connection.exec_driver_sql("BEGIN")
