@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_nhs_number
-from broker.storage.rows import insert_new, is_among, is_one_of
+from broker.storage.rows import insert_new, is_among, is_among_given
 from broker.storage.tables import Access, table
 from schemas.identifiers import NhsNumber, organisation_owner
 
@@ -107,7 +107,7 @@ def _ranked(dialect_name: str, rows_max: int) -> Select[Any]:
             _accesses.c.sealed,
             place.label("place"),
         )
-        .where(is_one_of(dialect_name, _accesses.c.nhs_index, "indexes"), _accesses.c.is_counted)
+        .where(is_among_given(dialect_name, _accesses.c.nhs_index, "indexes"), _accesses.c.is_counted)
         .subquery()
     )
     is_wanted = or_(ranked.c.place <= rows_max, ranked.c.at > bindparam("since"))

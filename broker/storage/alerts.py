@@ -15,7 +15,7 @@ from broker.domain.alerts import DUTY_DESK, withhold_place
 from broker.domain.course import VisitState
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.rows import insert_rows, is_among, is_one_of
+from broker.storage.rows import insert_rows, is_among, is_among_given
 from broker.storage.tables import Alert, AlertEntry, AlertNotice, AlertState, AuthorityRow, Visit, table
 from schemas.alert import AlertUpdated, NoticeKind, SocialCareAlert
 from schemas.identifiers import authority_owner
@@ -358,8 +358,8 @@ def _told_of(dialect_name: str) -> Select[Any]:
         .join_from(_entries, _alerts, _alerts.c.id == _entries.c.alert_id)
         .join(_visits, _visits.c.id == _alerts.c.visit_id)
         .where(
-            is_one_of(dialect_name, _entries.c.entry_id, "entry_ids"),
-            is_one_of(dialect_name, _visits.c.owner, "organisations"),
+            is_among_given(dialect_name, _entries.c.entry_id, "entry_ids"),
+            is_among_given(dialect_name, _visits.c.owner, "organisations"),
             _alerts.c.raised_at >= bindparam("since"),
             _alerts.c.withdrawn_at.is_(None),
         )

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import or_, select, update
+from sqlalchemy import Select, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.rows import is_among
+from broker.storage.rows import is_among_given
 from broker.storage.tables import NumberAlias, table
 from schemas.identifiers import NhsNumber
 
@@ -100,13 +101,17 @@ async def find_aliases(
     """Pairs that stand, of numbers with these indexes on either side."""
     if not indexes:
         return []
-    either = or_(
-        is_among(connection, _aliases.c.new_index, indexes), is_among(connection, _aliases.c.old_index, indexes)
-    )
-    statement = select(_aliases).where(either, _aliases.c.undone_at.is_(None))
+    statement = _standing(connection.dialect.name)
     if owner is not None:
         statement = statement.where(_aliases.c.owner == owner)
-    return [_open(keyring, row) for row in await connection.execute(statement)]
+    return [_open(keyring, row) for row in await connection.execute(statement, {"indexes": list(indexes)})]
+
+
+@lru_cache
+def _standing(dialect: str) -> Select[Any]:
+    columns = (_aliases.c.new_index, _aliases.c.old_index)
+    either = or_(*(is_among_given(dialect, column, "indexes") for column in columns))
+    return select(_aliases).where(either, _aliases.c.undone_at.is_(None))
 
 
 async def load_alias(connection: AsyncConnection, keyring: Keyring, alias_id: str) -> Alias | None:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import CompoundSelect, and_, delete, func, or_, select, union_all, update
+from sqlalchemy import CompoundSelect, and_, bindparam, delete, func, or_, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Candidate
@@ -18,7 +18,7 @@ from broker.storage import coverage, jobs, traces
 from broker.storage.aliases import Alias, find_aliases
 from broker.storage.database import upsert
 from broker.storage.jobs import COVERAGE, derive_job_id
-from broker.storage.rows import insert_rows, is_among, is_one_of, update_rows
+from broker.storage.rows import insert_rows, is_among, is_among_given, update_rows
 from broker.storage.tables import AuthorityRow, EntryBlock, ListEntry, ListUpload, ListVersion, NumberAlias, table
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
@@ -28,6 +28,12 @@ from schemas.upload import UploadKind
 _uploads, _entries, _blocks, _versions = table(ListUpload), table(ListEntry), table(EntryBlock), table(ListVersion)
 _authorities, _aliases = table(AuthorityRow), table(NumberAlias)
 _is_alive = _entries.c.dead_at.is_(None)
+_WITH_NUMBERS = select(_entries).where(_entries.c.nhs_index.in_(bindparam("indexes", expanding=True)), _is_alive)
+_IN_BLOCKS = (
+    select(_entries, _blocks.c.block)
+    .join(_blocks, _blocks.c.entry_id == _entries.c.id)
+    .where(_blocks.c.block.in_(bindparam("blocks", expanding=True)), _is_alive)
+)
 QUERY_VALUES_MAX = 500
 """Values in one IN list; SQLite and PostgreSQL both take more, plans stay cacheable."""
 
@@ -254,8 +260,7 @@ async def find_by_nhs_number(
     for part in _parts(sorted(set(indexes))):
         pairs = await find_aliases(connection, keyring, part)
         linked = {index for pair in pairs for index in (pair.old_index, pair.new_index)}
-        statement = select(_entries).where(_entries.c.nhs_index.in_([*part, *(linked - set(part))]), _is_alive)
-        for row in await connection.execute(statement):
+        for row in await connection.execute(_WITH_NUMBERS, {"indexes": [*part, *(linked - set(part))]}):
             candidate = _open(keyring, row, pairs)
             own = bytes(row.nhs_index)
             for index in {own, *_linked_with(row, pairs)} & set(part):
@@ -285,7 +290,7 @@ def _listed(dialect_name: str) -> CompoundSelect[Any]:
     )
     asked = [
         select(_entries.c.nhs_index.label("asked"), *columns).where(
-            is_one_of(dialect_name, _entries.c.nhs_index, "indexes"), _is_alive
+            is_among_given(dialect_name, _entries.c.nhs_index, "indexes"), _is_alive
         )
     ]
     for one, other in ((_aliases.c.old_index, _aliases.c.new_index), (_aliases.c.new_index, _aliases.c.old_index)):
@@ -293,7 +298,7 @@ def _listed(dialect_name: str) -> CompoundSelect[Any]:
         asked.append(
             select(one.label("asked"), *columns)
             .join_from(_aliases, _entries, linked)
-            .where(is_one_of(dialect_name, one, "indexes"), _aliases.c.undone_at.is_(None), _is_alive)
+            .where(is_among_given(dialect_name, one, "indexes"), _aliases.c.undone_at.is_(None), _is_alive)
         )
     return union_all(*asked)
 
@@ -304,12 +309,7 @@ async def find_by_block(
     """Entries by keyed block."""
     found: dict[bytes, list[Candidate]] = {}
     for part in _parts(sorted(set(blocks))):
-        statement = (
-            select(_entries, _blocks.c.block)
-            .join(_blocks, _blocks.c.entry_id == _entries.c.id)
-            .where(_blocks.c.block.in_(part), _is_alive)
-        )
-        for row in await connection.execute(statement):
+        for row in await connection.execute(_IN_BLOCKS, {"blocks": part}):
             found.setdefault(bytes(row.block), []).append(_open(keyring, row))
     return found
 

@@ -14,6 +14,7 @@ from broker.domain.patterns import PatternRule
 from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.patterns import load_rules_on
+from broker.storage.rows import insert_rows
 from broker.storage.tables import (
     AuthorityRow,
     EstablishmentRow,
@@ -62,8 +63,7 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
 async def ensure_owners(connection: AsyncConnection, owners: Iterable[tuple[OwnerId, str]]) -> None:
     """Make sure the owners exist; an owner that exists keeps its name."""
     rows = [{"id": owner, "name": name} for owner, name in sorted(set(owners))]
-    if rows:
-        await connection.execute(upsert(connection, _owners).on_conflict_do_nothing(), rows)
+    await insert_rows(connection, _owners, rows, ignore_existing=True)
 
 
 async def find_owner_name(connection: AsyncConnection, owner: str) -> str | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import and_, func, insert, select, update
+from sqlalchemy import and_, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.storage.database import upsert
@@ -19,6 +19,17 @@ _markers, _positions, _offsets = table(HandledMarker), table(HandledPosition), t
 _gaps, _attempts = table(LogGapRow), table(PoisonAttempt)
 
 
+_MOVE: Final = (
+    update(_offsets)
+    .where(
+        _offsets.c.group_name == bindparam("group"),
+        _offsets.c.topic == bindparam("of_topic"),
+        _offsets.c.partition == bindparam("number"),
+        _offsets.c.next_offset == bindparam("expected"),
+        _offsets.c.log_id == bindparam("of_log"),
+    )
+    .values(next_offset=bindparam("to"), skipped=_offsets.c.skipped + bindparam("passed"), updated_at=bindparam("now"))
+)
 GENERATION: Final = "+"
 """Between a log's own id and the number of times it was read again after a gap."""
 
@@ -71,12 +82,17 @@ async def move_offset(
 
     Offsets that hold no record (Kafka's own transaction marks, of a foreign producer) are counted as skipped.
     """
-    statement = (
-        update(_offsets)
-        .where(_is(group, partition), _offsets.c.next_offset == expected, _offsets.c.log_id == log_id)
-        .values(next_offset=to, skipped=_offsets.c.skipped + (to - expected - records), updated_at=now)
-    )
-    if (await connection.execute(statement)).rowcount != 1:
+    given = {
+        "group": group,
+        "of_topic": partition.topic,
+        "number": partition.number,
+        "expected": expected,
+        "of_log": log_id,
+        "to": to,
+        "passed": to - expected - records,
+        "now": now,
+    }
+    if (await connection.execute(_MOVE, given)).rowcount != 1:
         raise Fenced
 
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.retry import NextStep
@@ -82,6 +82,42 @@ class LeaseLost(Exception):
     """Another dispatcher holds the lane now: what was settled here does not count."""
 
 
+# What the dispatcher asks for each delivery is built once: building takes longer than executing.
+_LEASABLE = select(_lanes.c.id).where(
+    _lanes.c.next_due_at <= bindparam("now"),
+    or_(_lanes.c.leased_until.is_(None), _lanes.c.leased_until <= bindparam("now")),
+)
+_ANY_LEASABLE = _LEASABLE.limit(1)
+_LONGEST_DUE = _LEASABLE.order_by(_lanes.c.next_due_at, _lanes.c.id).limit(bindparam("most"))
+_LEASE = (
+    update(_lanes)
+    .where(_lanes.c.id.in_(_LONGEST_DUE.with_for_update(skip_locked=True).scalar_subquery()))
+    .values(leased_by=bindparam("by"), leased_until=bindparam("until"), epoch=_lanes.c.epoch + 1)
+    .returning(_lanes)
+)
+_HELD = (
+    select(_lanes.c.id)
+    .where(_lanes.c.id == bindparam("of_id"), _lanes.c.epoch == bindparam("of_epoch"))
+    .with_for_update()
+)
+_RELEASE = update(_lanes).where(_lanes.c.id == bindparam("of_id"))
+_OF_LANE = (_deliveries.c.lane == bindparam("of_lane"), _deliveries.c.state.in_(_WAITING))
+_EARLIEST = select(func.min(_deliveries.c.next_attempt_at)).where(*_OF_LANE)
+_DUE = (
+    select(_deliveries)
+    .where(*_OF_LANE, _deliveries.c.next_attempt_at <= bindparam("now"))
+    # The one tried longest ago first: what a recipient refuses again and again must not hold up the others.
+    .order_by(_deliveries.c.next_attempt_at, _deliveries.c.created_at, _deliveries.c.id)
+    .limit(bindparam("most"))
+)
+_CLAIM = (
+    update(_deliveries)
+    .where(_deliveries.c.id.in_(bindparam("ids", expanding=True)))
+    .values(state=DeliveryState.CLAIMED.value)
+)
+_SETTLE = update(_deliveries).where(_deliveries.c.id == bindparam("of_id"))
+
+
 async def add_deliveries(
     connection: AsyncConnection, keyring: Keyring, deliveries: Sequence[NewDelivery], now: datetime
 ) -> None:
@@ -108,27 +144,14 @@ async def add_deliveries(
 
 async def is_due(connection: AsyncConnection, now: datetime) -> bool:
     """Whether there is a lane to lease."""
-    found = await connection.execute(select(_lanes.c.id).where(*_leasable(now)).limit(1))
-    return found.first() is not None
+    return (await connection.execute(_ANY_LEASABLE, {"now": now})).first() is not None
 
 
 async def lease_lanes(
     connection: AsyncConnection, *, by: str, lanes_max: int, lease: timedelta, now: datetime
 ) -> list[LeasedLane]:
     """Lease lanes that have something due and that nobody holds, longest due first."""
-    due = (
-        select(_lanes.c.id)
-        .where(*_leasable(now))
-        .order_by(_lanes.c.next_due_at, _lanes.c.id)
-        .limit(lanes_max)
-        .with_for_update(skip_locked=True)
-    )
-    statement = (
-        update(_lanes)
-        .where(_lanes.c.id.in_(due.scalar_subquery()))
-        .values(leased_by=by, leased_until=now + lease, epoch=_lanes.c.epoch + 1)
-        .returning(_lanes)
-    )
+    given = {"now": now, "most": lanes_max, "by": by, "until": now + lease}
     return [
         LeasedLane(
             id=row.id,
@@ -137,7 +160,7 @@ async def lease_lanes(
             epoch=row.epoch,
             leased_until=row.leased_until,
         )
-        for row in await connection.execute(statement)
+        for row in await connection.execute(_LEASE, given)
     ]
 
 
@@ -145,20 +168,10 @@ async def claim_due(
     connection: AsyncConnection, keyring: Keyring, lane: LeasedLane, *, deliveries_max: int, now: datetime
 ) -> list[DueDelivery]:
     """Claim the lane's due deliveries: never tried ones in their order, then those tried longest ago."""
-    due = (
-        select(_deliveries)
-        .where(_deliveries.c.lane == lane.id, _deliveries.c.state.in_(_WAITING), _deliveries.c.next_attempt_at <= now)
-        # The one tried longest ago first: what a recipient refuses again and again must not hold up the others.
-        .order_by(_deliveries.c.next_attempt_at, _deliveries.c.created_at, _deliveries.c.id)
-        .limit(deliveries_max)
-    )
-    found = [_open(keyring, row) for row in await connection.execute(due)]
+    given = {"of_lane": lane.id, "now": now, "most": deliveries_max}
+    found = [_open(keyring, row) for row in await connection.execute(_DUE, given)]
     if found:
-        await connection.execute(
-            update(_deliveries)
-            .where(_deliveries.c.id.in_([delivery.id for delivery in found]))
-            .values(state=DeliveryState.CLAIMED.value)
-        )
+        await connection.execute(_CLAIM, {"ids": [delivery.id for delivery in found]})
     return found
 
 
@@ -166,19 +179,18 @@ async def settle_delivery(
     connection: AsyncConnection, lane: LeasedLane, delivery: DueDelivery, step: NextStep, *, code: str, now: datetime
 ) -> None:
     """Write what became of one attempt. Raises LeaseLost when the lane was leased anew meanwhile."""
-    held = select(_lanes.c.id).where(_lanes.c.id == lane.id, _lanes.c.epoch == lane.epoch).with_for_update()
-    if (await connection.execute(held)).one_or_none() is None:
+    if not await _holds(connection, lane):
         raise LeaseLost
     await connection.execute(
-        update(_deliveries)
-        .where(_deliveries.c.id == delivery.id)
-        .values(
-            state=step.state.value,
-            attempts=delivery.attempts + 1,
-            last_code=code,
-            next_attempt_at=step.retry_at,
-            settled_at=None if step.state is DeliveryState.WAITING else now,
-        )
+        _SETTLE,
+        {
+            "of_id": delivery.id,
+            "state": step.state.value,
+            "attempts": delivery.attempts + 1,
+            "last_code": code,
+            "next_attempt_at": step.retry_at,
+            "settled_at": None if step.state is DeliveryState.WAITING else now,
+        },
     )
 
 
@@ -188,17 +200,11 @@ async def release_lane(connection: AsyncConnection, lane: LeasedLane, *, not_bef
     With ``not_before`` nobody may lease it until then, whatever is added meanwhile: its recipient is away.
     """
     # Locked first: a delivery added meanwhile is then either seen by the next statement or sets the due time itself.
-    held = select(_lanes.c.id).where(_lanes.c.id == lane.id, _lanes.c.epoch == lane.epoch).with_for_update()
-    if (await connection.execute(held)).one_or_none() is None:
+    if not await _holds(connection, lane):
         return
-    waiting = select(func.min(_deliveries.c.next_attempt_at)).where(
-        _deliveries.c.lane == lane.id, _deliveries.c.state.in_(_WAITING)
-    )
-    earliest: datetime | None = (await connection.execute(waiting)).scalar_one()
+    earliest: datetime | None = (await connection.execute(_EARLIEST, {"of_lane": lane.id})).scalar_one()
     await connection.execute(
-        update(_lanes)
-        .where(_lanes.c.id == lane.id)
-        .values(leased_by=None, leased_until=not_before, next_due_at=earliest)
+        _RELEASE, {"of_id": lane.id, "leased_by": None, "leased_until": not_before, "next_due_at": earliest}
     )
 
 
@@ -292,8 +298,9 @@ def _is_overtaken() -> ColumnElement[bool]:
     )
 
 
-def _leasable(now: datetime) -> tuple[Any, Any]:
-    return _lanes.c.next_due_at <= now, or_(_lanes.c.leased_until.is_(None), _lanes.c.leased_until <= now)
+async def _holds(connection: AsyncConnection, lane: LeasedLane) -> bool:
+    """Whether the lane is still leased as it was; locked until the transaction ends."""
+    return (await connection.execute(_HELD, {"of_id": lane.id, "of_epoch": lane.epoch})).one_or_none() is not None
 
 
 def _earlier(stored: Any, new: Any) -> Any:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import delete, select, text
+from sqlalchemy import CompoundSelect, bindparam, delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.kinship import Kinship, Patient, as_of_person, former_of, patient_of, relates
 from broker.domain.visits import is_merge
 from broker.keyring import Keyring
-from broker.storage.rows import insert_rows, is_among
+from broker.storage.rows import insert_rows, is_among, is_among_given
 from broker.storage.tables import Alert, PersonMessage, VisitMessage, table
 from schemas.attendance import Attendance
 from schemas.identifiers import organisation_owner
@@ -50,7 +51,9 @@ async def load_kinship(
             break
         known |= wanted
         found = set[bytes]()
-        for row in await connection.execute(_of_patients(connection, sorted(wanted), since)):
+        for row in await connection.execute(
+            _of_patients(connection.dialect.name), {"ids": sorted(wanted), "since": since}
+        ):
             marker = bytes(row.marker)
             plain = keyring.open(bytes(row.sealed), about=_about(marker))
             kinship.hear(marker, msgspec.json.decode(plain, type=Attendance))
@@ -60,12 +63,13 @@ async def load_kinship(
     return kinship
 
 
-def _of_patients(connection: AsyncConnection, wanted: Sequence[bytes], since: datetime) -> Any:
+@lru_cache
+def _of_patients(dialect: str) -> CompoundSelect[Any]:
     """Two index look-ups in one statement."""
     columns = (_persons.c.marker, _persons.c.patient_index, _persons.c.former_index, _persons.c.sealed)
-    counts = _persons.c.former_index.is_not(None) | (_persons.c.received_at >= since)
-    said = select(*columns).where(is_among(connection, _persons.c.patient_index, wanted), counts)
-    merged = select(*columns).where(is_among(connection, _persons.c.former_index, wanted))
+    counts = _persons.c.former_index.is_not(None) | (_persons.c.received_at >= bindparam("since"))
+    said = select(*columns).where(is_among_given(dialect, _persons.c.patient_index, "ids"), counts)
+    merged = select(*columns).where(is_among_given(dialect, _persons.c.former_index, "ids"))
     return said.union_all(merged)
 
 

@@ -27,9 +27,12 @@ def is_among(connection: AsyncConnection, column: ColumnElement[Any], values: Co
     return column.in_(values)
 
 
-def is_one_of(dialect_name: str, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-    """As ``is_among``, of a list that is bound under ``name``: for a statement that is built once."""
-    if dialect_name == "postgresql":
+def is_among_given(dialect: str, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """As ``is_among``, for a statement that is built once: its values are given under ``name`` when it is executed.
+
+    Building a statement takes SQLAlchemy three times as long as executing one that it has seen before.
+    """
+    if dialect == "postgresql":
         return column == any_(bindparam(name, type_=ARRAY(column.type)))
     return column.in_(bindparam(name, expanding=True))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, case, delete, exists, func, or_, select, tuple_, update
+from sqlalchemy import Select, bindparam, case, delete, exists, func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.course import Quiet, VisitState, begins_anew, is_after, says_present, visit_state
@@ -18,7 +19,7 @@ from broker.domain.visits import fold_visit, london_day
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.persons import index_patient
-from broker.storage.rows import insert_new, insert_rows, is_among, update_rows
+from broker.storage.rows import insert_new, insert_rows, is_among, is_among_given, update_rows
 from broker.storage.tables import (
     ENTRY_TAKEN_BACK,
     Alert,
@@ -275,13 +276,7 @@ async def _load(connection: AsyncConnection, keyring: Keyring, visit_ids: Iterab
     wanted = sorted(set(visit_ids))
     threads: dict[str, Thread] = {}
     if wanted:
-        locked = (
-            select(*_OF_THREAD)
-            .where(is_among(connection, _visits.c.id, wanted))
-            .order_by(_visits.c.id)
-            .with_for_update()
-        )
-        for row in await connection.execute(locked):
+        for row in await connection.execute(_reads(connection.dialect.name).visits, {"ids": wanted}):
             replied = ReplyOutcome(row.reply_outcome) if row.reply_outcome else None
             threads[row.id] = Thread(
                 visit_id=row.id,
@@ -301,9 +296,33 @@ async def _load(connection: AsyncConnection, keyring: Keyring, visit_ids: Iterab
     return threads
 
 
+class _Reads(NamedTuple):
+    """What is read of visits, by their ``ids``."""
+
+    visits: Select[Any]
+    messages: Select[Any]
+    alerts: Select[Any]
+    reviews: Select[Any]
+
+
+@lru_cache
+def _reads(dialect: str) -> _Reads:
+    visits = select(*_OF_THREAD).where(is_among_given(dialect, _visits.c.id, "ids"))
+    messages = select(_messages.c.visit_id, _messages.c.marker, _messages.c.sealed)
+    alerts = select(*_OF_ALERT).join_from(_alerts, _grounds, _grounds.c.alert_id == _alerts.c.id, isouter=True)
+    reviews = select(_reviews.c.visit_id, _reviews.c.entry_id, _reviews.c.decision)
+    # A doubt about an entry that was taken back is open again when the entry is listed again.
+    stands = func.coalesce(_reviews.c.decision, "") != ENTRY_TAKEN_BACK
+    return _Reads(
+        visits=visits.order_by(_visits.c.id).with_for_update(),
+        messages=messages.where(is_among_given(dialect, _messages.c.visit_id, "ids")),
+        alerts=alerts.where(is_among_given(dialect, _alerts.c.visit_id, "ids")),
+        reviews=reviews.where(is_among_given(dialect, _reviews.c.visit_id, "ids"), stands),
+    )
+
+
 async def _load_what_was_heard(connection: AsyncConnection, keyring: Keyring, threads: Mapping[str, Thread]) -> None:
-    heard = select(_messages.c.visit_id, _messages.c.marker, _messages.c.sealed)
-    for row in await connection.execute(heard.where(is_among(connection, _messages.c.visit_id, sorted(threads)))):
+    for row in await connection.execute(_reads(connection.dialect.name).messages, {"ids": sorted(threads)}):
         threads[row.visit_id].messages.append((bytes(row.marker), open_message(keyring, row)))
     for thread in threads.values():
         if thread.messages:
@@ -311,14 +330,9 @@ async def _load_what_was_heard(connection: AsyncConnection, keyring: Keyring, th
 
 
 async def _load_what_was_decided(connection: AsyncConnection, threads: Mapping[str, Thread]) -> None:
-    wanted = sorted(threads)
-    alerts = (
-        select(*_OF_ALERT)
-        .join_from(_alerts, _grounds, _grounds.c.alert_id == _alerts.c.id, isouter=True)
-        .where(is_among(connection, _alerts.c.visit_id, wanted))
-    )
+    wanted, reads = {"ids": sorted(threads)}, _reads(connection.dialect.name)
     withdrawn: dict[str, set[tuple[str, str]]] = {}
-    for found in await connection.execute(alerts):
+    for found in await connection.execute(reads.alerts, wanted):
         thread = threads[found.visit_id]
         if found.withdrawn_at is not None:
             withdrawn.setdefault(found.visit_id, set()).add((found.authority, found.id))
@@ -328,11 +342,7 @@ async def _load_what_was_decided(connection: AsyncConnection, threads: Mapping[s
             standing.entries.add(found.entry_id)
     for visit_id, pairs in withdrawn.items():
         threads[visit_id].withdrawn.update(Counter(authority for authority, _ in pairs))
-    # A doubt about an entry that was taken back is open again when the entry is listed again.
-    reviews = select(_reviews.c.visit_id, _reviews.c.entry_id, _reviews.c.decision).where(
-        is_among(connection, _reviews.c.visit_id, wanted), func.coalesce(_reviews.c.decision, "") != ENTRY_TAKEN_BACK
-    )
-    for row in await connection.execute(reviews):
+    for row in await connection.execute(reads.reviews, wanted):
         thread = threads[row.visit_id]
         thread.reviewed.add(row.entry_id)
         if row.decision == ReviewDecision.CONFIRMED:

@@ -314,7 +314,7 @@ async def test_who_was_told_shows_the_own_visits_and_whether_a_person_took_notic
 # The access history
 
 
-async def test_the_history_holds_25_accesses_newest_first_and_the_attendance_is_one_of_them(api: Api) -> None:
+async def test_the_history_holds_25_accesses_newest_first_and_the_attendance_is_among_given_them(api: Api) -> None:
     await api.world.list_children(CASEY)
     await api.world.receive(hl7(), hl7("A08"), hl7("A08"))
     for number in range(30):
