@@ -121,6 +121,8 @@ def _test_rested(engine: AsyncEngine) -> None:
 
     @event.listens_for(engine.sync_engine, "checkout")
     def test(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+        if connection.driver_connection.is_closed():
+            raise InvalidatePoolError
         if time.monotonic() - record.info.get("rests_since", time.monotonic()) < RESTED_S:
             return
         try:

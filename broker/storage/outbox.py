@@ -110,11 +110,7 @@ _DUE = (
     .order_by(_deliveries.c.next_attempt_at, _deliveries.c.created_at, _deliveries.c.id)
     .limit(bindparam("most"))
 )
-_CLAIM = (
-    update(_deliveries)
-    .where(_deliveries.c.id.in_(bindparam("ids", expanding=True)))
-    .values(state=DeliveryState.CLAIMED.value)
-)
+_CLAIM = update(_deliveries).where(_deliveries.c.id.in_(bindparam("ids", expanding=True)))
 _SETTLE = update(_deliveries).where(_deliveries.c.id == bindparam("of_id"))
 
 
@@ -171,7 +167,8 @@ async def claim_due(
     given = {"of_lane": lane.id, "now": now, "most": deliveries_max}
     found = [_open(keyring, row) for row in await connection.execute(_DUE, given)]
     if found:
-        await connection.execute(_CLAIM, {"ids": [delivery.id for delivery in found]})
+        claimed = {"ids": [delivery.id for delivery in found], "state": DeliveryState.CLAIMED.value}
+        await connection.execute(_CLAIM, claimed)
     return found
 
 

@@ -15,6 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import CheckConstraint, Connection, UniqueConstraint, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
+from broker.domain.patterns import PatternKind
 from broker.storage import tables
 from broker.storage.database import Database
 from broker.storage.migrations import _config, migrate, schema
@@ -461,6 +462,18 @@ ROWS |= {
         "state": "open",
         "due_by": NOW,
     },
+    "pattern_rules": {
+        "authority": "706",
+        "kind": "visits",
+        "version": 1,
+        "owner": "authority:706",
+        "count_min": 3,
+        "window_h": 24,
+        "words": "Seen three times in a day",
+        "state": "draft",
+        "changed_at": NOW,
+        "changed_by": "list.officer@706.example.org",
+    },
     "list_landings": {
         "upload_id": UPLOAD["id"],
         "owner": "authority:706",
@@ -500,8 +513,10 @@ CLOSED: dict[str, tuple[str, list[str]]] = {
     "coverage_items": ("reason", [reason.value for reason in CoverageReason]),
     "mesh_files": ("state", [state.value for state in tables.ItemState]),
     "list_uploads": ("kind", [kind.value for kind in UploadKind]),
+    "list_landings": ("kind", [kind.value for kind in UploadKind]),
     "held_uploads": ("state", [state.value for state in tables.ItemState]),
     "list_differences": ("state", [state.value for state in tables.ItemState]),
+    "pattern_rules": ("kind", [kind.value for kind in PatternKind]),
     "forces": ("release", [release.value for release in Release]),
     "establishments": ("kind", [kind.value for kind in EstablishmentKind]),
     "safeguarding_contacts": ("role", [role.value for role in ContactRole]),
