@@ -146,6 +146,9 @@ async def play(directory: Path) -> Played:
 async def _list_children(system: System) -> list[Person]:
     """Upload longer lists of the town's authorities; returns the children with one plan, on one list."""
     town = build_town(system.town.seed, on=system.town.on, people=1_600, listed=300, near_twins=0)
+    # Without those who are listed: they would be listed again under other ids, and the file held for it.
+    new = tuple(one for one in town.listings if not system.town.authorities_listing(one.person.nhs_number))
+    town = replace(town, listings=new)
     directory = system.directory / "longer"
     write_csv(town, directory)
     database, keyring = bootstrap.open_database(system.settings), bootstrap.load_keyring(system.settings)
