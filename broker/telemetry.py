@@ -58,6 +58,7 @@ class LogEvent(StrEnum):
     LEASE_LOST = "lease_lost"  # lane
     ESCALATED = "escalated"  # owner, count
     REFERRAL_HELD = "referral_held"  # owner, count
+    REFERRALS_TOO_OLD = "referrals_too_old"  # count
     JOB_FAILED = "job_failed"  # kind, error
     VISITS_CLOSED = "visits_closed"  # count
     TRACING_RESTS = "tracing_rests"  # code, seconds

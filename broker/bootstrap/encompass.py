@@ -55,7 +55,7 @@ async def open_part(settings: Settings) -> AsyncIterator[EncompassPart]:
     given = (database, load_keyring(settings), SystemClock(), notice_rules_of(settings))
     quarantined = timedelta(minutes=settings.escalation_minutes)
     incidents = EncompassConsumer(*given, quarantined=quarantined)
-    referrals = ReferralConsumer(*given, quarantined=quarantined)
+    referrals = ReferralConsumer(*given, quarantined=quarantined, age_max=timedelta(days=settings.longest_outage_days))
     try:
         yield EncompassPart(
             (

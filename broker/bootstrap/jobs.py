@@ -99,6 +99,7 @@ def _retention_of(settings: Settings) -> RetentionRules:
             (settings.name_on_log(group), settings.name_on_log(topic))
             for group, topic in (
                 (topics.ATTENDANCES_GROUP, topics.ATTENDANCES),
+                (topics.REFERRALS_GROUP, topics.ATTENDANCES),
                 (topics.ENCOMPASS_GROUP, topics.INCIDENTS),
             )
         ),

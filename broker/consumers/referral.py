@@ -56,19 +56,32 @@ class ReferralConsumer:
     """Handles batches of attendances for Operation Encompass."""
 
     def __init__(
-        self, database: Database, keyring: Keyring, clock: Clock, rules: NoticeRules, *, quarantined: timedelta
+        self,
+        database: Database,
+        keyring: Keyring,
+        clock: Clock,
+        rules: NoticeRules,
+        *,
+        quarantined: timedelta,
+        age_max: timedelta,
     ) -> None:
-        """``quarantined``: how long a message that was set aside may wait for the operators."""
+        """``quarantined``: how long a message that was set aside may wait for the operators.
+
+        ``age_max``: what reached the log longer ago is not held. A group that begins to read a log that was there
+        before it would else put weeks of attendances before the hub, for which any school's day has passed.
+        """
         self._database = database
         self._keyring = keyring
         self._clock = clock
         self._rules = rules
         self._quarantined = quarantined
+        self._age_max = age_max
 
     async def handle(self, batch: Batch) -> int:
         """Handle the batch in one transaction, return how many; raises Fenced when the partition is another's."""
         now = self._clock.now()
-        found = [each for record in batch.records if (each := _find(self._keyring, record)) is not None]
+        records = [record for record in batch.records if record.appended_at >= now - self._age_max]
+        found = [each for record in records if (each := _find(self._keyring, record)) is not None]
         acts: list[Act] = []
         aside: list[NewQuarantined] = []
         async with self._database.writing() as connection:
@@ -84,6 +97,8 @@ class ReferralConsumer:
             await self._settle(connection, batch, acts, aside, now=now)
         for owner, count in Counter(act.owner for act in acts if act.action == "referral.held").items():
             log(LogEvent.REFERRAL_HELD, owner=owner, count=count)
+        if count := len(batch.records) - len(records):
+            log(LogEvent.REFERRALS_TOO_OLD, count=count)
         return len(batch.records)
 
     async def quarantine(self, batch: Batch, reason: str) -> int:

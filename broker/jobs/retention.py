@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -21,8 +22,12 @@ class RetentionRules(msgspec.Struct, frozen=True, kw_only=True):
     no_record_replies: timedelta = timedelta(days=7)
     incidents: timedelta = timedelta(days=730)
     """After it was heard of last. The proof goes with it: what a force must report on longer it takes out before."""
-    groups: tuple[tuple[str, str], ...] = (("attendances", "attendances"), ("encompass", "police-incidents"))
-    """Who reads which topic."""
+    groups: tuple[tuple[str, str], ...] = (
+        ("attendances", "attendances"),
+        ("encompass-attendances", "attendances"),
+        ("encompass", "police-incidents"),
+    )
+    """Who reads which topic. What one of its groups has not read stays, also if that group has never read."""
     rows_max: int = 500
     """Visits or replies in one transaction."""
     interval: timedelta = timedelta(hours=1)
@@ -67,19 +72,24 @@ async def drop_incidents(database: Database, rules: RetentionRules, now: datetim
 
 async def trim_log(database: Database, log: TrimmedLog, rules: RetentionRules, now: datetime) -> int:
     """Drop from the embedded log what is old and was handled, never what nobody has read; returns how many records."""
-    return sum([await _trim_topic(database, log, group, topic, now - rules.log) for group, topic in rules.groups])
+    readers: dict[str, list[str]] = {}
+    for group, topic in rules.groups:
+        readers.setdefault(topic, []).append(group)
+    return sum([await _trim_topic(database, log, groups, topic, now - rules.log) for topic, groups in readers.items()])
 
 
-async def _trim_topic(database: Database, log: TrimmedLog, group: str, topic: str, kept_since: datetime) -> int:
+async def _trim_topic(
+    database: Database, log: TrimmedLog, groups: Sequence[str], topic: str, kept_since: datetime
+) -> int:
     extents = await log.extents(topic)
     async with database.reading() as connection:
-        places = await handled.load_places(connection, group, extents)
+        places = [await handled.load_places(connection, group, extents) for group in groups]
     trimmed = 0
     for partition, extent in extents.items():
-        place = places.get(partition)
-        if place is None or not place.is_on(extent.log_id):
+        known = [place for of_group in places if (place := of_group.get(partition)) is not None]
+        if len(known) < len(groups) or not all(place.is_on(extent.log_id) for place in known):
             continue
-        read = msgspec.structs.replace(extent, end=min(extent.end, place.next_offset))
+        read = msgspec.structs.replace(extent, end=min(extent.end, *(place.next_offset for place in known)))
         before = await _find_kept(log, partition, read, kept_since)
         if before > extent.first:
             await log.trim(partition, before)

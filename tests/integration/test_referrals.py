@@ -75,11 +75,12 @@ class Hub:
             self.world.clock,
             encompass.rules,
             quarantined=timedelta(minutes=15),
+            age_max=timedelta(days=7),
         )
         self.offset = 0
 
-    async def receive(self, *messages: bytes) -> None:
-        """Handle attendances as one batch of the hub's own group."""
+    async def receive(self, *messages: bytes, age: timedelta = timedelta()) -> None:
+        """Handle attendances as one batch of the hub's own group; ``age``: they have stood on the log so long."""
         partition = Partition(ATTENDANCES, 0)
         now = self.world.clock.now()
         if self.offset == 0:
@@ -87,7 +88,9 @@ class Hub:
                 place = Place(log_id=LOG_ID, first_offset=0, next_offset=0, stopped_cleanly=True)
                 await handled.take_partition(connection, REFERRALS_GROUP, partition, place, known=None, now=now)
         records = [
-            LogRecord(partition=partition, offset=self.offset + n, key=None, value=body, headers={}, appended_at=now)
+            LogRecord(
+                partition=partition, offset=self.offset + n, key=None, value=body, headers={}, appended_at=now - age
+            )
             for n, body in enumerate(messages)
         ]
         batch = Batch(group=REFERRALS_GROUP, partition=partition, log_id=LOG_ID, records=records, expected=self.offset)
@@ -176,6 +179,13 @@ async def test_who_is_no_child_or_carries_no_such_code_leaves_nothing_behind(hub
     )
     assert await hub.count(Incident) == 1  # the last: whoever has no birth date may be a child
     assert [task.kind for task in await hub.encompass.tasks()] == [TaskKind.LOOK_UP, TaskKind.RELEASE]
+
+
+async def test_what_has_stood_on_the_log_for_longer_than_any_outage_is_not_put_before_the_hub(hub: Hub) -> None:
+    await hub.receive(coded(visit="V7"), age=timedelta(days=7, seconds=1))
+    assert await hub.count(Incident) == 0
+    await hub.receive(coded(visit="V8"), age=timedelta(days=7))
+    assert await hub.count(Incident) == 1
 
 
 async def test_a_corrected_identity_is_held_anew_and_the_released_one_stays(hub: Hub) -> None:

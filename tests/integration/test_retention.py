@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 from sqlalchemy import func, select
 
 from adapters.sqlite_log import SqliteLog, SqliteLogOptions, SqliteLogReader
@@ -26,6 +27,7 @@ from broker.storage.tables import (
     table,
 )
 from broker.topics import ATTENDANCES as TOPIC
+from broker.topics import REFERRALS_GROUP
 from schemas.record import Partition, PositionOutcome
 from tests.factories import make_settings
 from tests.world import CASEY, World, hl7
@@ -149,8 +151,17 @@ async def test_the_embedded_log_drops_what_is_old_and_read_and_the_consumer_sees
         await world.consumer.handle(batch)
         appended_at = records[0].appended_at
         rules = RetentionRules()
+        late = appended_at + timedelta(days=15)
+        assert await trim_log(world.database, log, rules, late) == 0, "Operation Encompass has never read it"
+        other = msgspec.structs.replace(place, next_offset=3)
+        async with world.database.writing() as connection:
+            await handled.take_partition(connection, REFERRALS_GROUP, partition, other, known=None, now=late)
+        assert await trim_log(world.database, log, rules, late) == 3, "... and now all but what it has yet to read"
+        async with world.database.writing() as connection:
+            read = msgspec.structs.replace(place, next_offset=4)
+            await handled.take_partition(connection, REFERRALS_GROUP, partition, read, known=other, now=late)
         assert await trim_log(world.database, log, rules, appended_at + timedelta(days=13)) == 0
-        assert await trim_log(world.database, log, rules, appended_at + timedelta(days=15)) == 4
+        assert await trim_log(world.database, log, rules, late) == 1
         assert (await log.extents(TOPIC))[partition].first == 4, "what nobody has read stays"
         async with world.database.reading() as connection:
             topic = await ledger.count_topic(connection, "attendances", TOPIC, await log.extents(TOPIC))
