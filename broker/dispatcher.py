@@ -19,11 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.retry import NextStep, next_step, next_try_at
 from broker.keyring import Keyring
 from broker.ports import Channel, Clock
-from broker.storage import directory, outbox
+from broker.storage import directory, establishments, outbox
 from broker.storage.database import Database
 from broker.storage.outbox import DueDelivery, LeasedLane, LeaseLost
 from broker.telemetry import DELIVERIES, LogEvent, log
 from schemas.delivery import ChannelName, DeliveryState, Outcome, OutcomeClass, Parcel
+from schemas.identifiers import SchoolUrn
 
 
 class DispatchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +38,8 @@ class DispatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     deliveries_max: int = 50
     attempt_timeout_s: float = 10.0
     give_up: timedelta = timedelta(days=42)
+    give_up_on: Mapping[ChannelName, timedelta] = {}
+    """Where a channel's deliveries are of use for less."""
     poll_s: float = 0.5
 
 
@@ -196,7 +199,7 @@ class Dispatcher:
             attempts=delivery.attempts + 1,
             created_at=delivery.created_at,
             now=now,
-            give_up=self._options.give_up,
+            give_up=self._options.give_up_on.get(lane.channel, self._options.give_up),
         )
         async with self._database.writing() as connection:
             await outbox.settle_delivery(connection, lane, delivery, step, code=outcome.code, now=now)
@@ -210,6 +213,9 @@ class Dispatcher:
     async def _find_address(self, connection: AsyncConnection, lane: LeasedLane) -> Address | None:
         """Where the lane leads by today's directory: never by what was known when the delivery was written."""
         kind, _, code = lane.owner.partition(":")
+        if lane.channel is ChannelName.EMAIL:
+            mailbox = await self._find_mailbox(connection, code, lane.contact or "")
+            return Address(address=mailbox) if mailbox is not None else None
         secrets = await directory.load_secrets(connection, self._keyring, lane.owner)
         if lane.channel is ChannelName.TOPIC:
             return Address(address=self._options.topics[kind], secret=secrets.topic)
@@ -223,6 +229,14 @@ class Dispatcher:
         if site is None or not site.reply_host:
             return None
         return Address(address=f"{site.reply_host}:{site.reply_port}")
+
+    async def _find_mailbox(self, connection: AsyncConnection, urn: str, contact_id: str) -> str | None:
+        """The role mailbox of somebody in an establishment's verified directory, as it stands now."""
+        contacts = await establishments.load_contacts(connection, self._keyring, [SchoolUrn(urn)])
+        for contact in contacts.get(SchoolUrn(urn), ()):
+            if contact.contact_id == contact_id and contact.confirmed_on is not None:
+                return contact.mailbox
+        return None
 
     async def _wait(self) -> None:
         try:

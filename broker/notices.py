@@ -93,6 +93,8 @@ class NoticeRules(msgspec.Struct, frozen=True, kw_only=True):
     page: str
     """Where people sign in; the same for everybody."""
     topics_enabled: bool = False
+    emails_enabled: bool = False
+    """Whether each lead and deputy who is told is sent an e-mail that says "sign in"."""
     try_again: timedelta = timedelta(minutes=15)
     """How often the directory is asked again for a way to an establishment that has none."""
     pupil_bits_min: float = 20.0
@@ -201,6 +203,7 @@ async def replan(
     for urn, notice in sorted(notices.items()):
         if notice != known.get(urn):
             await incidents.save_notice(connection, keyring, notice)
+            await _forget_nudges(planner, known.get(urn), notice)
             if notice.state is NoticeState.WITHDRAWN and notice.sent_at is not None:
                 await sendings.save_sending(connection, keyring, notice, now)
                 await _nudge(connection, keyring, notice, rules, occasion="withdrawn", now=now)
@@ -664,22 +667,58 @@ async def _nudge(
     now: datetime,
 ) -> None:
     """Say "sign in" to the establishment, and nothing else: a topic may be read by anybody there."""
-    if not rules.topics_enabled:
+    nudge = SchoolNoticeNudge(page=rules.page)
+    deliveries = []
+    if rules.topics_enabled:
+        deliveries.append(
+            NewDelivery(
+                id=derive_nudge_id(keyring, notice.id, notice.version, occasion),
+                channel=ChannelName.TOPIC,
+                owner=notice.owner,
+                event_type=NUDGE_TYPE,
+                content_type="application/json",
+                content=msgspec.json.encode(nudge),
+            )
+        )
+    if rules.emails_enabled:
+        deliveries += [
+            NewDelivery(
+                id=derive_nudge_id(keyring, notice.id, notice.version, occasion, contact_id),
+                channel=ChannelName.EMAIL,
+                owner=notice.owner,
+                contact=contact_id,
+                event_type=NUDGE_TYPE,
+                content_type="text/plain",
+                content=f"{nudge.wording}\n\n{nudge.page}\n".encode(),
+            )
+            for contact_id in notice.telling.told
+        ]
+    await outbox.add_deliveries(connection, keyring, deliveries, now)
+
+
+async def _forget_nudges(planner: _Planner, before: StoredNotice | None, notice: StoredNotice) -> None:
+    """Whoever must not be told any more is not nudged either by what still waits."""
+    if before is None or before.sent_at is None:
         return
-    delivery = NewDelivery(
-        id=derive_nudge_id(keyring, notice.id, notice.version, occasion),
-        channel=ChannelName.TOPIC,
-        owner=notice.owner,
-        event_type=NUDGE_TYPE,
-        content_type="application/json",
-        content=msgspec.json.encode(SchoolNoticeNudge(page=rules.page)),
-    )
-    await outbox.add_deliveries(connection, keyring, [delivery], now)
+    if gone := sorted(set(before.telling.told) - set(notice.telling.told)):
+        nudges = derive_nudge_ids(planner.keyring, notice.id, before.version, gone)
+        await outbox.forget_deliveries(planner.connection, nudges, planner.now)
 
 
-def derive_nudge_id(keyring: Keyring, notice_id: str, version: int, occasion: str) -> str:
-    """The id of the message that says "sign in": the same for the same occasion."""
-    return keyring.derive_id("school-nudge", notice_id, str(version), occasion)
+def derive_nudge_ids(keyring: Keyring, notice_id: str, version: int, contact_ids: Iterable[str]) -> list[str]:
+    """The ids of every message that these people may have been sent of a notice up to a version."""
+    return [
+        derive_nudge_id(keyring, notice_id, each, occasion, contact_id)
+        for contact_id in contact_ids
+        for each in range(1, version + 1)
+        for occasion in OCCASIONS
+    ]
+
+
+def derive_nudge_id(keyring: Keyring, notice_id: str, version: int, occasion: str, contact_id: str = "") -> str:
+    """The id of the message that says "sign in": the same for the same occasion, and the same mailbox if it has one."""
+    to = (contact_id,) if contact_id else ()
+    return keyring.derive_id("school-nudge", notice_id, str(version), occasion, *to)
 
 
 def _act(notice: StoredNotice, action: str, reason: str = "", *, owner: str = "") -> Act:

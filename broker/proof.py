@@ -16,7 +16,7 @@ from broker.domain.punctuality import Delay, NoticeFacts, Punctuality, judge_pun
 from broker.domain.school_coverage import Gap, SchoolGap, SchoolRules, find_gaps
 from broker.domain.visits import LONDON, london_day
 from broker.keyring import Keyring
-from broker.notices import OCCASIONS, derive_nudge_id
+from broker.notices import derive_nudge_ids
 from broker.storage import establishments, incidents, sendings
 from broker.storage.incidents import StoredIncident, StoredNotice
 from broker.storage.sendings import AuditedAct, Received, Sending, Sent, TaskSpan
@@ -182,11 +182,9 @@ async def tell_incident(
     sent = await sendings.list_sendings(connection, keyring, [notice.id for notice in notices])
     records = []
     for notice, line in zip(notices, lines, strict=True):
-        nudges = [
-            derive_nudge_id(keyring, notice.id, version, occasion)
-            for version in range(1, notice.version + 1)
-            for occasion in OCCASIONS
-        ]
+        telling = notice.telling
+        contact_ids = {*telling.told, *(skipped.contact_id for skipped in telling.skipped)}
+        nudges = derive_nudge_ids(keyring, notice.id, notice.version, ("", *sorted(contact_ids)))
         records.append(
             NoticeRecord(
                 line=line,

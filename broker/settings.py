@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.delivery import MailTls
+
 
 class Environment(StrEnum):
     """Where this runs: unsafe defaults start only in development."""
@@ -135,6 +137,29 @@ class Settings(BaseSettings):
     )
     fhir_reply_ca_file: Path | None = Field(
         default=None, description="Certificate authority of departments' FHIR servers"
+    )
+
+    smtp_host: str = Field(
+        default="",
+        description="Mail server for e-mails that say no more than 'sign in'; empty, or without a sender: none",
+    )
+    smtp_port: int = Field(
+        default=587, ge=1, le=65535, description="Its port: 587 is that of submission with STARTTLS, 465 from the start"
+    )
+    smtp_tls: MailTls = Field(
+        default=MailTls.STARTTLS, description="starttls, implicit, or in development none; never without by itself"
+    )
+    smtp_ca_file: Path | None = Field(
+        default=None, description="Certificate authority of the mail server, where it is not public"
+    )
+    smtp_username: str = Field(default="", description="Name to sign in with; empty: no sign-in")
+    smtp_password: SecretStr = Field(default=SecretStr(""), description="Its password")
+    smtp_sender: str = Field(default="", description="The address that e-mails come from")
+    smtp_give_up_hours: float = Field(
+        default=24.0,
+        gt=0,
+        le=168,
+        description="An e-mail that could not be sent is tried so long: by then the bell has rung, and a person rings",
     )
 
     mesh_url: str = Field(default="", description="Where MESH is; empty: no lists by MESH. Needs the extra mesh")
@@ -271,6 +296,11 @@ class Settings(BaseSettings):
     def is_development(self) -> bool:
         """Whether unsafe defaults may start."""
         return self.environment is Environment.DEVELOPMENT
+
+    @property
+    def emails_enabled(self) -> bool:
+        """Whether people are nudged by e-mail."""
+        return bool(self.smtp_host and self.smtp_sender)
 
     def name_on_log(self, name: str) -> str:
         """A topic's or group's name on the log of these settings."""

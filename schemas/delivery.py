@@ -15,6 +15,18 @@ class ChannelName(StrEnum):
     HL7V2_REPLY = "hl7v2_reply"
     FHIR_REPLY = "fhir_reply"
     TOPIC = "topic"
+    EMAIL = "email"
+
+
+class MailTls(StrEnum):
+    """How the connection to the mail server is encrypted."""
+
+    STARTTLS = "starttls"
+    """After the greeting (RFC 3207); a server that does not offer it is sent nothing."""
+    IMPLICIT = "implicit"
+    """From the first byte (RFC 8314)."""
+    NONE = "none"
+    """In development alone."""
 
 
 class DeliveryState(StrEnum):
@@ -56,7 +68,7 @@ class Parcel(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     address: str
     """URL of a webhook or of a FHIR server's ``$process-message``, ``host:port`` of an MLLP listener, name of a
-    topic."""
+    topic, a mailbox."""
     secret: bytes
     """The recipient's own secret: signs the webhook, encrypts the topic's value, is the bearer token of a FHIR
     server; empty where not used."""

@@ -200,11 +200,15 @@ class Encompass:
 
 
 @asynccontextmanager
-async def open_encompass(url: str, directory: Path, *, topics_enabled: bool = False) -> AsyncIterator[Encompass]:
+async def open_encompass(
+    url: str, directory: Path, *, topics_enabled: bool = False, emails_enabled: bool = False
+) -> AsyncIterator[Encompass]:
     """A small world with a force, schools and people."""
     async with open_world(url, directory) as world:
         world.clock.move_to(SATURDAY + timedelta(minutes=5))
-        rules = NoticeRules(page="http://127.0.0.1:8000/school", topics_enabled=topics_enabled)
+        rules = NoticeRules(
+            page="http://127.0.0.1:8000/school", topics_enabled=topics_enabled, emails_enabled=emails_enabled
+        )
         consumer = EncompassConsumer(
             world.database, world.keyring, world.clock, rules, quarantined=timedelta(minutes=15)
         )

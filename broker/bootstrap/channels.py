@@ -56,7 +56,24 @@ def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
         from adapters.topic import TopicChannel, TopicOptions
 
         channels[ChannelName.TOPIC] = TopicChannel(open_log(settings), TopicOptions())
+    if settings.emails_enabled:
+        channels[ChannelName.EMAIL] = _open_email(settings)
     return channels
+
+
+def _open_email(settings: Settings) -> Channel:
+    from adapters.smtp import EmailChannel, EmailOptions
+
+    options = EmailOptions(
+        host=settings.smtp_host,
+        port=settings.smtp_port,
+        tls=settings.smtp_tls,
+        username=settings.smtp_username,
+        password=settings.smtp_password.get_secret_value(),
+        sender=settings.smtp_sender,
+        timeout_s=settings.delivery_timeout_s,
+    )
+    return EmailChannel(options, tls=_client_tls(settings.smtp_ca_file))
 
 
 def _hosts(text: str) -> frozenset[str]:

@@ -42,6 +42,7 @@ def notice_rules_of(settings: Settings) -> NoticeRules:
     return NoticeRules(
         page=f"{settings.public_url.rstrip('/')}/school",
         topics_enabled=bool(settings.kafka_bootstrap_servers),
+        emails_enabled=settings.emails_enabled,
         try_again=timedelta(minutes=settings.escalation_minutes),
         pupil_bits_min=settings.review_weight_bits_min,
     )

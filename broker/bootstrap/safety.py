@@ -9,6 +9,7 @@ from typing import Final
 
 from broker.keyring import Keyring, KeyringError, generate_key, parse_keys
 from broker.settings import Settings
+from schemas.delivery import MailTls
 
 DEVELOPMENT_KEYS_NAME: Final = "development-keys"
 KAFKA_REPLICAS_MIN: Final = 3
@@ -56,7 +57,16 @@ def check_safety(settings: Settings) -> list[str]:
         problems.append("CPIS_KAFKA_SECURITY_PROTOCOL: without TLS only in development")
     if settings.kafka_bootstrap_servers and settings.kafka_replication_factor < KAFKA_REPLICAS_MIN:
         problems.append("CPIS_KAFKA_REPLICATION_FACTOR: an attendance that stands on fewer than 3 servers can be lost")
-    return problems + _check_national_services(settings)
+    return problems + _check_mail(settings) + _check_national_services(settings)
+
+
+def _check_mail(settings: Settings) -> list[str]:
+    problems = []
+    if bool(settings.smtp_host) != bool(settings.smtp_sender):
+        problems.append("CPIS_SMTP_HOST and CPIS_SMTP_SENDER: one without the other sends no e-mail")
+    if settings.smtp_host and settings.smtp_tls is MailTls.NONE:
+        problems.append("CPIS_SMTP_TLS: e-mails leave without TLS only in development")
+    return problems
 
 
 def _check_national_services(settings: Settings) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -32,13 +33,18 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
     event_type: str
     content_type: str
     content: bytes
+    contact: str | None = None
+    """Whom at the owner, where the channel reaches people."""
     alert_id: str | None = None
     reply_id: str | None = None
 
     @property
     def lane(self) -> str:
-        """One recipient on one channel."""
-        return f"{self.channel.value}:{self.owner}"
+        """One recipient on one channel. A contact's own id, which may be a name, is not in it: lanes are logged."""
+        lane = f"{self.channel.value}:{self.owner}"
+        if self.contact is None:
+            return lane
+        return f"{lane}:{hashlib.sha256(self.contact.encode()).hexdigest()[:8]}"
 
 
 class LeasedLane(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +53,7 @@ class LeasedLane(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     channel: ChannelName
     owner: str
+    contact: str | None
     epoch: int
     leased_until: datetime
 
@@ -128,7 +135,14 @@ async def add_deliveries(
             set_={"next_due_at": _earlier(_lanes.c.next_due_at, statement.excluded.next_due_at)},
         ),
         [
-            {"id": lane, "channel": first.channel.value, "owner": first.owner, "next_due_at": now, "epoch": 0}
+            {
+                "id": lane,
+                "channel": first.channel.value,
+                "owner": first.owner,
+                "contact": first.contact,
+                "next_due_at": now,
+                "epoch": 0,
+            }
             for lane, first in sorted(lanes.items())
         ],
     )
@@ -153,6 +167,7 @@ async def lease_lanes(
             id=row.id,
             channel=ChannelName(row.channel),
             owner=row.owner,
+            contact=row.contact,
             epoch=row.epoch,
             leased_until=row.leased_until,
         )
@@ -211,6 +226,15 @@ async def list_waiting(connection: AsyncConnection, keyring: Keyring, alert_ids:
         is_among(connection, _deliveries.c.alert_id, alert_ids), _deliveries.c.state.in_(_WAITING)
     )
     return [_open(keyring, row) for row in await connection.execute(statement)]
+
+
+async def forget_deliveries(connection: AsyncConnection, delivery_ids: Sequence[str], now: datetime) -> None:
+    """Give up those of these deliveries that wait: they are no longer to reach their recipient."""
+    await connection.execute(
+        update(_deliveries)
+        .where(_deliveries.c.id.in_(delivery_ids), _deliveries.c.state.in_(_WAITING))
+        .values(state=DeliveryState.GIVEN_UP.value, last_code="not_wanted", next_attempt_at=None, settled_at=now)
+    )
 
 
 async def replace_content(connection: AsyncConnection, keyring: Keyring, delivery: DueDelivery) -> None:

@@ -805,6 +805,8 @@ class Lane(SQLModel, table=True):
     id: str = Field(primary_key=True)
     channel: str
     owner: str = Field(sa_column=_owner())
+    contact: str | None = None
+    """Whom at the owner, where the channel reaches people; by the owner's directory."""
     next_due_at: datetime | None = Field(default=None, sa_column=_at(nullable=True, index=True))
     leased_by: str | None = None
     leased_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))

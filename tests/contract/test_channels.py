@@ -26,6 +26,7 @@ from adapters.hl7v2 import build_ack, read_header
 from adapters.hl7v2_reply import Hl7v2ReplyChannel, parse_address
 from adapters.mllp import MllpClient, MllpClientOptions, MllpOptions, MllpServer, Peer, frame
 from adapters.posting import PostingOptions, is_public_address
+from adapters.smtp import SUBJECT, EmailChannel, EmailOptions
 from adapters.topic import TopicChannel, TopicLog, TopicOptions
 from adapters.webhook import WebhookChannel, WebhookOptions, sign_webhook
 from broker.ports import Channel
@@ -33,9 +34,10 @@ from mock_nhs.faults import Faults
 from mock_nhs.fhir_listener import FhirListener, FhirListenerOptions
 from mock_nhs.http_listener import Request as FhirRequest
 from mock_nhs.journal import Journal, read_journal
+from mock_nhs.mail_server import MailServer
 from mock_nhs.reply_book import ReplyBook
 from schemas.alert import ClinicianReply, ListsSearched, ReplyOutcome
-from schemas.delivery import ChannelName, Outcome, OutcomeClass, Parcel
+from schemas.delivery import ChannelName, MailTls, Outcome, OutcomeClass, Parcel
 from schemas.record import Partition
 from tests.certificates import Certificate, issue_certificate
 
@@ -43,6 +45,7 @@ HOST = "127.0.0.1"
 NOW = datetime(2026, 7, 14, 20, 15, 3, tzinfo=UTC)
 SECRET = bytes(range(32))
 CONTENT = b'{"child":"TESTER"}'
+NUDGE = b"There is a message for you. Sign in to read it.\n\nhttps://broker.example.org/school\n"
 TOKEN = b"a-token.of~ours+/=="
 REPLY_BUNDLE = build_reply_bundle(
     ClinicianReply(
@@ -330,6 +333,43 @@ def decrypt(value: bytes, secret: bytes = SECRET) -> jwe.CompactEncryption:
     return jwe.decrypt_compact(value.decode(), OctKey.import_key(secret), algorithms=["dir", "A256GCM"])
 
 
+# A school's mail server
+
+
+class School:
+    """The e-mail's other side: the mail server that the operator named."""
+
+    content = NUDGE
+    secret = b""
+    address = "safeguarding@mill-lane.example.org"
+
+    def __init__(self) -> None:
+        self._server = MailServer()
+
+    @property
+    def received(self) -> list[bytes]:
+        return [mail.message.get_content().replace("\r\n", "\n").encode() for mail in self._server.kept]
+
+    async def start(self) -> None:
+        await self._server.start()
+        self.channel: Channel = open_email(self._server)
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    async def behave(self, how: str) -> None:
+        if how == "be_gone":
+            await self._server.close()
+        replies = {"refuse_now": "451 later", "refuse_for_good": "554 no", "stay_silent": None}
+        self._server.reply_to_text = replies.get(how, "250 kept")
+
+
+def open_email(server: MailServer) -> EmailChannel:
+    return EmailChannel(
+        EmailOptions(host=HOST, port=server.port, sender="broker@example.org", tls=MailTls.NONE, timeout_s=0.5)
+    )
+
+
 # What every channel does
 
 
@@ -352,6 +392,15 @@ async def open_other_side(name: str, directory: Path) -> AsyncIterator[OtherSide
     if name == "fhir_reply":
         async with open_fhir_department(directory / "department.jsonl") as fhir_department:
             yield fhir_department
+        return
+    if name == "email":
+        school = School()
+        await school.start()
+        try:
+            yield school
+        finally:
+            await school.channel.close()
+            await school.close()
         return
     if name == "hl7v2_reply":
         department = Department()
@@ -409,7 +458,7 @@ async def test_what_is_not_accepted_is_told_by_its_class(
     assert "TESTER" not in repr(outcome)
 
 
-@pytest.mark.parametrize("name", ["webhook", "hl7v2_reply", "fhir_reply"])
+@pytest.mark.parametrize("name", ["webhook", "hl7v2_reply", "fhir_reply", "email"])
 async def test_what_is_refused_for_good_is_not_to_be_tried_again(name: str, tmp_path: Path) -> None:
     async with open_other_side(name, tmp_path) as other_side:
         await other_side.behave("refuse_for_good")
@@ -976,3 +1025,83 @@ def test_the_channels_are_what_the_broker_asks_for(tmp_path: Path) -> None:
         open_webhook(),
     ]
     assert len(channels) == 3
+
+
+# The e-mail
+
+
+async def mail(server: MailServer, address: str) -> Outcome:
+    channel = open_email(server)
+    try:
+        return await channel.send(parcel(address, NUDGE, content_type="text/plain"))
+    finally:
+        await channel.close()
+
+
+@pytest.mark.parametrize("tls", [MailTls.STARTTLS, MailTls.IMPLICIT])
+async def test_an_email_goes_encrypted_to_one_recipient_under_the_id_of_its_delivery(
+    certificates: tuple[Certificate, Certificate], tls: MailTls
+) -> None:
+    own, strange = (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in certificates)
+    trusted = ssl.create_default_context(cafile=certificates[0].certificate_file)
+    outcomes = []
+    kept = []
+    for context, certificate in zip((own, strange), certificates, strict=True):
+        context.load_cert_chain(certificate.certificate_file, certificate.key_file)
+        server = MailServer(tls=context, is_implicit=tls is MailTls.IMPLICIT, password="sesame")
+        await server.start()
+        for password in ("wrong", "sesame"):
+            channel = EmailChannel(
+                EmailOptions(
+                    host="localhost",
+                    port=server.port,
+                    sender="broker@example.org",
+                    tls=tls,
+                    username="broker",
+                    password=password,
+                    timeout_s=2.0,
+                ),
+                tls=trusted,
+            )
+            outcomes.append((await channel.send(parcel(School.address, NUDGE))).code)
+            await channel.close()
+        await server.close()
+        kept += server.kept
+    assert outcomes == ["sign_in_refused", "accepted", "tls_failed", "tls_failed"]
+    [one] = kept
+    assert (one.was_encrypted, one.username, one.sender) == (True, "broker", "broker@example.org")
+    assert one.recipients == (School.address,) == (one.message["To"],)
+    assert (one.message["Subject"], one.message["Message-ID"]) == (SUBJECT, "<key-0001@example.org>")
+    assert one.message["Auto-Submitted"] == "auto-generated"
+
+
+async def test_a_mail_server_without_tls_is_told_nothing() -> None:
+    server = MailServer()
+    await server.start()
+    channel = EmailChannel(EmailOptions(host=HOST, port=server.port, sender="broker@example.org"))
+    assert (await channel.send(parcel(School.address, NUDGE))).outcome is OutcomeClass.TRANSIENT
+    await channel.close()
+    await server.close()
+    assert server.kept == []
+
+
+@pytest.mark.parametrize(
+    ("address", "reply", "expected"),
+    [
+        (
+            "a@example.org\r\nBcc: b@example.org",
+            "250 known",
+            Outcome(outcome=OutcomeClass.PERMANENT, code="bad_address"),
+        ),
+        ("a@example.org, b@example.org", "250 known", Outcome(outcome=OutcomeClass.PERMANENT, code="bad_address")),
+        (School.address, "550 nobody", Outcome(outcome=OutcomeClass.PERMANENT, code="smtp_550")),
+        (School.address, "450 full", Outcome(outcome=OutcomeClass.TRANSIENT, code="smtp_450")),
+    ],
+)
+async def test_a_mailbox_that_takes_nothing_is_told_by_its_class(address: str, reply: str, expected: Outcome) -> None:
+    server = MailServer()
+    await server.start()
+    server.reply_to_recipient = reply
+    assert await mail(server, address) == expected
+    await server.close()
+    assert server.kept == []

@@ -57,6 +57,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "encompass",
             "incident",
         ),
+        "E-mail": ("smtp",),
         "Personal Demographics Service": ("pds",),
     }
 )

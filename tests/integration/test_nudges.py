@@ -1,0 +1,153 @@
+"""Operation Encompass by e-mail: lead and deputies are told to sign in, and nothing hangs on whether that arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from adapters.smtp import SUBJECT, EmailChannel, EmailOptions
+from broker.bootstrap.channels import open_channels
+from broker.bootstrap.rules import notice_rules_of
+from broker.bootstrap.safety import check_safety
+from broker.dispatcher import Dispatcher, DispatchOptions
+from broker.proof import tell_incident
+from broker.settings import Environment
+from broker.storage.tables import Delivery, table
+from mock_nhs.mail_server import MailServer
+from schemas.delivery import ChannelName, DeliveryState, MailTls
+from schemas.encompass import NoticeState, TaskKind
+from tests.encompass import Encompass, half_term, open_encompass
+from tests.factories import make_settings
+from tests.system import until
+
+PERSONAL = ("Sample", "Jordan", "Sidney", "Morgan", "ZF1", "2016", "Mill Lane", "Eastmere", "Robin", "Alex", "police")
+
+
+@pytest.fixture
+async def encompass(world_url: str, tmp_path: Path) -> AsyncIterator[Encompass]:
+    """The small world, with e-mails, on each engine."""
+    async with open_encompass(world_url, tmp_path, emails_enabled=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def post() -> AsyncIterator[MailServer]:
+    """The mail server that the operator named."""
+    server = MailServer()
+    await server.start()
+    yield server
+    await server.close()
+
+
+async def states(encompass: Encompass) -> dict[DeliveryState, int]:
+    rows = table(Delivery).c
+    async with encompass.world.database.reading() as connection:
+        found = await connection.execute(select(rows.state, func.count()).group_by(rows.state))
+        return {DeliveryState(state): number for state, number in found}
+
+
+@asynccontextmanager
+async def dispatching(encompass: Encompass, post: MailServer) -> AsyncIterator[None]:
+    world = encompass.world
+    channel = EmailChannel(
+        EmailOptions(host="127.0.0.1", port=post.port, sender="broker@example.org", tls=MailTls.NONE)
+    )
+    options = DispatchOptions(name="one", poll_s=0.02, give_up_on={ChannelName.EMAIL: timedelta(hours=24)})
+    dispatcher = Dispatcher(world.database, world.keyring, world.clock, {ChannelName.EMAIL: channel}, options)
+    running = asyncio.create_task(dispatcher.run())
+    try:
+        yield
+    finally:
+        dispatcher.stop()
+        await running
+        await channel.close()
+
+
+async def until_they_are(encompass: Encompass, expected: dict[DeliveryState, int]) -> None:
+    async def are_so() -> bool:
+        return await states(encompass) == expected
+
+    await until(are_so, limit_s=20, what=f"{expected}", every_s=0.02)
+
+
+async def test_who_is_told_is_sent_one_email_each_that_says_sign_in_and_nothing_else(
+    encompass: Encompass, post: MailServer
+) -> None:
+    await encompass.receive(half_term())
+    await encompass.run_jobs()
+    await encompass.run_jobs()
+    async with dispatching(encompass, post):
+        await until_they_are(encompass, {DeliveryState.SENT: 2})
+    # Robin is excluded: the mailbox that Robin reads is sent nothing.
+    assert sorted(mail.recipients for mail in post.kept) == [
+        ("deputy@mill-lane.example.org",),
+        ("safeguarding@eastmere.example.org",),
+    ]
+    for mail in post.kept:
+        assert mail.message["Subject"] == SUBJECT
+        text = " ".join(mail.message.get_content().split())
+        assert text == "There is a message for you. Sign in to read it. http://127.0.0.1:8000/school"
+        assert not any(word in mail.message.as_string().replace(mail.recipients[0], "") for word in PERSONAL)
+    world = encompass.world
+    notice = (await encompass.notices())["900002"]
+    async with world.database.reading() as connection:
+        record = await tell_incident(connection, world.keyring, notice.incident_id, world.clock.now())
+    assert record is not None
+    assert [len(each.deliveries) for each in record.notices] == [1, 1]
+
+
+async def test_an_email_that_is_refused_or_never_arrives_is_not_the_end_of_the_notice(
+    encompass: Encompass, post: MailServer
+) -> None:
+    await encompass.receive(half_term())
+    post.reply_to_recipient = "550 nobody"
+    await encompass.run_jobs()
+    async with dispatching(encompass, post):
+        await until_they_are(encompass, {DeliveryState.FAILED: 2})
+    notices = await encompass.notices()
+    assert {notice.state for notice in notices.values()} == {NoticeState.SENT}
+    # At the bell somebody is asked to ring, whatever became of the e-mails.
+    encompass.world.clock.move_to(max(notice.due_by for notice in notices.values()) + timedelta(seconds=1))
+    post.reply_to_recipient = "451 later"
+    await encompass.run_jobs()
+    rung = [task.urn for task in await encompass.tasks() if task.kind is TaskKind.RING_SCHOOL]
+    assert sorted(rung, key=str) == ["900001", "900002"]
+
+
+async def test_whoever_is_excluded_later_or_left_the_directory_is_not_sent_what_still_waits(
+    encompass: Encompass, post: MailServer
+) -> None:
+    await encompass.receive(half_term())
+    await encompass.run_jobs()
+    excluded = [
+        *half_term()["excluded_recipients"],
+        {"name": "Alex Porter", "reason": "brother of the suspect", "authoriser": "DS 1"},
+    ]
+    await encompass.receive(half_term(excluded_recipients=excluded, version=2, change="correction"))
+    assert await states(encompass) == {DeliveryState.GIVEN_UP: 1, DeliveryState.WAITING: 1}
+    unconfirmed = "urn,contact_id,role,name,mailbox,confirmed_date,trained_date\n"
+    unconfirmed += "900002,B1,lead,Bo Turner,safeguarding@eastmere.example.org,,\n"
+    assert not (await encompass.upload("safeguarding_contacts", unconfirmed)).refused
+    encompass.world.clock.advance(timedelta(hours=25))
+    async with dispatching(encompass, post):
+        await until_they_are(encompass, {DeliveryState.GIVEN_UP: 2})
+    assert post.kept == []
+
+
+def test_emails_leave_only_where_a_server_and_a_sender_are_set_and_outside_development_by_tls(tmp_path: Path) -> None:
+    off = make_settings(tmp_path)
+    assert not notice_rules_of(off).emails_enabled
+    assert ChannelName.EMAIL not in open_channels(off)
+    on = off.model_copy(update={"smtp_host": "mail.example.org", "smtp_sender": "broker@example.org"})
+    assert notice_rules_of(on).emails_enabled
+    assert ChannelName.EMAIL in open_channels(on)
+    real = on.model_copy(update={"environment": Environment.PRODUCTION})
+    assert not [problem for problem in check_safety(real) if "SMTP" in problem]
+    for unsafe in ({"smtp_tls": MailTls.NONE}, {"smtp_sender": ""}):
+        assert [problem for problem in check_safety(real.model_copy(update=unsafe)) if "SMTP" in problem]
