@@ -245,7 +245,7 @@ async def _complete(
     children = said.children
     pupils = {child_id: finding.sure for child_id, finding in findings.items()}
     named = {each.urn for child in children for each in child.establishments if each.urn is not None}
-    named |= {found.urn for found in incident.found}
+    named |= {found.urn for found in incident.found if found.urn is not None}
     known = await establishments.find_establishments(connection, named)
     children = tuple(_place(child, pupils.get(child.child_id), incident.found, known) for child in children)
     suppress = said.suppress
@@ -304,7 +304,10 @@ def _place(
         child = msgspec.structs.replace(
             child, establishments=listed, home_educated=pupil.home_educated, authority=authority
         )
-    last = {each.urn: each.is_there for each in found if each.child_id == child.child_id}
+    own = [each for each in found if each.child_id == child.child_id]
+    if own and own[-1].home_educated_in is not None:
+        return msgspec.structs.replace(child, establishments=(), home_educated=True, authority=own[-1].home_educated_in)
+    last = {each.urn: each.is_there for each in own if each.urn is not None}
     if not last:
         return child
     there = [urn for urn, is_there in last.items() if is_there]

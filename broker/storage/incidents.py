@@ -55,9 +55,11 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What a person said of one child's establishments."""
 
     child_id: str
-    urn: SchoolUrn
     is_there: bool
     """False: the establishment said that the child is not its pupil."""
+    urn: SchoolUrn | None = None
+    home_educated_in: str | None = None
+    """The authority whose pupil at home the child is; then there is no establishment."""
 
 
 class StoredIncident(msgspec.Struct, frozen=True, kw_only=True):

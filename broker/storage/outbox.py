@@ -21,7 +21,12 @@ from schemas.delivery import ChannelName, DeliveryState
 _lanes, _deliveries, _replies = table(Lane), table(Delivery), table(Reply)
 NOTIFY_CHANNEL = "cpis_outbox"
 _WAITING = (DeliveryState.WAITING.value, DeliveryState.CLAIMED.value)
-_ENDED_IN_VAIN = (DeliveryState.FAILED.value, DeliveryState.GIVEN_UP.value)
+NOT_WANTED = "not_wanted"
+"""Why a delivery was given up that its recipient must not get any more."""
+_IN_VAIN = and_(
+    _deliveries.c.state.in_((DeliveryState.FAILED.value, DeliveryState.GIVEN_UP.value)),
+    or_(_deliveries.c.last_code.is_(None), _deliveries.c.last_code != NOT_WANTED),
+)
 
 
 class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,7 +238,7 @@ async def forget_deliveries(connection: AsyncConnection, delivery_ids: Sequence[
     await connection.execute(
         update(_deliveries)
         .where(_deliveries.c.id.in_(delivery_ids), _deliveries.c.state.in_(_WAITING))
-        .values(state=DeliveryState.GIVEN_UP.value, last_code="not_wanted", next_attempt_at=None, settled_at=now)
+        .values(state=DeliveryState.GIVEN_UP.value, last_code=NOT_WANTED, next_attempt_at=None, settled_at=now)
     )
 
 
@@ -257,7 +262,7 @@ async def list_unreached(connection: AsyncConnection, *, rows_max: int) -> list[
         select(*columns, func.count().label("deliveries"), oldest_at.label("oldest_at"))
         .where(
             or_(
-                _deliveries.c.state.in_(_ENDED_IN_VAIN),
+                _IN_VAIN,
                 and_(_deliveries.c.state.in_(_WAITING), _deliveries.c.attempts > 0),
             )
         )
@@ -283,7 +288,7 @@ async def resend_deliveries(connection: AsyncConnection, lane: str, now: datetim
     Returns how many wait again, and how many stay where they are because something newer about the same alert or
     visit was sent: an old word after a newer one would mislead.
     """
-    in_vain = (_deliveries.c.lane == lane, _deliveries.c.state.in_(_ENDED_IN_VAIN))
+    in_vain = (_deliveries.c.lane == lane, _IN_VAIN)
     ended = (await connection.execute(select(func.count()).where(*in_vain))).scalar_one()
     again = await connection.execute(
         update(_deliveries)

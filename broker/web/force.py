@@ -122,19 +122,26 @@ async def suppress_incident(request: Request, incident_id: str) -> Response:
 
 
 async def place_child(request: Request, task_id: str) -> Response:
-    """Say at which establishment the child is: it is told at once, by the clock that has been running."""
+    """Say at which establishment the child is: it is told at once, by the clock that has been running.
+
+    Or that it is the pupil taught at home whom an authority's list offered: then that authority's officer is told.
+    """
     pages, person = pages_of(request), signed_in_of(request).person
-    urn = parse_school_urn(field_of(await read_form(request), "urn"))
-    if urn is None:
+    form = await read_form(request)
+    urn, authority = parse_school_urn(field_of(form, "urn")), field_of(form, "home_educated_in")
+    if (urn is None) is (not authority):
         raise HTTPException(400)
     async with pages.database.writing() as connection:
         task = await load_task(connection, pages, person, task_id)
         incident = await load_incident(connection, pages, person, task, TaskKind.LOOK_UP)
         child_id = task.matter.child_id
         assert child_id is not None, "a look-up without a child"
-        found = Found(child_id=child_id, urn=urn, is_there=True)
+        at_home = {each.authority for each in task.matter.candidates if each.home_educated}
+        if authority and authority not in at_home:
+            raise HTTPException(400)
+        found = Found(child_id=child_id, urn=urn, is_there=True, home_educated_in=authority or None)
         await incidents.note_found(connection, pages.keyring, incident, [found])
-        await plan_anew(connection, pages, incident, [_act(person, "child.placed", task.id, urn)])
+        await plan_anew(connection, pages, incident, [_act(person, "child.placed", task.id, urn or authority)])
     return RedirectResponse(HOMES[person.role], status_code=303)
 
 

@@ -118,6 +118,35 @@ async def test_a_correction_has_to_be_read_again(served: Served) -> None:
         assert "Corrected" in (await deputy.get("/school")).text
 
 
+async def test_the_coordinator_chooses_among_the_pupils_a_child_may_be(served: Served) -> None:
+    encompass = served.encompass
+    pupils = """authority,pupil_id,family_name,given_name,birth_date,postcode,urns,home_educated
+706,P1,Sampel,Riley,2016-04-05,ZZ99 1AA,900002,
+706,P2,Sampel,Morgan,2014-04-05,ZZ99 1AA,,yes
+"""
+    assert not (await encompass.upload("pupils", pupils)).refused
+    children = [
+        child("k1", "Riley", postcode="ZZ99 1AA"),
+        child("k2", "Morgan", birth_date="2014-04-05", postcode="ZZ99 1AA"),
+    ]
+    await encompass.receive(half_term(incident_id="ZF1/2026/0002", children=children, excluded_recipients=[]))
+    tasks = {task.matter.child_id: task for task in await encompass.tasks() if task.kind is TaskKind.LOOK_UP}
+    async with served.signed_in(CORA) as coordinator:
+        page = (await coordinator.get("/force")).text
+        assert "It is Riley Sampel, at 900002" in page
+        assert "It is Morgan Sampel, taught at home: tell the officer of 706" in page
+        at_school, at_home = (f"/force/tasks/{tasks[each].id}/place" for each in ("k1", "k2"))
+        for refused in ({}, {"urn": "900002", "home_educated_in": "706"}, {"home_educated_in": "707"}):
+            assert (await coordinator.send_form(at_home, **refused)).status_code == 400
+        assert (await coordinator.send_form(at_school, urn="900002")).status_code == 303
+        assert (await coordinator.send_form(at_home, home_educated_in="706")).status_code == 303
+    [told] = [each for each in await encompass.notices_of() if each.telling.notice.children[0].given_name == "Riley"]
+    assert told.urn == "900002"
+    left = [task for task in await encompass.tasks() if task.incident_id == tasks["k2"].incident_id]
+    assert [(task.kind, task.owner) for task in left] == [(TaskKind.TELL_OFFICER, "authority:706")]
+    assert left[0].matter.child_id == "k2"
+
+
 async def test_not_our_pupil_goes_back_to_the_queue_and_the_coordinator_finds_the_school(served: Served) -> None:
     notice = (await served.encompass.notices())["900001"]
     async with served.signed_in(ALEX) as deputy:

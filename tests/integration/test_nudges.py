@@ -18,6 +18,7 @@ from broker.bootstrap.safety import check_safety
 from broker.dispatcher import Dispatcher, DispatchOptions
 from broker.proof import tell_incident
 from broker.settings import Environment
+from broker.storage import outbox
 from broker.storage.tables import Delivery, table
 from mock_nhs.mail_server import MailServer
 from schemas.delivery import ChannelName, DeliveryState, MailTls
@@ -131,10 +132,19 @@ async def test_whoever_is_excluded_later_or_left_the_directory_is_not_sent_what_
     ]
     await encompass.receive(half_term(excluded_recipients=excluded, version=2, change="correction"))
     assert await states(encompass) == {DeliveryState.GIVEN_UP: 1, DeliveryState.WAITING: 1}
+    world = encompass.world
+    async with world.database.writing() as connection:
+        for row in await outbox.list_unreached(connection, rows_max=10):
+            assert row.code != outbox.NOT_WANTED
+        lanes = (await connection.execute(select(table(Delivery).c.lane))).scalars()
+        assert [await outbox.resend_deliveries(connection, lane, world.clock.now()) for lane in set(lanes)] == [
+            (0, 0),
+            (0, 0),
+        ]
     unconfirmed = "urn,contact_id,role,name,mailbox,confirmed_date,trained_date\n"
     unconfirmed += "900002,B1,lead,Bo Turner,safeguarding@eastmere.example.org,,\n"
     assert not (await encompass.upload("safeguarding_contacts", unconfirmed)).refused
-    encompass.world.clock.advance(timedelta(hours=25))
+    world.clock.advance(timedelta(hours=25))
     async with dispatching(encompass, post):
         await until_they_are(encompass, {DeliveryState.GIVEN_UP: 2})
     assert post.kept == []
