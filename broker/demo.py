@@ -309,7 +309,7 @@ def _leave_open(stage: Stage, console: Console) -> None:
         console.print(f"  {meaning}: {login} / {password}")
     clinician = read_csv(stage.directory / "town" / "clinicians.csv")[0]
     for row in read_csv(stage.directory / "town" / "encompass-people.csv"):
-        if row["login"].startswith(("lead@900001", "coordinator")):
+        if row["login"].startswith(("lead@900001", "coordinator", "hub@")):
             console.print(f"  {row['role'].replace('_', ' ')}: {row['login']} / {row['password']}")
     console.print(f"  a clinician: {clinician['login']} / {clinician['password']}")
     console.print("Ctrl-C ends everything.")

@@ -312,11 +312,11 @@ def _acknowledge(evening: Evening) -> None:
     login, password = find_login(evening.directory, "duty_worker")
     evening.open_chapter("The duty desk", f"{login} signs in.")
     with httpx.Client(base_url=evening.url, follow_redirects=True, timeout=10) as browser:
-        token = _find(r'name="form_token" value="([^"]+)"', browser.get("/sign-in").text)
+        token = find_text(r'name="form_token" value="([^"]+)"', browser.get("/sign-in").text)
         browser.post("/sign-in", data={"login": login, "password": password, "form_token": token})
         paths = list(dict.fromkeys(re.findall(r'href="(/alerts/[0-9a-f]+)"', browser.get("/inbox").text)))
         for path in paths[:ACKNOWLEDGED]:
-            token = _find(r'name="form_token" value="([^"]+)"', browser.get(path).text)
+            token = find_text(r'name="form_token" value="([^"]+)"', browser.get(path).text)
             browser.post(f"{path}/acknowledge", data={"form_token": token}).raise_for_status()
     evening.tell(f"{len(paths[:ACKNOWLEDGED])} alerts acknowledged by a person: only that is the end of an alert.")
 
@@ -347,7 +347,7 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms"
 
 
-def _find(pattern: str, page: str) -> str:
+def find_text(pattern: str, page: str) -> str:
     found = re.search(pattern, page)
     if found is None:
         raise DemoFailed("a page did not look as expected")

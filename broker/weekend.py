@@ -12,19 +12,23 @@ import asyncio
 import subprocess
 import sys
 from collections import Counter
-from datetime import datetime, time, timedelta
+from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 from sqlalchemy import func, select
 
 from broker import bootstrap
+from broker.clock import SystemClock
+from broker.directory_upload import DirectoryUpload
 from broker.domain.visits import LONDON
 from broker.settings import Settings
 from broker.storage.tables import EncompassTask, HandledPosition, ItemState, NoticeRow, table
-from broker.story import DemoFailed, Evening
+from broker.story import DemoFailed, Evening, find_text, read_csv
 from broker.topics import INCIDENTS
-from schemas.encompass import NoticeState, TaskKind
+from schemas.encompass import LawfulGateway, NoticeState, TaskKind
 
 _BELL: Final = time(8, 35)
 """A quarter of an hour before the day begins at ten to nine."""
@@ -35,6 +39,12 @@ _LATER: Final = {
     "withdrawal": ("withdrawal", "withdrawals"),
     "again": ("message sent twice", "messages sent twice"),
 }
+_READS_IN_TIME: Final = "900003"
+_CONCERN: Final = "697950003"
+"""Suspected victim of domestic abuse (SNOMED CT)."""
+_SCHOOL_AGE_DAYS: Final = (6 * 366, 15 * 365)
+_FORM: Final = r'name="form_token" value="([^"]+)"'
+_RELEASE: Final = r'action="(/hub/tasks/[0-9a-f]+/release)"'
 _TASKS: Final = {
     TaskKind.LOOK_UP.value: "to find a child's school",
     TaskKind.TELL_OFFICER.value: "to see to a child without a school",
@@ -59,6 +69,7 @@ def play_weekend(evening: Evening) -> None:
     read = _read_in_time(evening)
     _ring_at_the_bell(evening)
     _read_late(evening, read)
+    _tell_hub(evening)
 
 
 def _tell_police(evening: Evening) -> int:
@@ -120,6 +131,88 @@ def _read_late(evening: Evening, read: int) -> None:
     )
     left = _ask(evening.settings, _count_tasks).get(TaskKind.RING_SCHOOL.value, 0)
     evening.tell(f"{left} calls are left: only a person who acknowledges, or one who rang, ends them.")
+
+
+def _tell_hub(evening: Evening) -> None:
+    """A department's code makes an item that is held: a named person of the hub sees it, and lets the school know."""
+    child = _find_unlisted(evening)
+    school = next(row for row in read_csv(evening.directory / "town" / "schools.csv") if row["urn"] == _READS_IN_TIME)
+    name = f"{child['given_name']} {child['family_name']}"
+    evening.open_chapter(
+        "Monday: the authority's hub",
+        f"{name} attends, and the department writes that there is domestic abuse at home. No school is told of it "
+        "unless a named person of the authority lets it go.",
+    )
+    columns = ("family_name", "given_name", "birth_date")
+    values = ",".join(child[column] for column in columns)
+    pupil = f"authority,pupil_id,{','.join(columns)},urns\n{school['authority']},P1,{values},{school['urn']}\n"
+    asyncio.run(_load_pupil(evening.settings, pupil.encode()))
+    before = _ask(evening.settings, _count_notices)
+    evening.wish("register", nhs_number=child["nhs_number"], concern=_CONCERN)
+    held = _ask_until(evening, "the item for the hub", NoticeState.HELD, before)
+    if held[NoticeState.SENT.value] != before[NoticeState.SENT.value]:
+        raise DemoFailed("a school was told of an attendance that nobody had released")
+    evening.tell(f"Held for the hub of authority {school['authority']}; {school['name']} is told nothing.")
+    _release(evening, f"hub@{school['authority']}.example.org")
+    _ask_until(evening, "the notice that was released", NoticeState.SENT, before)
+    evening.tell(
+        "Released by a person, with a reason and what in law allows it. The school learns the child's name only."
+    )
+    _read(evening, "on_time")
+
+
+def _ask_until(evening: Evening, what: str, state: NoticeState, before: Counter[str]) -> Counter[str]:
+    """The notices by state, once there is one more in this state than before."""
+
+    def find() -> Counter[str] | None:
+        counted: Counter[str] = _ask(evening.settings, _count_notices)
+        return counted if counted[state.value] > before[state.value] else None
+
+    counted: Counter[str] = evening.wait_for(what, find)
+    return counted
+
+
+def _find_unlisted(evening: Evening) -> Mapping[str, str]:
+    """A child of school age who is on no list."""
+    listed, today = {row["nhs_number"] for row in evening.listings}, SystemClock().now().date()
+    return next(
+        row
+        for number, row in reversed(evening.people.items())
+        if number not in listed
+        and not row["resembles"]
+        and _SCHOOL_AGE_DAYS[0] < (today - date.fromisoformat(row["birth_date"])).days < _SCHOOL_AGE_DAYS[1]
+    )
+
+
+async def _load_pupil(settings: Settings, file: bytes) -> None:
+    database = bootstrap.open_database(settings)
+    try:
+        keyring = bootstrap.load_keyring(settings)
+        upload = DirectoryUpload(database, keyring, SystemClock(), demo_passwords=True, actor="demo", dry_run=False)
+        if (await upload.load_pupils(file)).refused:
+            raise DemoFailed("the list of pupils was refused")
+    finally:
+        await database.close()
+
+
+def _release(evening: Evening, login: str) -> None:
+    """The hub's officer signs in as anybody would, and lets the first one go."""
+    with httpx.Client(base_url=evening.url, follow_redirects=True, timeout=10) as browser:
+        token = find_text(_FORM, browser.get("/sign-in").text)
+        [password] = {row["password"] for row in _people(evening) if row["login"] == login}
+        browser.post("/sign-in", data={"login": login, "password": password, "form_token": token})
+        page = browser.get("/hub").text
+        path, token = find_text(_RELEASE, page), find_text(_FORM, page)
+        answer = {
+            "form_token": token,
+            "gateway": LawfulGateway.SAFEGUARDING_DUTY.value,
+            "reason": "To watch over them.",
+        }
+        browser.post(path, data=answer).raise_for_status()
+
+
+def _people(evening: Evening) -> list[dict[str, str]]:
+    return read_csv(evening.directory / "town" / "encompass-people.csv")
 
 
 def _read(evening: Evening, habit: str) -> int:

@@ -89,6 +89,8 @@ class Visit:
     by_fhir: bool = False
     mother_nhs_number: str = ""
     """Written in PID-21; empty when the department does not say."""
+    concern: str = ""
+    """A safeguarding code (SNOMED CT) that the department wrote; only in HL7 v2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,7 @@ class Department:
         complaint: str = "",
         by_fhir: bool | None = None,
         mother: str = "",
+        concern: str = "",
         readable: bool = True,
     ) -> AdtMessage:
         """Open a visit: A04 in the emergency department, A01 straight to a ward.
@@ -213,6 +216,7 @@ class Department:
             complaint=complaint or self._draws.choice(_COMPLAINTS),
             by_fhir=(self._fhir_draws.random() < self._fhir) if by_fhir is None else by_fhir,
             mother_nhs_number=mother,
+            concern=concern,
         )
         if readable:
             self.open[number] = visit
@@ -303,6 +307,7 @@ class Department:
             *([write_segment("MRG", {1: f"X{visit.local_patient_id}^^^{self._site}^MR"})] if event == "A40" else []),
             _write_pv1(self._site, visit, event),
             write_segment("PV2", {3: f"^{escape(visit.complaint)}", 38: visit.arrival_mode}),
+            *([_write_concern(visit.concern)] if visit.concern else []),
         ]
         return write_message(segments)
 
@@ -333,6 +338,10 @@ class Department:
 def write_time(instant: datetime) -> str:
     """An HL7 time stamp as English hospitals write it: local time without an offset."""
     return instant.astimezone(LONDON).strftime("%Y%m%d%H%M%S")
+
+
+def _write_concern(code: str) -> str:
+    return write_segment("OBX", {1: "1", 2: "CE", 3: "SAFE^Safeguarding", 5: f"{code}^^SCT", 11: "F"})
 
 
 def _write_pid(site: str, visit: Visit) -> str:

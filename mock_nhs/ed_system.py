@@ -172,8 +172,9 @@ class EdSystem:
 async def obey(system: EdSystem, department: Department, people: Sequence[Person]) -> None:
     """Do what the lines of standard input say, one JSON document each, until it ends; print what visit it was.
 
-    ``{"do": "register", "nhs_number": ..., "identity": ..., "by_fhir": ...}``, ``{"do": "newborn", "mother": ...}``,
-    ``{"do": "unreadable"}``, ``{"do": "update", "visit": ..., "event": ..., "times": ...}`` and
+    ``{"do": "register", "nhs_number": ..., "identity": ..., "by_fhir": ..., "concern": ...}``,
+    ``{"do": "newborn", "mother": ...}``, ``{"do": "unreadable"}``,
+    ``{"do": "update", "visit": ..., "event": ..., "times": ...}`` and
     ``{"do": "day", "messages": ..., "per_second": ...}``.
     """
     reader = asyncio.StreamReader()
@@ -193,7 +194,10 @@ def _write_wished(department: Department, known: Mapping[str, Person], wish: dic
     if wish["do"] == "register":
         return [
             department.register(
-                known[wish["nhs_number"]], Identity(wish.get("identity", "traced")), by_fhir=wish.get("by_fhir", False)
+                known[wish["nhs_number"]],
+                Identity(wish.get("identity", "traced")),
+                by_fhir=wish.get("by_fhir", False),
+                concern=wish.get("concern", ""),
             )
         ]
     if wish["do"] == "newborn":

@@ -137,6 +137,10 @@ def write_schools(leads: Sequence[Lead], directory: Path, bell_at: datetime) -> 
                 )
                 for lead in leads
             ),
+            *(
+                (f"hub@{code}.example.org", "Hal Hubber", "encompass_hub", code, "", _PASSWORD)
+                for code in sorted({lead.school.authority for lead in leads})
+            ),
             ("coordinator@zf1.example.org", "Cora Coordinator", "encompass_coordinator", FORCE, "", _PASSWORD),
         ],
     )
