@@ -348,6 +348,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def find_text(pattern: str, page: str) -> str:
+    """What the pattern's group finds first on a page. Raises DemoFailed."""
     found = re.search(pattern, page)
     if found is None:
         raise DemoFailed("a page did not look as expected")
