@@ -38,7 +38,7 @@ from broker.domain.replies import (
 from broker.domain.visibility import Windows
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
-from broker.storage import accesses, alerts, outbox, replies, reviews, visits
+from broker.storage import accesses, alerts, outbox, replies, restrictions, reviews, visits
 from broker.storage.accesses import AccessKind, Author, NewAccess
 from broker.storage.alerts import LOOK_UP_ROLE, NewAlert, NewNotice, Withdrawal, alert_role, derive_alert_id
 from broker.storage.audit import Act
@@ -187,6 +187,9 @@ async def save_announcements(
     connection: AsyncConnection, keyring: Keyring, told: Sequence[Announcement], now: datetime
 ) -> None:
     """Write alerts, reviews, replies and deliveries; the acts are the caller's to audit, last."""
+    grounds = {entry_id for each in told for alert in each.alerts for entry_id, _ in alert.entries}
+    grounds |= {review.entry_id for each in told for review in each.reviews}
+    restricted = await restrictions.hold_entries(connection, grounds)
     await alerts.save_alerts(connection, keyring, [alert for each in told for alert in each.alerts])
     await alerts.save_notices(connection, [notice for each in told for notice in each.notices])
     await alerts.withdraw_each(connection, [one for each in told for one in each.withdrawn], now)
@@ -200,6 +203,7 @@ async def save_announcements(
     await visits.note_replies(connection, [pair for each in told for pair in each.replied])
     await accesses.save_accesses(connection, keyring, [access for each in told for access in each.accesses])
     await outbox.add_deliveries(connection, keyring, [sent for each in told for sent in each.deliveries], now)
+    await restrictions.withhold_of(connection, keyring, restricted)
 
 
 def replace_alert(occasion: Occasion, told: Announcement, alert: NewAlert) -> None:

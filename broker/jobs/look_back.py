@@ -23,7 +23,7 @@ from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.patterns import name_patterns
-from broker.storage import accesses, alerts, audit, child_lists, directory, jobs, reviews, visits
+from broker.storage import accesses, alerts, audit, child_lists, directory, jobs, restrictions, reviews, visits
 from broker.storage.alerts import Ground, alert_role, derive_alert_id
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import Database
@@ -86,7 +86,9 @@ async def _match_entry(
             decision = _decide(occasion, thread, candidates, occasion.now)
             grounds += _find_grounds(occasion, thread, decision)
             told.append(announce(occasion, thread, thread.facts(), decision, late=True))
+    restricted = await restrictions.hold_entries(connection, {ground.entry_id for ground in grounds})
     await alerts.add_grounds(connection, grounds)
+    await restrictions.withhold_of(connection, keyring, restricted)
     return told
 
 

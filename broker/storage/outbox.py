@@ -225,10 +225,10 @@ async def release_lane(connection: AsyncConnection, lane: LeasedLane, *, not_bef
     )
 
 
-async def list_waiting(connection: AsyncConnection, keyring: Keyring, alert_ids: Sequence[str]) -> list[DueDelivery]:
-    """What has not been sent yet of these alerts; also what is being tried."""
+async def list_unsent(connection: AsyncConnection, keyring: Keyring, alert_ids: Sequence[str]) -> list[DueDelivery]:
+    """What was not sent of these alerts: what waits, is being tried, or was refused and may be sent again."""
     statement = select(_deliveries).where(
-        is_among(connection, _deliveries.c.alert_id, alert_ids), _deliveries.c.state.in_(_WAITING)
+        is_among(connection, _deliveries.c.alert_id, alert_ids), _deliveries.c.state != DeliveryState.SENT.value
     )
     return [_open(keyring, row) for row in await connection.execute(statement)]
 
@@ -286,16 +286,21 @@ async def resend_deliveries(connection: AsyncConnection, lane: str, now: datetim
     """Let a lane's refused and given up deliveries be tried anew, under the ids they had.
 
     Returns how many wait again, and how many stay where they are because something newer about the same alert or
-    visit was sent: an old word after a newer one would mislead.
+    visit was sent, or is being sent: an old word after a newer one would mislead. What waits that is newer comes after.
     """
     in_vain = (_deliveries.c.lane == lane, _IN_VAIN)
     ended = (await connection.execute(select(func.count()).where(*in_vain))).scalar_one()
     again = await connection.execute(
         update(_deliveries)
-        .where(*in_vain, ~_is_overtaken())
+        .where(*in_vain, ~_is_overtaken(now))
         .values(state=DeliveryState.WAITING.value, next_attempt_at=now, settled_at=None)
     )
     if again.rowcount:
+        # Those that became due before stand at one instant with what waits again: then the older goes first.
+        was_due = (_deliveries.c.lane == lane, _deliveries.c.state.in_(_WAITING))
+        await connection.execute(
+            update(_deliveries).where(*was_due, _deliveries.c.next_attempt_at < now).values(next_attempt_at=now)
+        )
         due_at = _earlier(_lanes.c.next_due_at, now)
         await connection.execute(update(_lanes).where(_lanes.c.id == lane).values(next_due_at=due_at))
         if connection.dialect.name == "postgresql":
@@ -303,19 +308,23 @@ async def resend_deliveries(connection: AsyncConnection, lane: str, now: datetim
     return again.rowcount, ended - again.rowcount
 
 
-def _is_overtaken() -> ColumnElement[bool]:
-    """Something newer about the same alert, or about the same visit, has reached the same recipient."""
+def _is_overtaken(now: datetime) -> ColumnElement[bool]:
+    """Something newer about the same alert, or about the same visit, has reached the same recipient, or is about to."""
     newer, newer_reply, reply = _deliveries.alias(), _replies.alias(), _replies.alias()
     same_visit = (
         select(newer_reply.c.id)
         .join(reply, reply.c.visit_id == newer_reply.c.visit_id)
         .where(reply.c.id == _deliveries.c.reply_id, newer_reply.c.id == newer.c.reply_id)
     )
+    in_hand = select(_lanes.c.id).where(
+        _lanes.c.id == newer.c.lane, _lanes.c.leased_by.is_not(None), _lanes.c.leased_until > now
+    )
+    is_being_sent = and_(newer.c.state == DeliveryState.CLAIMED.value, in_hand.correlate(newer).exists())
     return (
         select(newer.c.id)
         .where(
             newer.c.lane == _deliveries.c.lane,
-            newer.c.state == DeliveryState.SENT.value,
+            or_(newer.c.state == DeliveryState.SENT.value, is_being_sent),
             newer.c.created_at > _deliveries.c.created_at,
             or_(newer.c.alert_id == _deliveries.c.alert_id, same_visit.correlate(_deliveries, newer).exists()),
         )

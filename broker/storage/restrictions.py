@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 from sqlalchemy import select, update
@@ -24,7 +24,8 @@ async def note_restriction(
     """Note it for every entry of the entry's number.
 
     What was told of a person before they were known to be restricted is withheld from now on, also where it waits to
-    be sent. What was raised while they were restricted stays so when they are it no longer.
+    be sent, or was refused and may be sent again. What was raised while they were restricted stays so when they are it
+    no longer.
     """
     number = select(_entries.c.nhs_index).where(_entries.c.id == entry_id).scalar_subquery()
     differs = (_entries.c.nhs_index == number, _entries.c.is_restricted.is_not(is_restricted))
@@ -32,12 +33,35 @@ async def note_restriction(
     entry_ids = list((await connection.execute(changed)).scalars())
     if not entry_ids or not is_restricted:
         return
+    await withhold_of(connection, keyring, entry_ids)
+
+
+async def hold_entries(connection: AsyncConnection, entry_ids: Collection[str]) -> list[str]:
+    """Keep others from noting a restriction of these entries until the transaction ends; returns the restricted ones.
+
+    Between reading an entry and raising an alert of it a restriction may be noted, which has not seen that alert.
+    Asked for before anything that a restriction changes is locked, so that the two cannot wait for each other.
+    """
+    if not entry_ids:
+        return []
+    statement = select(_entries.c.id, _entries.c.is_restricted).where(
+        is_among(connection, _entries.c.id, sorted(entry_ids))
+    )
+    held = await connection.execute(statement.order_by(_entries.c.id).with_for_update(read=True))
+    return [row.id for row in held if row.is_restricted]
+
+
+async def withhold_of(connection: AsyncConnection, keyring: Keyring, entry_ids: Sequence[str]) -> None:
+    """Withhold the place in the alerts and doubts that rest on these entries and say it still."""
+    if not entry_ids:
+        return
     resting = select(_grounds.c.alert_id).where(is_among(connection, _grounds.c.entry_id, entry_ids))
-    withheld = update(_alerts).where(_alerts.c.id.in_(resting)).values(is_restricted=True).returning(_alerts.c.id)
+    telling = (_alerts.c.id.in_(resting), _alerts.c.is_restricted.is_(False))
+    withheld = update(_alerts).where(*telling).values(is_restricted=True).returning(_alerts.c.id)
     alert_ids = sorted((await connection.execute(withheld)).scalars())
-    of_them = is_among(connection, _reviews.c.entry_id, entry_ids)
-    await connection.execute(update(_reviews).where(of_them).values(is_restricted=True))
-    await _withhold_waiting(connection, keyring, alert_ids)
+    of_them = (is_among(connection, _reviews.c.entry_id, entry_ids), _reviews.c.is_restricted.is_(False))
+    await connection.execute(update(_reviews).where(*of_them).values(is_restricted=True))
+    await _withhold_unsent(connection, keyring, alert_ids)
 
 
 async def is_number_restricted(connection: AsyncConnection, nhs_index: bytes) -> bool:
@@ -46,9 +70,11 @@ async def is_number_restricted(connection: AsyncConnection, nhs_index: bytes) ->
     return (await connection.execute(statement)).first() is not None
 
 
-async def _withhold_waiting(connection: AsyncConnection, keyring: Keyring, alert_ids: Sequence[str]) -> None:
-    """What waits to be sent of these alerts says no place any more. What is being sent this moment is gone."""
-    for waiting in await outbox.list_waiting(connection, keyring, alert_ids):
+async def _withhold_unsent(connection: AsyncConnection, keyring: Keyring, alert_ids: Sequence[str]) -> None:
+    """What was not sent of these alerts says no place any more. What is being sent this moment is gone."""
+    if not alert_ids:
+        return
+    for waiting in await outbox.list_unsent(connection, keyring, alert_ids):
         said = msgspec.json.decode(waiting.content)
         if "attendance" not in said:
             continue

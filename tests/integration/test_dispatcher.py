@@ -479,6 +479,32 @@ async def test_an_old_word_is_not_sent_after_a_newer_one_about_the_same(world: W
     assert post.keys()[len(about) :] == ["other"]
 
 
+async def test_what_is_sent_again_goes_before_a_newer_word_that_waits_and_not_beside_one_in_hand(
+    world: World, post: PostBox
+) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    [alert] = await world.alerts()
+    async with world.database.writing() as connection:
+        await connection.execute(_deliveries.delete())
+    await add(world, "raised", alert_id=alert.alert.alert_id, age_s=60)
+    post.ends[NORTHFOLD] = iter([REFUSED])
+    async with dispatching(world, post):
+        await until_settled(world)
+    await add(world, "withdrawn", alert_id=alert.alert.alert_id, age_s=30)
+    async with world.database.writing() as connection:
+        now = world.clock.now()
+        [lane] = await outbox.lease_lanes(connection, by="another", lanes_max=9, lease=LEASE, now=now)
+        assert len(await outbox.claim_due(connection, world.keyring, lane, deliveries_max=9, now=now)) == 1
+        assert await outbox.resend_deliveries(connection, "topic:authority:706", now) == (0, 1)
+    world.clock.advance(2 * LEASE)  # it died: what it had in hand is tried again
+    async with world.database.writing() as connection:
+        assert await outbox.resend_deliveries(connection, "topic:authority:706", world.clock.now()) == (1, 0)
+    async with dispatching(world, post):
+        await until_settled(world)
+    assert post.keys() == ["raised", "raised", "withdrawn"]
+
+
 async def test_one_slow_recipient_does_not_hold_up_the_others(world: World, post: PostBox) -> None:
     for owner in (NORTHFOLD, EASTMERE, FENWICK, OTTERY):
         await add(world, f"{owner}-1", f"{owner}-2", owner=owner)

@@ -3,6 +3,7 @@ everything that leaves, is shown, is listed or is logged."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import date, datetime, timedelta
@@ -12,14 +13,14 @@ import httpx
 import pytest
 from msgspec.structs import replace
 from prometheus_client import generate_latest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from structlog.testing import capture_logs
 
 from broker.consumers.attendance import AttendanceConsumer
 from broker.directory_upload import DirectoryUpload
 from broker.storage import outbox, traces
 from broker.storage.child_lists import derive_entry_id
-from broker.storage.tables import Alert, AuditRow, Delivery, table
+from broker.storage.tables import Alert, AuditRow, Delivery, ListEntry, table
 from broker.web.auth import ACCESS, ANONYMOUS
 from schemas.alert import AlertKind
 from schemas.trace import Mismatch, Restricted, TraceField
@@ -27,7 +28,7 @@ from tests.factories import make_entry
 from tests.integration.test_fhir_api import open_api, words_of
 from tests.integration.test_web_access import visit_route
 from tests.pages import ASH, BO, COR, DEE, KIT, LIZ, NIA, NORTHFOLD, OLU, PAT, SAM, Pages, open_pages
-from tests.world import CASEY, SITES, World, hl7
+from tests.world import CASEY, SITES, World, hl7, open_world
 
 MARKS = ("Zanzibar", "ZANZ", "RZ9", "960399", "01:23", "0123")
 PLACE = "Zanzibar Cliffs Infirmary"
@@ -35,6 +36,8 @@ OF_EASTMERE = "E5,9990000018,Tester,Casey,2015-03-02,ZZ99 1AA,looked_after_child
 CAME_AT = datetime(2026, 2, 14, 1, 23)  # noqa: DTZ001 - HL7 v2 writes local time
 OPEN = Mismatch(differs=(TraceField.FAMILY,))
 TWIN = "L9,9990000034,Twin,Sam,2016-01-01,ZZ99 1AA,child_protection_plan,2025-01-01,,W1,North"
+
+_deliveries, _entries = table(Delivery), table(ListEntry)
 
 
 @pytest.fixture
@@ -206,6 +209,10 @@ async def test_what_waits_to_be_sent_and_what_was_told_is_withheld_once_the_reco
     await note(world, OPEN)
     await world.receive(at_the_place())
     assert find_marks(await everything_sent(world)) != [], "the marks must be there for this to mean much"
+    async with world.database.writing() as connection:
+        # One webhook was refused: a person may have it sent again, long after.
+        of_northfold = _deliveries.c.lane == "webhook:authority:706"
+        await connection.execute(_deliveries.update().where(of_northfold).values(state="failed"))
     async with served.signed_in(DEE) as duty:
         assert PLACE in (await duty.get("/inbox")).text
         await note(world, Restricted())
@@ -214,6 +221,52 @@ async def test_what_waits_to_be_sent_and_what_was_told_is_withheld_once_the_reco
         await note(world, OPEN)
         await world.receive(at_the_place(visit="ZANZ5", patient="K5"))
         assert (await duty.get("/inbox")).text.count(PLACE) == 1, "what was withheld stays so"
+
+
+async def test_a_restriction_that_is_noted_while_an_alert_is_being_raised_withholds_its_place(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """The consumer has read the entry as any other when the service's finding comes, and the finding sees no alert."""
+    async with open_world(postgres_url, tmp_path, topics_enabled=True) as world:
+        await world.list_children(CASEY)
+        entry_id = derive_entry_id(world.keyring, "706", make_entry())
+        now = world.clock.now()
+        async with world.database.writing() as finding:
+            await traces.settle_trace(finding, world.keyring, entry_id, Restricted(), next_at=now, now=now)
+            arrived = asyncio.create_task(world.receive(hl7()))
+            async with asyncio.timeout(30):
+                # Each question to the server gives way to the consumer.
+                while not arrived.done() and not await is_waiting_for_lock(world):
+                    pass
+        await arrived
+        [alert] = await world.alerts()
+        assert alert.is_restricted and alert.alert.attendance.is_withheld
+        sent = list((await everything_sent(world)).values())
+        assert sent and not any("960301" in each for each in sent)
+
+
+async def is_waiting_for_lock(world: World) -> bool:
+    async with world.database.reading() as connection:
+        waiting = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return bool((await connection.execute(waiting)).scalar_one())
+
+
+async def test_an_alert_that_comes_to_rest_on_a_restricted_entry_withholds_its_place(served: Pages) -> None:
+    """A second plan of the person, listed and traced before look-back comes to it."""
+    world = served.world
+    await world.receive(at_the_place())
+    await world.list_children("L5,9990000018,Tester,Casey,2015-03-02,ZZ99 1AA,child_protection_plan,2025-01-01,,W2,N")
+    entry_id = derive_entry_id(world.keyring, "706", make_entry(local_id="L5"))
+    async with world.database.writing() as connection:
+        of_it = _entries.c.id == entry_id
+        await connection.execute(_entries.update().where(of_it).values(is_restricted=True))
+    await world.run_jobs()
+    [alert] = await world.alerts()
+    assert alert.is_restricted and alert.alert.attendance.is_withheld
+    sent = {name: said for name, said in (await everything_sent(world)).items() if "authority:706" in name}
+    assert sent and find_marks(sent) == []
 
 
 async def test_another_department_is_shown_an_ordinary_answer_without_the_place(served: Pages) -> None:
