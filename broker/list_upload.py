@@ -33,11 +33,12 @@ from broker.spool import SealedSpool
 from broker.storage import audit, child_lists, held_uploads, jobs, landings, list_differences
 from broker.storage.audit import Act
 from broker.storage.child_lists import SealedEntry, Upload, seal_entry
-from broker.storage.database import Database
+from broker.storage.database import Database, is_database_outage
 from broker.storage.held_uploads import NewHold, StoredHold
 from broker.storage.jobs import LOOK_BACK, derive_job_id
 from broker.storage.landings import Landing
 from broker.storage.list_differences import Difference, DifferenceDecision
+from broker.telemetry import LogEvent, log
 from schemas.identifiers import authority_owner
 from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport, UploadState
 
@@ -150,10 +151,21 @@ async def confirm_upload(
 
 
 async def resume_landings(database: Database, keyring: Keyring, clock: Clock, options: UploadOptions) -> int:
-    """Land the rest of the files that nobody goes on with; returns how many there were."""
+    """Land the rest of the files that nobody goes on with; returns how many there were.
+
+    One that cannot be landed keeps no other list waiting: it is said, and tried again when its lease has run out.
+    """
     async with database.reading() as connection:
         stranded = await landings.list_stranded(connection, clock.now())
-    return sum([await _resume(database, keyring, clock, landing, options) for landing in stranded])
+    resumed = 0
+    for landing in stranded:
+        try:
+            resumed += await _resume(database, keyring, clock, landing, options)
+        except Exception as error:
+            if is_database_outage(error):
+                raise
+            log(LogEvent.JOB_FAILED, kind="landings", error=type(error).__name__)
+    return resumed
 
 
 async def _resume(database: Database, keyring: Keyring, clock: Clock, landing: Landing, options: UploadOptions) -> bool:

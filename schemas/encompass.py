@@ -461,6 +461,8 @@ class Referral(msgspec.Struct, frozen=True, kw_only=True):
     attended_at: datetime
     codes: tuple[str, ...]
     """SNOMED CT, as the department wrote them: strings, never numbers."""
+    record: str = ""
+    """The blind index of the child's NHS number, in hex: where a restricted child is stands on one page alone."""
 
 
 # Local policy

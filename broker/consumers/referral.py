@@ -24,6 +24,7 @@ from broker.notices import NoticeRules, replan, weigh_pupils
 from broker.ports import Clock
 from broker.storage import audit, handled, incidents, quarantine
 from broker.storage.audit import Act
+from broker.storage.child_lists import index_nhs_number
 from broker.storage.database import Database
 from broker.storage.directory import ensure_owners, find_authority, find_site
 from broker.storage.incidents import StoredIncident
@@ -131,6 +132,7 @@ class ReferralConsumer:
             sender_name=site.name if site is not None else found.message.sender,
             attended_at=found.attended_at,
             codes=found.codes,
+            record=index_nhs_number(self._keyring, found.said.nhs_number).hex() if found.said.nhs_number else "",
         )
         if not await incidents.add_referral(connection, self._keyring, incident, referral):
             return []

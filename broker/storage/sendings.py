@@ -131,8 +131,13 @@ async def list_first_heard(connection: AsyncConnection, incident_ids: Collection
 async def list_reported(
     connection: AsyncConnection, keyring: Keyring, since: datetime, until: datetime, *, force: str, authority: str
 ) -> list[StoredIncident]:
-    """The incidents a force reported in a time; of an authority: those that concern its establishments."""
-    statement = select(_incidents).where(_incidents.c.reported_at >= since, _incidents.c.reported_at < until)
+    """The incidents a force reported in a time; of an authority: those that concern its establishments.
+
+    Attendances that wait for a hub, or were decided there, are none: nobody else is to know that there were any.
+    """
+    statement = select(_incidents).where(
+        _incidents.c.reported_at >= since, _incidents.c.reported_at < until, _incidents.c.referral_sealed.is_(None)
+    )
     if force:
         statement = statement.where(_incidents.c.force == force)
     if authority:

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 
 from broker.domain.visits import LONDON
 from broker.list_history import AsAt, AsAtQuestion, tell_as_at
-from broker.storage import audit, missed, visits
+from broker.storage import audit, child_lists, missed, visits
 from broker.storage.missed import Missed
 from broker.storage.tables import ItemState
 from broker.web.auth import field_of, read_form, signed_in_of
@@ -34,6 +34,8 @@ class MissedRow(msgspec.Struct, frozen=True, kw_only=True):
     stored: Missed
     names: str
     is_open: bool
+    is_withheld: bool
+    """The person's national record is restricted: when they came is told where the place is."""
 
 
 async def show_as_at_form(request: Request) -> Response:
@@ -61,10 +63,13 @@ async def show_missed(request: Request) -> Response:
     pages, person = pages_of(request), signed_in_of(request).person
     async with pages.database.writing() as connection:
         found = await missed.list_missed(connection, owner=person.owner, rows_max=pages.limits.rows_max)
+        entries = await child_lists.load_entries(connection, pages.keyring, {each.entry_id for each in found})
+        restricted = {each.entry_id for each in entries if each.is_restricted}
         rows = []
         for each in found:
             said = await visits.load_messages(connection, pages.keyring, each.visit_id)
-            rows.append(MissedRow(stored=each, names=_name(said), is_open=each.state is ItemState.OPEN))
+            is_open, is_withheld = each.state is ItemState.OPEN, each.entry_id in restricted
+            rows.append(MissedRow(stored=each, names=_name(said), is_open=is_open, is_withheld=is_withheld))
         acts = [act_of(person, "missed.listed", each.id) for each in found]
         await audit.record_acts(connection, acts, pages.clock.now())
     return pages.render(request, "missed.html", rows=rows, is_duty_desk=person.role is Role.DUTY_WORKER)

@@ -6,20 +6,22 @@ attendance itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 from fastapi import Request
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from broker.storage import audit, incidents
 from broker.storage.audit import Act
+from broker.storage.child_lists import find_by_nhs_number
 from broker.storage.incidents import HUB_KINDS, StoredIncident, StoredNotice
 from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.force import TaskRow, UnreadRow, load_incident, load_task, plan_anew
-from broker.web.pages import pages_of
+from broker.web.pages import Pages, pages_of
 from schemas.directory import Person
 from schemas.encompass import (
     DOMESTIC_ABUSE_CODES,
@@ -48,6 +50,8 @@ class HeldRow(msgspec.Struct, frozen=True, kw_only=True):
     incident: StoredIncident
     schools: tuple[str, ...]
     """Who would be told."""
+    is_withheld: bool
+    """The child's national record is restricted: where and when the child came stands on the place's own page."""
 
     @property
     def child(self) -> IncidentChild:
@@ -69,6 +73,7 @@ async def show_hub(request: Request) -> Response:
     async with pages.database.writing() as connection:
         tasks = await incidents.list_tasks(connection, pages.keyring, person.owner, kinds=HUB_KINDS, rows_max=rows_max)
         known = await incidents.find_incidents(connection, pages.keyring, {task.incident_id for task in tasks})
+        restricted = await _find_restricted(connection, pages, known.values())
         notices = await incidents.list_force_notices(connection, pages.keyring, person.owner, rows_max=rows_max)
         acts = [_act(person, "referral.read", task.incident_id) for task in tasks if task.kind is TaskKind.RELEASE]
         await audit.record_acts(connection, [_act(person, "hub.listed", person.owner), *acts], now)
@@ -77,7 +82,12 @@ async def show_hub(request: Request) -> Response:
         request,
         "hub.html",
         held=[
-            HeldRow(task=row, incident=known[row.stored.incident_id], schools=_schools(notices, row.stored.incident_id))
+            HeldRow(
+                task=row,
+                incident=known[row.stored.incident_id],
+                schools=_schools(notices, row.stored.incident_id),
+                is_withheld=row.stored.incident_id in restricted,
+            )
             for row in rows
             if row.is_release
         ],
@@ -111,6 +121,14 @@ async def release_referral(request: Request, task_id: str) -> Response:
         )
         await plan_anew(connection, pages, incident, [_act(person, "referral.released", incident.id, gateway)])
     return RedirectResponse("/hub", status_code=303)
+
+
+async def _find_restricted(connection: AsyncConnection, pages: Pages, held: Iterable[StoredIncident]) -> frozenset[str]:
+    """Which of these attendances are of children whose national record is restricted."""
+    records = {each.id: bytes.fromhex(each.referral.record) for each in held if each.referral is not None}
+    listed = await find_by_nhs_number(connection, pages.keyring, {index for index in records.values() if index})
+    restricted = {index for index, entries in listed.items() if any(each.is_restricted for each in entries)}
+    return frozenset(incident_id for incident_id, index in records.items() if index in restricted)
 
 
 def _schools(notices: list[StoredNotice], incident_id: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from broker.domain.visits import london_day
 from broker.jobs.runner import JobOptions, JobRunner
@@ -250,13 +251,15 @@ class Killed(Exception):
     """Stands for a process that dies."""
 
 
-async def land(world: World, rows: Sequence[str], on_progress: Progress, **how: Any) -> UploadReport:
+async def land(
+    world: World, rows: Sequence[str], on_progress: Progress, *, authority: str = "706", **how: Any
+) -> UploadReport:
     file = "\n".join((CHILDREN_COLUMNS, *rows)).encode()
     return await upload_children(
         world.database,
         world.keyring,
         world.clock,
-        authority="706",
+        authority=authority,
         file=file,
         uploaded_by=OFFICER,
         options=SLICED,
@@ -311,6 +314,23 @@ async def test_a_list_that_lands_in_slices_keeps_nobody_waiting_and_half_of_it_m
         uploads = (await connection.execute(select(table(ListUpload).c.rows_loaded))).scalars().all()
         assert sorted(uploads) == [2, 7]
         assert await audit.verify_chain(connection, OWNER) is None
+
+
+async def test_a_file_that_cannot_be_landed_keeps_no_other_list_waiting(world: World) -> None:
+    for authority in ("706", "707"):
+        with pytest.raises(Killed):
+            await land(world, [row(n) for n in range(1, 8)], dies_after(2), authority=authority)
+    world.clock.advance(SLICED.landing_lease)
+    async with world.database.writing() as connection:
+        torn, whole = await landings.list_stranded(connection, world.clock.now())
+        of_it = table(ListLandingPart).c.upload_id == torn.upload_id
+        await connection.execute(table(ListLandingPart).update().where(of_it).values(sealed=b"torn"))
+    with capture_logs() as logged:
+        assert await resume_landings(world.database, world.keyring, world.clock, SLICED) == 1
+    assert [each["kind"] for each in logged if each["event"] == "job_failed"] == ["landings"]
+    async with world.database.reading() as connection:
+        assert await landings.find_landing(connection, whole.authority) is None
+        assert await landings.find_landing(connection, torn.authority) is not None
 
 
 async def test_who_sends_the_next_file_lands_the_rest_of_the_one_before(world: World) -> None:

@@ -7,11 +7,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import delete, update
 
+from broker.domain.visits import LONDON
 from broker.jobs.runner import JobOptions, JobRunner
 from broker.storage import missed
 from broker.storage.jobs import FIND_MISSED
 from broker.storage.missed import Missed
-from broker.storage.tables import ItemState, Job, ListVersion, table
+from broker.storage.tables import ItemState, Job, ListEntry, ListVersion, table
 from tests.pages import ASH, DEE, NORTHFOLD, Pages
 from tests.world import CASEY, World, hl7
 
@@ -106,6 +107,11 @@ async def test_what_is_older_than_the_look_back_is_listed_and_waits_for_a_person
         shown = (await duty.get("/missed")).text
         assert "CASEY TESTER" in shown
         assert "Listed after the person came" in shown
+        came = found.visited_at.astimezone(LONDON).strftime("%H:%M")
+        assert came in shown
+        async with world.database.writing() as connection:
+            await connection.execute(update(table(ListEntry)).values(is_restricted=True))
+        assert came not in (await duty.get("/missed")).text, "when a restricted person came is withheld"
         assert (await duty.send_form(f"/missed/{found.id}/settle")).status_code == 303
         assert (await duty.send_form(f"/missed/{found.id}/settle")).status_code == 404
         assert "Seen to by" in (await duty.get("/missed")).text

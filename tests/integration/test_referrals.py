@@ -17,11 +17,12 @@ from broker.consumers.loop import Batch
 from broker.consumers.referral import ReferralConsumer
 from broker.doors import DoorLimits, create_doors, create_incident_door, join_doors, join_incident_door
 from broker.intake import Intake
+from broker.proof import Month, report_month
 from broker.senders import Senders
 from broker.storage import handled, outbox
 from broker.storage.audit import verify_chain
 from broker.storage.handled import Place
-from broker.storage.tables import AuditRow, Delivery, Incident, Quarantined, table
+from broker.storage.tables import AuditRow, Delivery, Incident, ListEntry, Quarantined, table
 from broker.topics import ATTENDANCES, INCIDENTS, REFERRALS_GROUP
 from broker.web.app import create_app
 from broker.web.fhir_api import PATHS, create_fhir_api
@@ -266,6 +267,31 @@ async def test_a_named_person_of_the_hub_releases_with_reason_and_gateway_and_no
     assert ("broker", "referral.held", "") in audited
     assert ("hal@706.example.org", "referral.released", given["gateway"]) in audited
     assert "Strategy meeting" not in str(audited)
+
+
+async def test_where_a_restricted_child_came_is_not_told_to_the_hub_either(hub: Hub) -> None:
+    await hub.world.list_children(CASEY)
+    await hub.receive(coded())
+    async with open_doors(hub) as address, signed_in(address, "hal@706.example.org") as hal:
+        assert "Fenwick" in (await hal.get("/hub")).text
+        entries = table(ListEntry)
+        async with hub.world.database.writing() as connection:
+            await connection.execute(entries.update().values(is_restricted=True))
+        shown = (await hal.get("/hub")).text
+        assert "CASEY TESTER" in shown and "withheld" in shown
+        assert "Fenwick" not in shown and "03:07" not in shown
+
+
+async def test_nobody_else_learns_from_a_report_that_an_attendance_was_held(hub: Hub) -> None:
+    await hub.receive(coded())
+    async with open_doors(hub) as address, signed_in(address, "dee@706.example.org") as officer:
+        for path in ("/encompass-report", "/encompass-report.csv"):
+            shown = (await officer.get(path)).text
+            assert "hub-" not in shown and "Hill Top" not in shown
+    async with hub.world.database.reading() as connection:
+        now, keyring = hub.world.clock.now(), hub.world.keyring
+        report = await report_month(connection, keyring, Month(2026, 2), now=now)
+    assert (report.incidents, report.notices) == (0, 0)
 
 
 async def test_what_the_hub_keeps_back_is_told_to_nobody(hub: Hub) -> None:
