@@ -151,9 +151,13 @@ class ReferralConsumer:
         raise _Problem("no_authority_known")
 
     def _derive_id(self, found: _Found, child: IncidentChild) -> str:
-        """Of the visit and the child: a corrected identity is another child, and held anew."""
+        """Of the visit and the child: a corrected identity is another child, and held anew.
+
+        So is who comes again under a visit number that is used again: known by the day of an arrival.
+        """
         said = found.said
-        visit = said.visit_number or f"{said.local_patient_id or ''}/{london_day(found.attended_at)}"
+        came_on = said.arrived_at if said.visit_number else found.attended_at
+        visit = f"{said.visit_number or said.local_patient_id or ''}/{london_day(came_on) if came_on else ''}"
         born = child.birth_date.isoformat() if child.birth_date is not None else ""
         who = (child.family_name, child.given_name, born)
         return self._keyring.derive_id("referral", found.message.sender, visit, *who)

@@ -53,11 +53,11 @@ _OF_ALERT: Final = (
     *(_alerts.c.visit_id, _alerts.c.authority, _alerts.c.withdrawn_at, _alerts.c.id, _alerts.c.state),
     *(_alerts.c.told_state, _alerts.c.notices, _alerts.c.is_restricted, _grounds.c.entry_id),
 )
-
-
-Snapshot = tuple[
-    list[tuple[bytes, Attendance]], list[tuple[bytes, Attendance]], dict[bytes, Attendance], set[bytes], str | None
-]
+_DECIDED: Final = (
+    *("messages", "added", "replaced", "removed", "joined_into"),
+    *("alerted", "withdrawn", "corrections", "reviewed", "replied"),
+)
+"""What deciding about a message changes of a visit."""
 
 
 class Standing(msgspec.Struct, kw_only=True):
@@ -146,13 +146,23 @@ class Thread(msgspec.Struct, kw_only=True):
         self.replaced.pop(marker, None)
         self.folded = None
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Thread:
         """What ``restore`` needs if a message cannot be decided."""
-        return ([*self.messages], [*self.added], {**self.replaced}, {*self.removed}, self.joined_into)
+        return msgspec.structs.replace(
+            self,
+            messages=[*self.messages],
+            added=[*self.added],
+            replaced={**self.replaced},
+            removed={*self.removed},
+            alerted={code: msgspec.structs.replace(each) for code, each in self.alerted.items()},
+            withdrawn={**self.withdrawn},
+            reviewed={*self.reviewed},
+        )
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """The messages as they were."""
-        self.messages, self.added, self.replaced, self.removed, self.joined_into = snapshot
+    def restore(self, snapshot: Thread) -> None:
+        """The visit as it was. Who was only about to be told is told of the next message instead."""
+        for name in _DECIDED:
+            setattr(self, name, getattr(snapshot, name))
         self.folded = None
 
     def _put(self, marker: bytes, said: Attendance) -> None:

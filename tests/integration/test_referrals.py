@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -194,6 +194,13 @@ async def test_a_corrected_identity_is_held_anew_and_the_released_one_stays(hub:
     await hub.receive(coded(event="A08", given="ROWAN"))
     kinds = [task.kind for task in await hub.encompass.tasks()]
     assert kinds == [TaskKind.LOOK_UP, TaskKind.RELEASE, TaskKind.RELEASE]
+
+
+async def test_who_comes_again_under_a_visit_number_that_is_used_again_is_held_again(hub: Hub) -> None:
+    await hub.receive(coded(), coded(control_id="again"))
+    hub.world.clock.advance(timedelta(days=90))
+    await hub.receive(coded(at=datetime(2026, 5, 15, 3, 7)))  # noqa: DTZ001 - HL7 v2 writes local time
+    assert [task.kind for task in await hub.encompass.tasks()] == [TaskKind.RELEASE, TaskKind.RELEASE]
 
 
 async def test_without_an_authority_it_waits_for_the_operators_and_the_others_go_on(hub: Hub) -> None:

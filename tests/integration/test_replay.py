@@ -15,6 +15,8 @@ from adapters.errors import NotDurable
 from adapters.hl7v2 import read_attendance
 from broker.consumers.attendance import AttendanceConsumer
 from broker.consumers.loop import Batch
+from broker.domain.course import VisitState
+from broker.domain.decision import Known
 from broker.envelope import (
     HL7V2,
     KEY_ID_HEADER,
@@ -43,6 +45,7 @@ from broker.storage.quarantine import StoredQuarantined
 from broker.storage.tables import ItemState, table
 from broker.topics import ATTENDANCES as TOPIC
 from broker.topics import ATTENDANCES_GROUP as GROUP
+from schemas.alert import ReplyOutcome
 from schemas.attendance import Attendance
 from schemas.record import LogRecord, Partition
 from schemas.record import PositionOutcome as Outcome
@@ -301,6 +304,24 @@ def test_what_was_read_before_stays_when_the_new_reading_cannot_be_decided() -> 
     assert (thread.messages, thread.added) == ([(b"m", read_anew)], [])
     thread.restore(before)
     assert (thread.messages, thread.replaced, thread.facts().nhs_number) == ([(b"m", said)], {}, said.nhs_number)
+
+
+def test_who_was_only_about_to_be_told_is_told_of_the_next_message() -> None:
+    """What the decision put down of alerts, doubts and answers goes with a message that cannot be decided."""
+    at = datetime(2026, 2, 14, 3, 12, tzinfo=UTC)
+    standing = visits.Standing(alert_id="a")
+    thread = visits.Thread(
+        visit_id="v", sender="RZ1", opened_at=at, messages=[], alerted={"706": standing}, replied=ReplyOutcome.MATCH
+    )
+    before = thread.snapshot()
+    standing.notices, standing.told = 1, VisitState.ADMITTED
+    thread.take_back("706")
+    thread.alerted["707"] = visits.Standing(alert_id="b")
+    thread.reviewed.add("entry")
+    thread.restore(before)
+    assert thread.known(is_new=False) == Known(is_new=False, alerted=frozenset({"706"}), replied=ReplyOutcome.MATCH)
+    assert thread.withdrawn == {}
+    assert (thread.alerted["706"].notices, thread.alerted["706"].told) == (0, VisitState.HERE)
 
 
 async def test_an_id_that_nobody_knows_is_said_to_be_none(line: Line) -> None:
