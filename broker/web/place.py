@@ -79,7 +79,8 @@ async def _load_alert(connection: AsyncConnection, pages: Pages, person: Person,
     if stored.held_by != (worker or DUTY_DESK):
         entry_ids = await alerts.list_grounds(connection, alert_id)
         entries = await child_lists.load_entries(connection, pages.keyring, entry_ids)
-        if worker is None or worker not in {each.entry.allocated_worker for each in entries}:
+        allocated = {each.entry.allocated_worker for each in entries if each.entry.deleted_on is None}
+        if worker is None or worker not in allocated:
             raise HTTPException(404)
     return stored
 

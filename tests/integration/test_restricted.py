@@ -197,6 +197,8 @@ async def test_the_allocated_worker_and_whoever_holds_it_see_the_place_and_every
         await world.list_children(CASEY.replace("W1", "W2"))
         assert (await worker.get(path)).status_code == 404, "allocated to somebody else"
         assert PLACE not in (await worker.get(path.removesuffix("/place"))).text
+        await world.list_children(f"{CASEY},2026-02-15")
+        assert (await worker.get(path)).status_code == 404, "taken back: allocated to nobody"
     read = [(actor, subject) for actor, action, subject in await served.acts(NORTHFOLD) if action == "alert.place_read"]
     assert read == [(who, alert.alert.alert_id) for who in (ASH, DEE, ASH)]
     assert (ASH, "review.place_read", review.id) in await served.acts(NORTHFOLD)
