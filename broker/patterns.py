@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.announcement import Announcement, Occasion, replace_alert
-from broker.domain.patterns import Met, PatternRule, find_patterns, word_patterns
+from broker.domain.patterns import Met, PatternKind, PatternRule, find_patterns, word_patterns
 from broker.keyring import Keyring
 from broker.storage import alerts, audit, patterns
 from broker.storage.alerts import NewAlert
@@ -53,7 +53,12 @@ async def name_patterns(connection: AsyncConnection, occasion: Occasion, told: S
             if access.is_unscheduled and index in indexes:
                 met.setdefault(index, []).append(Met(at=access.at, organisation=access.author.organisation))
     for announcement, alert in wanted:
-        own = switched_on[alert.alert.authority]
+        # Of a restricted person nothing is counted by site (ADR 0040).
+        own = [
+            rule
+            for rule in switched_on[alert.alert.authority]
+            if not (alert.is_restricted and rule.kind is PatternKind.SITES)
+        ]
         said = alert.alert
         left = await _load_left(connection, alert, since)
         visits = met.get(index_nhs_number(keyring, said.child.nhs_number), [])

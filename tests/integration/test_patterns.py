@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import pytest
+from sqlalchemy import update
 
 from broker.domain.patterns import PatternKind, PatternRule
 from broker.patterns import NotPreviewed, Preview, preview_rule, switch_pattern, word_pattern
 from broker.storage import patterns
-from broker.storage.tables import PatternState
+from broker.storage.tables import ListEntry, PatternState, table
 from tests.integration.test_fhir_api import counted_statements
 from tests.integration.test_visits import with_disposition
 from tests.world import CASEY, World, hl7
@@ -83,6 +84,9 @@ async def test_sites_are_counted_across_departments_and_only_for_the_authority_t
     elsewhere = {"sender": "RZ2", "credential": "rz2-credential", "patient": "O1"}
     assert "Two sites within a day." in await visit(world, 2, **elsewhere)
     assert not any("Two sites" in each.alert.reason for each in await world.alerts("707"))
+    async with world.database.writing() as connection:
+        await connection.execute(update(table(ListEntry)).values(is_restricted=True))
+    assert "Two sites" not in await visit(world, 9), "of a restricted person nothing is counted by site"
     world.clock.advance(timedelta(days=2))
     assert "Two sites" not in await visit(world, 3)
 
