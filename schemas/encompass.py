@@ -463,6 +463,8 @@ class Referral(msgspec.Struct, frozen=True, kw_only=True):
     """SNOMED CT, as the department wrote them: strings, never numbers."""
     record: str = ""
     """The blind index of the child's NHS number, in hex: where a restricted child is stands on one page alone."""
+    visit: str = ""
+    """The visit as the first heart keeps it: the department may cancel or correct it while the hub decides."""
 
 
 # Local policy

@@ -29,6 +29,7 @@ from broker.storage.database import Database
 from broker.storage.directory import ensure_owners, find_authority, find_site
 from broker.storage.incidents import StoredIncident
 from broker.storage.quarantine import NewQuarantined
+from broker.storage.visits import derive_visit_id
 from broker.telemetry import LogEvent, log
 from schemas.attendance import Attendance, PersonName
 from schemas.encompass import IncidentChild, PoliceIncident, Referral
@@ -132,6 +133,7 @@ class ReferralConsumer:
             sender_name=site.name if site is not None else found.message.sender,
             attended_at=found.attended_at,
             codes=found.codes,
+            visit=derive_visit_id(self._keyring, found.said, found.message.marker),
             record=index_nhs_number(self._keyring, found.said.nhs_number).hex() if found.said.nhs_number else "",
         )
         if not await incidents.add_referral(connection, self._keyring, incident, referral):

@@ -15,9 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
-from broker.storage import audit, incidents
+from broker.domain.course import VisitState, visit_state
+from broker.domain.visits import fold_visit
+from broker.storage import audit, incidents, visits
 from broker.storage.audit import Act
-from broker.storage.child_lists import find_by_nhs_number
+from broker.storage.child_lists import find_by_nhs_number, index_nhs_number
 from broker.storage.incidents import HUB_KINDS, StoredIncident, StoredNotice
 from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.force import TaskRow, UnreadRow, load_incident, load_task, plan_anew
@@ -50,6 +52,8 @@ class HeldRow(msgspec.Struct, frozen=True, kw_only=True):
     incident: StoredIncident
     schools: tuple[str, ...]
     """Who would be told."""
+    since: str
+    """What the department has said since, if it matters to the decision."""
     is_withheld: bool
     """The child's national record is restricted: where and when the child came stands on the place's own page."""
 
@@ -74,6 +78,7 @@ async def show_hub(request: Request) -> Response:
         tasks = await incidents.list_tasks(connection, pages.keyring, person.owner, kinds=HUB_KINDS, rows_max=rows_max)
         known = await incidents.find_incidents(connection, pages.keyring, {task.incident_id for task in tasks})
         restricted = await _find_restricted(connection, pages, known.values())
+        since = {each.id: await _tell_since(connection, pages, each) for each in known.values()}
         notices = await incidents.list_force_notices(connection, pages.keyring, person.owner, rows_max=rows_max)
         acts = [_act(person, "referral.read", task.incident_id) for task in tasks if task.kind is TaskKind.RELEASE]
         await audit.record_acts(connection, [_act(person, "hub.listed", person.owner), *acts], now)
@@ -86,6 +91,7 @@ async def show_hub(request: Request) -> Response:
                 task=row,
                 incident=known[row.stored.incident_id],
                 schools=_schools(notices, row.stored.incident_id),
+                since=since[row.stored.incident_id],
                 is_withheld=row.stored.incident_id in restricted,
             )
             for row in rows
@@ -129,6 +135,20 @@ async def _find_restricted(connection: AsyncConnection, pages: Pages, held: Iter
     listed = await find_by_nhs_number(connection, pages.keyring, {index for index in records.values() if index})
     restricted = {index for index, entries in listed.items() if any(each.is_restricted for each in entries)}
     return frozenset(incident_id for incident_id, index in records.items() if index in restricted)
+
+
+async def _tell_since(connection: AsyncConnection, pages: Pages, held: StoredIncident) -> str:
+    """Whether the department has cancelled the visit, or corrected who came, since it wrote the code."""
+    if held.referral is None:
+        return ""
+    heard = await visits.load_messages(connection, pages.keyring, held.referral.visit)
+    said = [(number.to_bytes(4, "big"), each) for number, (_, each) in enumerate(heard)]
+    if visit_state(said) is VisitState.CANCELLED:
+        return "The department has cancelled this visit since: it may have been registered in error."
+    number = fold_visit(said).nhs_number if said else None
+    if held.referral.record and number and index_nhs_number(pages.keyring, number).hex() != held.referral.record:
+        return "The department has corrected since who attended: it was another person."
+    return ""
 
 
 def _schools(notices: list[StoredNotice], incident_id: str) -> tuple[str, ...]:

@@ -289,6 +289,21 @@ async def test_where_a_restricted_child_came_is_not_told_to_the_hub_either(hub: 
         assert "Fenwick" not in shown and "03:07" not in shown
 
 
+async def test_the_hub_is_told_what_the_department_has_taken_back_before_it_decides(hub: Hub) -> None:
+    await hub.receive(coded(), coded(visit="V2", given="ROWAN", patient="K2"))
+    await hub.world.receive(coded(), hl7(visit="V2", given="ROWAN", patient="K2"))
+    async with open_doors(hub) as address, signed_in(address, "hal@706.example.org") as hal:
+        assert "since:" not in (await hal.get("/hub")).text
+        later = datetime(2026, 2, 14, 4, 0)  # noqa: DTZ001 - HL7 v2 writes local time
+        await hub.world.receive(
+            hl7("A11", at=later),
+            hl7("A08", at=later, visit="V2", given="ROBIN", patient="K2", nhs_number="9990000026"),
+        )
+        shown = (await hal.get("/hub")).text
+        assert shown.count("has cancelled this visit since") == 1
+        assert shown.count("has corrected since who attended") == 1
+
+
 async def test_nobody_else_learns_from_a_report_that_an_attendance_was_held(hub: Hub) -> None:
     await hub.receive(coded())
     async with open_doors(hub) as address, signed_in(address, "dee@706.example.org") as officer:
