@@ -78,7 +78,9 @@ def resend_deliveries(
     if as_json:
         print_json({"recipient": recipient, "again": again, "left": left})
     elif again or left:
-        overtaken = f"; {left} stay: something newer about the same was sent" if left else ""
+        overtaken = (
+            f"; {left} stay: something newer about the same was sent, or they are not kept any more" if left else ""
+        )
         console.print(f"{recipient}: {again} will be sent again{overtaken}", soft_wrap=True, markup=False)
     if not (again or left):
         fail(f"nothing to {recipient!a} was refused or given up: see cpis-broker deliveries list", EXIT_NOT_WELL)

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.retry import NextStep
 from broker.keyring import Keyring
 from broker.storage.database import upsert
+from broker.storage.retention import DROPPED
 from broker.storage.rows import insert_rows, is_among
 from broker.storage.tables import Delivery, Lane, Reply, table
 from schemas.delivery import ChannelName, DeliveryState
@@ -287,12 +288,13 @@ async def resend_deliveries(connection: AsyncConnection, lane: str, now: datetim
 
     Returns how many wait again, and how many stay where they are because something newer about the same alert or
     visit was sent, or is being sent: an old word after a newer one would mislead. What waits that is newer comes after.
+    What retention has emptied stays too: it could not be opened, and would hold up its whole lane.
     """
     in_vain = (_deliveries.c.lane == lane, _IN_VAIN)
     ended = (await connection.execute(select(func.count()).where(*in_vain))).scalar_one()
     again = await connection.execute(
         update(_deliveries)
-        .where(*in_vain, ~_is_overtaken(now))
+        .where(*in_vain, _deliveries.c.sealed != DROPPED, ~_is_overtaken(now))
         .values(state=DeliveryState.WAITING.value, next_attempt_at=now, settled_at=None)
     )
     if again.rowcount:

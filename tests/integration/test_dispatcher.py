@@ -24,6 +24,7 @@ from broker.storage import directory, outbox, wakeups
 from broker.storage.database import Database
 from broker.storage.directory import RecipientSecrets
 from broker.storage.outbox import NewDelivery
+from broker.storage.retention import DROPPED
 from broker.storage.tables import AuditRow, Delivery, Lane, Reply, table
 from broker.storage.wakeups import listen_for_deliveries
 from schemas.delivery import ChannelName, Outcome, OutcomeClass, Parcel
@@ -477,6 +478,19 @@ async def test_an_old_word_is_not_sent_after_a_newer_one_about_the_same(world: W
         assert "1 will be sent again; 2 stay: something newer about the same was sent" in done.stdout
         await until_settled(world)
     assert post.keys()[len(about) :] == ["other"]
+
+
+async def test_what_retention_has_emptied_is_not_sent_again_and_holds_up_nothing(world: World, post: PostBox) -> None:
+    await add(world, "emptied", "kept")
+    post.ends[NORTHFOLD] = iter([REFUSED, REFUSED])
+    async with dispatching(world, post):
+        await until_settled(world)
+        async with world.database.writing() as connection:
+            of_it = _deliveries.c.id == "emptied"
+            await connection.execute(_deliveries.update().where(of_it).values(sealed=DROPPED))
+            assert await outbox.resend_deliveries(connection, "topic:authority:706", world.clock.now()) == (1, 1)
+        await until_settled(world)
+    assert post.keys() == ["emptied", "kept", "kept"]
 
 
 async def test_what_is_sent_again_goes_before_a_newer_word_that_waits_and_not_beside_one_in_hand(
