@@ -23,7 +23,7 @@ from broker.domain.encompass import (
     plan_incident,
 )
 from broker.domain.pupils import LikelyPupil, PupilFinding, child_blocks, find_pupil
-from broker.domain.safeguarding import find_disclosed
+from broker.domain.safeguarding import SkipReason, choose_recipients, find_disclosed
 from broker.domain.school_calendar import NoticeTiming
 from broker.domain.school_notices import (
     Composed,
@@ -34,6 +34,7 @@ from broker.domain.school_notices import (
     compose_referral,
     plan_amendments,
 )
+from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.storage import establishments, incidents, outbox, sendings
 from broker.storage.audit import Act
@@ -180,11 +181,13 @@ async def replan(
     known = {notice.urn: notice for notice in await incidents.load_notices(connection, keyring, incident.id)}
     notices: dict[SchoolUrn, StoredNotice] = {}
     plan: IncidentPlan | None = None
+    excluded: Mapping[SchoolUrn, Sequence[str]] = {}
     if isinstance(incident.message, PoliceIncident):
         findings = await weigh_pupils(connection, keyring, incident.message.children, rules)
         said = await _complete(connection, keyring, incident, incident.message, findings)
         urns = {each.urn for child in said.children for each in child.establishments if each.urn is not None}
-        directory = await establishments.load_encompass_directory(connection, keyring, urns)
+        directory = await establishments.load_encompass_directory(connection, keyring, urns | known.keys())
+        excluded = {urn: _find_excluded(directory, urn, said, force, now) for urn in known}
         is_released = incident.released_version == incident.message.version
         plan = plan_incident(said, directory, force.policy, at=now, is_released=is_released)
         late = msgspec.structs.replace(said, reported_at=now)
@@ -199,7 +202,7 @@ async def replan(
         _ask_for_children(planner, said, plan, findings)
     for urn, notice in known.items():
         if urn not in notices:
-            notices[urn] = _take_back(planner, notice, force, now)
+            notices[urn] = _take_back(planner, _keep_from(notice, excluded.get(urn, ())), force, now)
     for urn, notice in sorted(notices.items()):
         if notice != known.get(urn):
             await incidents.save_notice(connection, keyring, notice)
@@ -457,6 +460,21 @@ def _amend(
         acknowledged_at=None,
         acknowledged_by=None,
     )
+
+
+def _find_excluded(
+    directory: EncompassDirectory, urn: SchoolUrn, said: PoliceIncident, force: Force, now: datetime
+) -> tuple[str, ...]:
+    """Who of an establishment must not learn anything any more, though it is not concerned now."""
+    contacts = directory.contacts.get(urn, ())
+    recipients = choose_recipients(contacts, said.excluded_recipients, london_day(now), force.policy)
+    is_excluded = (SkipReason.EXCLUDED, SkipReason.SHARES_MAILBOX)
+    return tuple(each.contact_id for each in recipients.skipped if each.reason in is_excluded)
+
+
+def _keep_from(notice: StoredNotice, excluded: Sequence[str]) -> StoredNotice:
+    told = tuple(contact for contact in notice.telling.told if contact not in excluded)
+    return msgspec.structs.replace(notice, telling=msgspec.structs.replace(notice.telling, told=told))
 
 
 def _take_back(planner: _Planner, notice: StoredNotice, force: Force, now: datetime) -> StoredNotice:

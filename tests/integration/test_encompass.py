@@ -15,7 +15,7 @@ from broker.jobs.retention import RetentionRules, drop_incidents
 from broker.notices import replan
 from broker.storage import incidents, ledger
 from broker.storage.audit import verify_chain
-from broker.storage.incidents import Found
+from broker.storage.incidents import Found, may_read
 from broker.storage.tables import AuditRow, Delivery, IncidentVersion, NoticeRow, NoticeSending, SchoolRecord, table
 from broker.topics import ENCOMPASS_GROUP, INCIDENTS
 from schemas.encompass import NoticeState, StandardNotice, TaskKind
@@ -151,6 +151,23 @@ async def test_a_withdrawal_takes_back_what_was_sent(encompass: Encompass) -> No
     assert await encompass.receive(half_term(location="Elsewhere")) == [PositionOutcome.IGNORED]
     assert {notice.state for notice in (await encompass.notices()).values()} == {NoticeState.WITHDRAWN}
     await assert_balances(encompass)
+
+
+async def test_who_is_excluded_when_the_school_is_no_longer_concerned_reads_nothing_any_more(
+    encompass: Encompass,
+) -> None:
+    jordan = child("k1", "Jordan", establishments=at_school("900001"))
+    await encompass.receive(half_term(children=[jordan], excluded_recipients=[]))
+    encompass.world.clock.advance(timedelta(days=9))
+    await encompass.run_jobs()
+    before = (await encompass.notices())["900001"]
+    assert before.sent_at is not None and "A1" in before.telling.told
+    moved = half_term(children=[jordan | {"establishments": at_school("900002")}], version=2, change="correction")
+    await encompass.receive(moved)
+    notice = (await encompass.notices())["900001"]
+    assert notice.state is NoticeState.WITHDRAWN
+    assert not may_read(notice, "A1")
+    assert set(notice.telling.told) == set(before.telling.told) - {"A1"}
 
 
 async def test_an_unknown_school_and_a_school_without_a_way_wait_for_a_person(encompass: Encompass) -> None:
