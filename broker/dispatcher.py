@@ -1,4 +1,7 @@
-"""Lease lanes, end the transaction, send, settle. Nothing is sent inside a transaction.
+"""Lease lanes and claim what is due in them, end the transaction, send, settle. Nothing is sent inside a transaction.
+
+One delivery takes two transactions: the lease claims, and what settles the last one also claims the next ones or lets
+the lane go.
 
 A lane is one recipient on one channel: a slow recipient holds up only itself. Whoever holds a lane's lease sends its
 deliveries in order; if the lease runs out, another takes over and sends again with the same idempotency keys, and what
@@ -11,9 +14,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any
 
 import msgspec
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.retry import NextStep, next_step, next_try_at
@@ -25,6 +30,9 @@ from broker.storage.outbox import DueDelivery, LeasedLane, LeaseLost
 from broker.telemetry import DELIVERIES, LogEvent, log
 from schemas.delivery import ChannelName, DeliveryState, Outcome, OutcomeClass, Parcel
 from schemas.identifiers import SchoolUrn
+
+Claimed = Sequence[Row[Any]]
+"""Deliveries of one lane that were claimed, still sealed."""
 
 
 class DispatchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,8 +97,8 @@ class Dispatcher:
             self._woken.clear()
             lanes = await self._lease(self._options.lanes_max - len(working))
             self.alive_at = time.monotonic()
-            for lane in lanes:
-                task = asyncio.create_task(self._guard(lane))
+            for lane, claimed in lanes:
+                task = asyncio.create_task(self._guard(lane, claimed))
                 working.add(task)
                 task.add_done_callback(working.discard)
                 task.add_done_callback(lambda _: self._woken.set())
@@ -98,7 +106,8 @@ class Dispatcher:
                 await self._wait()
         await asyncio.gather(*working)
 
-    async def _lease(self, lanes_max: int) -> list[LeasedLane]:
+    async def _lease(self, lanes_max: int) -> list[tuple[LeasedLane, Claimed]]:
+        """Lanes with what is due in them."""
         if lanes_max <= 0:
             self.worked_at = time.monotonic()
             return []
@@ -114,60 +123,63 @@ class Dispatcher:
                     lease=self._options.lease,
                     now=self._clock.now(),
                 )
+                taken = [(lane, await self._claim_or_release(connection, lane)) for lane in lanes]
         except Exception as error:
             log(LogEvent.LANE_FAILED, lane="", code=type(error).__name__)
             return []
         self.worked_at = time.monotonic()
-        return lanes
+        return [(lane, claimed) for lane, claimed in taken if claimed]
 
     async def _anything_is_due(self) -> bool:
         """Asked first, so that looking does not stand in the way of those who write."""
         async with self._database.reading() as connection:
             return await outbox.is_due(connection, self._clock.now())
 
-    async def _guard(self, lane: LeasedLane) -> None:
+    async def _guard(self, lane: LeasedLane, claimed: Claimed) -> None:
         """Whatever goes wrong on one lane, its lease runs out and it is taken up again."""
         try:
-            await self._work(lane)
+            await self._work(lane, claimed)
         except LeaseLost:
             log(LogEvent.LEASE_LOST, lane=lane.id)
         except Exception as error:
             log(LogEvent.LANE_FAILED, lane=lane.id, code=type(error).__name__)
 
-    async def _work(self, lane: LeasedLane) -> None:
-        """Send what is due in the lane, as long as there is something and the lease has room; then let it go."""
-        back_at: datetime | None = None
-        while True:
-            async with self._database.writing() as connection:
-                due = await self._claim(connection, lane) if back_at is None and self._has_room(lane) else []
-                if not due:
-                    await outbox.release_lane(connection, lane, not_before=back_at)
-                    return
+    async def _work(self, lane: LeasedLane, claimed: Claimed) -> None:
+        """Send what was claimed in the lane, then what is due by then, until the lane is let go of."""
+        while claimed:
+            due = outbox.open_claimed(self._keyring, claimed)
+            async with self._database.reading() as connection:
                 address = await self._find_address(connection, lane)
-            back_at = await self._send_all(lane, address, due)
+            claimed = await self._send_all(lane, address, due)
 
-    async def _claim(self, connection: AsyncConnection, lane: LeasedLane) -> list[DueDelivery]:
-        return await outbox.claim_due(
-            connection, self._keyring, lane, deliveries_max=self._options.deliveries_max, now=self._clock.now()
-        )
+    async def _claim_or_release(self, connection: AsyncConnection, lane: LeasedLane) -> Claimed:
+        """What is due in the lane; nothing, and the lane is let go of."""
+        claimed: Claimed = ()
+        if self._has_room(lane):
+            claimed = await outbox.claim_due(
+                connection, lane, deliveries_max=self._options.deliveries_max, now=self._clock.now()
+            )
+        if not claimed:
+            await outbox.release_lane(connection, lane, not_before=None)
+        return claimed
 
     def _has_room(self, lane: LeasedLane) -> bool:
         """A lane whose lease could run out during an attempt is left to whoever takes it next."""
         room = timedelta(seconds=self._options.attempt_timeout_s * 2)
         return not self._stopping.is_set() and self._clock.now() + room <= lane.leased_until
 
-    async def _send_all(self, lane: LeasedLane, address: Address | None, due: Sequence[DueDelivery]) -> datetime | None:
-        """Send one after the other; when the recipient is away, until when the whole lane waits."""
+    async def _send_all(self, lane: LeasedLane, address: Address | None, due: Sequence[DueDelivery]) -> Claimed:
+        """Send one after the other; what was claimed with the settling of the last one."""
         for delivery in due:
             if not self._has_room(lane):
-                return None
+                async with self._database.writing() as connection:
+                    await outbox.release_lane(connection, lane, not_before=None)
+                return ()
             outcome = await self._send(lane, address, delivery)
-            step = await self._settle(lane, delivery, outcome)
-            if step.state is DeliveryState.WAITING:
-                self._failures[lane.id] += 1
-                return next_try_at(outcome, failures=self._failures[lane.id], now=self._clock.now())
-            self._failures.pop(lane.id, None)
-        return None
+            claimed = await self._settle(lane, delivery, outcome, is_last=delivery is due[-1])
+            if claimed is not None:
+                return claimed
+        return ()
 
     async def _send(self, lane: LeasedLane, address: Address | None, delivery: DueDelivery) -> Outcome:
         channel = self._channels.get(lane.channel)
@@ -192,7 +204,13 @@ class Dispatcher:
             # Channels do not raise. One that does all the same must count as an attempt, or it would be one for ever.
             return Outcome(outcome=OutcomeClass.AMBIGUOUS, code=type(error).__name__)
 
-    async def _settle(self, lane: LeasedLane, delivery: DueDelivery, outcome: Outcome) -> NextStep:
+    async def _settle(
+        self, lane: LeasedLane, delivery: DueDelivery, outcome: Outcome, *, is_last: bool
+    ) -> Claimed | None:
+        """Write what became of an attempt. None: go on with what was claimed; else with this instead.
+
+        When the recipient is away the whole lane waits.
+        """
         now = self._clock.now()
         step = next_step(
             outcome,
@@ -201,14 +219,30 @@ class Dispatcher:
             now=now,
             give_up=self._options.give_up_on.get(lane.channel, self._options.give_up),
         )
+        is_away = step.state is DeliveryState.WAITING
+        failures = self._failures[lane.id] + 1
+        claimed: Claimed | None = None
         async with self._database.writing() as connection:
             await outbox.settle_delivery(connection, lane, delivery, step, code=outcome.code, now=now)
+            if is_away:
+                back_at = next_try_at(outcome, failures=failures, now=now)
+                await outbox.release_lane(connection, lane, not_before=back_at)
+                claimed = ()
+            elif is_last or not self._has_room(lane):
+                claimed = await self._claim_or_release(connection, lane)
+        if is_away:
+            self._failures[lane.id] = failures
+        else:
+            self._failures.pop(lane.id, None)
+        self._report(lane, outcome, step)
+        return claimed
+
+    def _report(self, lane: LeasedLane, outcome: Outcome, step: NextStep) -> None:
         DELIVERIES.labels(channel=lane.channel.value, outcome=outcome.outcome.value).inc()
         if outcome.outcome is not OutcomeClass.SENT:
             log(LogEvent.LANE_FAILED, lane=lane.id, code=outcome.code)
         if step.state in (DeliveryState.FAILED, DeliveryState.GIVEN_UP):
             log(LogEvent.DELIVERY_GIVEN_UP, lane=lane.id, code=outcome.code)
-        return step
 
     async def _find_address(self, connection: AsyncConnection, lane: LeasedLane) -> Address | None:
         """Where the lane leads by today's directory: never by what was known when the delivery was written."""

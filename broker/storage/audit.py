@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
+from typing import Any
 
 import msgspec
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import Select, bindparam, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.audit_chain import GENESIS, AuditRecord, chain_hash
-from broker.storage.rows import Write, insert_rows, is_among, write_together
+from broker.storage.rows import Write, insert_rows, is_among, is_among_given, write_together
 from broker.storage.tables import AuditHead, AuditRow, Owner, table
 
 _heads, _audit, _owners = table(AuditHead), table(AuditRow), table(Owner)
@@ -129,14 +131,21 @@ async def list_chains(connection: AsyncConnection) -> list[str]:
 
 
 async def _lock_heads(connection: AsyncConnection, owners: Sequence[str]) -> dict[str, tuple[int, bytes]]:
-    # Sorted, so that two transactions with the same owners wait for each other and never in a circle.
-    among = is_among(connection, _heads.c.owner, owners)
-    locking = select(_heads).where(among).order_by(_heads.c.owner).with_for_update()
-    # All or none: with some of them locked, the others could not be begun in order.
-    there = select(func.count()).select_from(_heads).where(among).scalar_subquery()
-    locked = (await connection.execute(locking.where(there == len(owners)))).all()
+    lock_all, lock = _locking(connection.dialect.name)
+    locked = (await connection.execute(lock_all, {"owners": owners, "count": len(owners)})).all()
     if not locked:
         begun = [{"owner": owner, "sequence": 0, "hash": GENESIS} for owner in owners]
         await insert_rows(connection, _heads, begun, ignore_existing=True)
-        locked = (await connection.execute(locking)).all()
+        locked = (await connection.execute(lock, {"owners": owners})).all()
     return {row.owner: (row.sequence, bytes(row.hash)) for row in locked}
+
+
+@cache
+def _locking(dialect: str) -> tuple[Select[Any], Select[Any]]:
+    """Lock the heads of ``owners``: all or none of them, or those that are there."""
+    among = is_among_given(dialect, _heads.c.owner, "owners")
+    # Sorted, so that two transactions with the same owners wait for each other and never in a circle.
+    lock = select(_heads).where(among).order_by(_heads.c.owner).with_for_update()
+    # All or none: with some of them locked, the others could not be begun in order.
+    there = select(func.count()).select_from(_heads).where(among).scalar_subquery()
+    return lock.where(there == bindparam("count")), lock

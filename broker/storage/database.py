@@ -104,7 +104,12 @@ class Database:
 
 def upsert(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:
     """An INSERT that can say ON CONFLICT; both dialects spell it alike."""
-    if connection.dialect.name == "sqlite":
+    return upsert_on(connection.dialect.name, table)
+
+
+def upsert_on(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """As ``upsert``, for a statement that is built once for each dialect."""
+    if dialect == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, bindparam, case, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Executable, Row, and_, bindparam, case, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.retry import NextStep
 from broker.keyring import Keyring
-from broker.storage.database import upsert
+from broker.storage.database import upsert_on
 from broker.storage.retention import DROPPED
 from broker.storage.rows import insert_rows, is_among
 from broker.storage.tables import Delivery, Lane, Reply, table
@@ -113,17 +114,19 @@ _HELD = (
     .where(_lanes.c.id == bindparam("of_id"), _lanes.c.epoch == bindparam("of_epoch"))
     .with_for_update()
 )
-_RELEASE = update(_lanes).where(_lanes.c.id == bindparam("of_id"))
 _OF_LANE = (_deliveries.c.lane == bindparam("of_lane"), _deliveries.c.state.in_(_WAITING))
 _EARLIEST = select(func.min(_deliveries.c.next_attempt_at)).where(*_OF_LANE)
+_RELEASE = update(_lanes).where(_lanes.c.id == bindparam("of_lane")).values(next_due_at=_EARLIEST.scalar_subquery())
+# The one tried longest ago first: what a recipient refuses again and again must not hold up the others.
+_IN_TURN = (_deliveries.c.next_attempt_at, _deliveries.c.created_at, _deliveries.c.id)
 _DUE = (
-    select(_deliveries)
+    select(_deliveries.c.id)
     .where(*_OF_LANE, _deliveries.c.next_attempt_at <= bindparam("now"))
-    # The one tried longest ago first: what a recipient refuses again and again must not hold up the others.
-    .order_by(_deliveries.c.next_attempt_at, _deliveries.c.created_at, _deliveries.c.id)
+    .order_by(*_IN_TURN)
     .limit(bindparam("most"))
 )
-_CLAIM = update(_deliveries).where(_deliveries.c.id.in_(bindparam("ids", expanding=True)))
+_CLAIM = update(_deliveries).where(_deliveries.c.id.in_(_DUE.scalar_subquery())).returning(_deliveries)
+_NOTIFY = text(f"NOTIFY {NOTIFY_CHANNEL}")
 _SETTLE = update(_deliveries).where(_deliveries.c.id == bindparam("of_id"))
 
 
@@ -134,12 +137,8 @@ async def add_deliveries(
     if not deliveries:
         return
     lanes = {delivery.lane: delivery for delivery in deliveries}
-    statement = upsert(connection, _lanes)
     await connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["id"],
-            set_={"next_due_at": _earlier(_lanes.c.next_due_at, statement.excluded.next_due_at)},
-        ),
+        _put_lanes(connection.dialect.name),
         [
             {
                 "id": lane,
@@ -155,7 +154,7 @@ async def add_deliveries(
     rows = [_row(keyring, delivery, now) for delivery in deliveries]
     await insert_rows(connection, _deliveries, rows, ignore_existing=True)
     if connection.dialect.name == "postgresql":
-        await connection.execute(text(f"NOTIFY {NOTIFY_CHANNEL}"))
+        await connection.execute(_NOTIFY)
 
 
 async def is_due(connection: AsyncConnection, now: datetime) -> bool:
@@ -182,15 +181,20 @@ async def lease_lanes(
 
 
 async def claim_due(
-    connection: AsyncConnection, keyring: Keyring, lane: LeasedLane, *, deliveries_max: int, now: datetime
-) -> list[DueDelivery]:
-    """Claim the lane's due deliveries: never tried ones in their order, then those tried longest ago."""
-    given = {"of_lane": lane.id, "now": now, "most": deliveries_max}
-    found = [_open(keyring, row) for row in await connection.execute(_DUE, given)]
-    if found:
-        claimed = {"ids": [delivery.id for delivery in found], "state": DeliveryState.CLAIMED.value}
-        await connection.execute(_CLAIM, claimed)
-    return found
+    connection: AsyncConnection, lane: LeasedLane, *, deliveries_max: int, now: datetime
+) -> Sequence[Row[Any]]:
+    """Claim the lane's due deliveries, sealed: never tried ones in their order, then those tried longest ago.
+
+    The lane must have been leased or settled in the same transaction, so that nothing is added to it meanwhile.
+    """
+    given = {"of_lane": lane.id, "now": now, "most": deliveries_max, "state": DeliveryState.CLAIMED.value}
+    claimed = await connection.execute(_CLAIM, given)
+    return sorted(claimed, key=lambda row: (row.next_attempt_at, row.created_at, row.id))
+
+
+def open_claimed(keyring: Keyring, claimed: Sequence[Row[Any]]) -> list[DueDelivery]:
+    """What was claimed, ready to be sent."""
+    return [_open(keyring, row) for row in claimed]
 
 
 async def settle_delivery(
@@ -218,12 +222,8 @@ async def release_lane(connection: AsyncConnection, lane: LeasedLane, *, not_bef
     With ``not_before`` nobody may lease it until then, whatever is added meanwhile: its recipient is away.
     """
     # Locked first: a delivery added meanwhile is then either seen by the next statement or sets the due time itself.
-    if not await _holds(connection, lane):
-        return
-    earliest: datetime | None = (await connection.execute(_EARLIEST, {"of_lane": lane.id})).scalar_one()
-    await connection.execute(
-        _RELEASE, {"of_id": lane.id, "leased_by": None, "leased_until": not_before, "next_due_at": earliest}
-    )
+    if await _holds(connection, lane):
+        await connection.execute(_RELEASE, {"of_lane": lane.id, "leased_by": None, "leased_until": not_before})
 
 
 async def list_unsent(connection: AsyncConnection, keyring: Keyring, alert_ids: Sequence[str]) -> list[DueDelivery]:
@@ -306,7 +306,7 @@ async def resend_deliveries(connection: AsyncConnection, lane: str, now: datetim
         due_at = _earlier(_lanes.c.next_due_at, now)
         await connection.execute(update(_lanes).where(_lanes.c.id == lane).values(next_due_at=due_at))
         if connection.dialect.name == "postgresql":
-            await connection.execute(text(f"NOTIFY {NOTIFY_CHANNEL}"))
+            await connection.execute(_NOTIFY)
     return again.rowcount, ended - again.rowcount
 
 
@@ -338,6 +338,13 @@ def _is_overtaken(now: datetime) -> ColumnElement[bool]:
 async def _holds(connection: AsyncConnection, lane: LeasedLane) -> bool:
     """Whether the lane is still leased as it was; locked until the transaction ends."""
     return (await connection.execute(_HELD, {"of_id": lane.id, "of_epoch": lane.epoch})).one_or_none() is not None
+
+
+@cache
+def _put_lanes(dialect: str) -> Executable:
+    statement = upsert_on(dialect, _lanes)
+    earlier = _earlier(_lanes.c.next_due_at, statement.excluded.next_due_at)
+    return statement.on_conflict_do_update(index_elements=["id"], set_={"next_due_at": earlier})
 
 
 def _earlier(stored: Any, new: Any) -> Any:

@@ -60,7 +60,7 @@ def settle_before_sending() -> None:
     """A delivery is marked as sent before it is sent."""
 
     async def settle_then_send(self: Any, lane: Any, address: Any, delivery: Any) -> Outcome:
-        await self._settle(lane, delivery, Outcome(outcome=OutcomeClass.SENT, code="sent"))
+        await self._settle(lane, delivery, Outcome(outcome=OutcomeClass.SENT, code="sent"), is_last=False)
         outcome: Outcome = await send(self, lane, address, delivery)
         return outcome
 

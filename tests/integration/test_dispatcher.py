@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
@@ -231,6 +231,33 @@ async def test_what_is_due_is_sent_once_in_order_and_complete(world: World, post
     assert (parcel.address, parcel.secret, parcel.recipient) == ("alerts", secrets.topic, NORTHFOLD)
     assert (parcel.content, parcel.content_type) == (b'"a1"', "application/json")
     assert len(parcel.secret) == 32
+
+
+async def test_one_delivery_takes_two_transactions_and_each_more_of_its_lane_one(world: World, post: PostBox) -> None:
+    """The lease claims it; what settles it lets the lane go. SQLite has one writer: each more is waited for."""
+    engine, commits = world.database._writer.sync_engine, list[list[str]]()
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(connection: Any, _: Any, statement: str, *__: Any) -> None:
+        if statement.startswith("UPDATE"):
+            connection.info.setdefault("written", []).append(statement.split()[1])
+
+    @event.listens_for(engine, "commit")
+    def commit(connection: Any) -> None:
+        if written := connection.info.pop("written", []):
+            commits.append(written)
+
+    for name in ("a1", "a2"):
+        await add(world, name)
+        commits.clear()
+        async with dispatching(world, post):
+            await until_settled(world)
+        assert commits == [["lanes", "deliveries"], ["deliveries", "deliveries", "lanes"]]
+    await add(world, "a3", "a4")
+    commits.clear()
+    async with dispatching(world, post):
+        await until_settled(world)
+    assert commits[1:] == [["deliveries"], ["deliveries", "deliveries", "lanes"]]
 
 
 async def test_each_channel_is_given_its_own_address_and_secret(world: World, post: PostBox) -> None:

@@ -58,8 +58,9 @@ async def due(world: World) -> list[tuple[str, dict[str, Any] | bytes]]:
         )
         found = []
         for lane in lanes:
-            claimed = await outbox.claim_due(connection, world.keyring, lane, deliveries_max=10, now=world.clock.now())
-            found += [(lane, delivery) for delivery in claimed if lane.owner == FENWICK]
+            claimed = await outbox.claim_due(connection, lane, deliveries_max=10, now=world.clock.now())
+            opened = outbox.open_claimed(world.keyring, claimed)
+            found += [(lane, delivery) for delivery in opened if lane.owner == FENWICK]
         await connection.rollback()
     return [
         (lane.channel.value, json.loads(each.content) if "json" in each.content_type else each.content)
