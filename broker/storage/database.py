@@ -138,6 +138,11 @@ def _test_rested(engine: AsyncEngine) -> None:
 
 
 def _sqlite_engine(url: str, *, write: bool, connections_max: int, inline: bool) -> AsyncEngine:
+    path = Path(make_url(url).database or "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)  # SQLite gives its other files the mode of this one
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    unclosed = [lock]
     engine = create_async_engine(
         url,
         pool_size=connections_max,
@@ -146,14 +151,9 @@ def _sqlite_engine(url: str, *, write: bool, connections_max: int, inline: bool)
         connect_args={
             "timeout": SQLITE_BUSY_TIMEOUT_MS / 1000,
             "isolation_level": None,
-            "async_creator_fn": partial(Connection, inline=inline),
+            "async_creator_fn": partial(Connection, inline=inline, lock=lock),
         },
     )
-    path = Path(make_url(url).database or "")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)  # SQLite gives its other files the mode of this one
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    unclosed = [lock]
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _: ConnectionPoolEntry) -> None:

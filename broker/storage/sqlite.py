@@ -7,6 +7,7 @@ until its last one is over.
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -24,12 +25,16 @@ class Connection(aiosqlite.Connection):
     """One connection. A statement goes to its thread once and comes back with all its rows.
 
     ``inline``: it runs where it is asked, for parts that have nothing else to do meanwhile. What may wait, the lock and
-    the commit, goes to the thread all the same.
+    the commit, goes to the thread all the same; but a lock that is free is taken at once.
+
+    ``lock`` is the open file of the write lock. It is let go of in the thread, as soon as the commit is done: on a busy
+    machine the way back from there takes longer than the transaction, and others wait for the lock.
     """
 
-    def __init__(self, path: str, *, inline: bool, **options: Any) -> None:
+    def __init__(self, path: str, *, inline: bool, lock: int, **options: Any) -> None:
         super().__init__(partial(sqlite3.connect, path, **options), iter_chunk_size=1)
         self._inline = inline
+        self._lock = lock
         self._thread.daemon = True  # a process that ends does not wait for it
 
     def cursor(self) -> Cursor:  # type: ignore[override]  # SQLAlchemy asks no more of it than this
@@ -38,10 +43,28 @@ class Connection(aiosqlite.Connection):
 
     async def run(self, method: str, statement: str, values: Iterable[Any]) -> Result:
         """Run ``execute`` or ``executemany``."""
-        if self._inline and statement != TAKE_WRITE_LOCK:
-            return self._run(method, statement, values)
+        if self._inline:
+            if statement != TAKE_WRITE_LOCK:
+                return self._run(method, statement, values)
+            if self._lock_at_once():
+                return [], None, -1, None
         result: Result = await self._execute(self._run, method, statement, values)  # type: ignore[no-untyped-call]
         return result
+
+    async def commit(self) -> None:
+        """Commit, and let others write."""
+        await self._execute(self._commit)  # type: ignore[no-untyped-call]
+
+    def _commit(self) -> None:
+        self._conn.commit()
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _lock_at_once(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def _run(self, method: str, statement: str, values: Iterable[Any]) -> Result:
         cursor = self._conn.cursor()

@@ -63,3 +63,16 @@ async def test_who_waits_for_the_lock_stops_nobody_and_given_up_gives_it_back(
     other = os.open(tmp_path / "broker.sqlite.lock", os.O_RDWR)
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(other)
+
+
+async def test_the_lock_is_let_go_of_with_the_commit_and_not_when_the_writer_hears_of_it(
+    database: Database, tmp_path: Path
+) -> None:
+    lock = os.open(tmp_path / "broker.sqlite.lock", os.O_RDWR)
+    async with database._writer.connect() as connection:
+        await connection.execute(text("INSERT INTO child (age) VALUES (1)"))
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        await connection.commit()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(lock)
