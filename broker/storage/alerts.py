@@ -15,7 +15,7 @@ from broker.domain.alerts import DUTY_DESK, withhold_place
 from broker.domain.course import VisitState
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.rows import insert_rows, is_among, is_among_given
+from broker.storage.rows import Write, insert_rows, is_among, is_among_given, write_together
 from broker.storage.tables import Alert, AlertEntry, AlertNotice, AlertState, AuthorityRow, Visit, table
 from schemas.alert import AlertUpdated, NoticeKind, SocialCareAlert
 from schemas.identifiers import authority_owner
@@ -124,42 +124,36 @@ def derive_alert_id(keyring: Keyring, visit_id: str, authority: str, role: str =
 
 async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Sequence[NewAlert]) -> None:
     """Raise alerts; one that exists stays as it is."""
-    if not alerts:
-        return
-    await connection.execute(
-        upsert(connection, _alerts).on_conflict_do_nothing(),
-        [
-            {
-                "id": new.alert.alert_id,
-                "owner": authority_owner(new.alert.authority),
-                "authority": new.alert.authority,
-                "visit_id": new.visit_id,
-                "role": new.role,
-                "sealed": keyring.seal(msgspec.json.encode(new.alert), about=f"alert/{new.alert.alert_id}"),
-                "held_by": new.held_by,
-                "level": 0,
-                "state": AlertState.OPEN.value,
-                "raised_at": new.alert.raised_at,
-                "due_by": new.due_by,
-                "told_state": new.told_state.value,
-                "is_restricted": new.is_restricted,
-            }
-            for new in alerts
-        ],
-    )
-    await connection.execute(
-        upsert(connection, _entries).on_conflict_do_nothing(),
-        [
-            {
-                "alert_id": new.alert.alert_id,
-                "entry_id": entry_id,
-                "owner": authority_owner(new.alert.authority),
-                "worker": worker,
-            }
-            for new in alerts
-            for entry_id, worker in new.entries
-        ],
-    )
+    raised = [
+        {
+            "id": new.alert.alert_id,
+            "owner": authority_owner(new.alert.authority),
+            "authority": new.alert.authority,
+            "visit_id": new.visit_id,
+            "role": new.role,
+            "sealed": keyring.seal(msgspec.json.encode(new.alert), about=f"alert/{new.alert.alert_id}"),
+            "held_by": new.held_by,
+            "level": 0,
+            "state": AlertState.OPEN.value,
+            "raised_at": new.alert.raised_at,
+            "due_by": new.due_by,
+            "told_state": new.told_state.value,
+            "is_restricted": new.is_restricted,
+        }
+        for new in alerts
+    ]
+    resting = [
+        {
+            "alert_id": new.alert.alert_id,
+            "entry_id": entry_id,
+            "owner": authority_owner(new.alert.authority),
+            "worker": worker,
+        }
+        for new in alerts
+        for entry_id, worker in new.entries
+    ]
+    writes = [Write(_alerts, raised, ignore_existing=True), Write(_entries, resting, ignore_existing=True)]
+    await write_together(connection, writes)
 
 
 async def save_notices(connection: AsyncConnection, notices: Sequence[NewNotice]) -> None:
