@@ -16,6 +16,7 @@ from broker.storage import alerts, audit, patterns
 from broker.storage.alerts import NewAlert
 from broker.storage.audit import Act
 from broker.storage.child_lists import index_nhs_number
+from broker.storage.database import Database
 from broker.storage.tables import PatternState
 from schemas.alert import AlertKind
 from schemas.identifiers import authority_owner
@@ -70,9 +71,20 @@ async def name_patterns(connection: AsyncConnection, occasion: Occasion, told: S
 
 
 async def preview_rule(
-    connection: AsyncConnection, keyring: Keyring, rule: PatternRule, days: int, now: datetime, *, by: str
+    database: Database, keyring: Keyring, rule: PatternRule, days: int, now: datetime, *, by: str
 ) -> Preview:
     """Try a rule on the alerts of the last days, as it would have been at each; on record."""
+    async with database.reading() as connection:
+        found = await _count_named(connection, keyring, rule, days, now)
+    async with database.writing() as connection:
+        await patterns.note_preview(connection, rule, now)
+        await audit.record_acts(connection, [_act(rule, by, "pattern.previewed")], now)
+    return found
+
+
+async def _count_named(
+    connection: AsyncConnection, keyring: Keyring, rule: PatternRule, days: int, now: datetime
+) -> Preview:
     owner = authority_owner(rule.authority)
     since = now - timedelta(days=days)
     raised = [
@@ -92,8 +104,6 @@ async def preview_rule(
         others = [at for alert_id, at in left.items() if alert_id != each.alert.alert_id]
         visits = met.get(index_nhs_number(keyring, each.alert.child.nhs_number), [])
         named += bool(find_patterns([rule], visits, others, each.raised_at))
-    await patterns.note_preview(connection, rule, now)
-    await audit.record_acts(connection, [_act(rule, by, "pattern.previewed")], now)
     return Preview(alerts=len(raised), named=named)
 
 
@@ -104,9 +114,10 @@ async def switch_pattern(
     stored = await patterns.find_rule(connection, rule.authority, rule.kind, rule.version)
     if stored is None or (state is PatternState.ON and stored.previewed_at is None):
         raise NotPreviewed
+    # First: it locks the head of the owner's chain, so that two people cannot switch on two versions at once.
+    await audit.record_acts(connection, [_act(rule, by, f"pattern.{state.value}")], now)
     switch = patterns.switch_on if state is PatternState.ON else patterns.switch_off
     await switch(connection, rule, by=by, now=now)
-    await audit.record_acts(connection, [_act(rule, by, f"pattern.{state.value}")], now)
 
 
 async def word_pattern(connection: AsyncConnection, rule: PatternRule, *, by: str, now: datetime) -> PatternRule:

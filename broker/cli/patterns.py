@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from broker.cli.screen import JsonOption, console, fail, print_json
 from broker.cli.work import person, run
+from broker.domain.patterns import COUNT_MAX, WINDOW_HOURS_MAX
 from broker.exits import EXIT_CONFIGURATION
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from broker.storage.patterns import StoredRule
     from broker.storage.tables import PatternState
 
-WORDS_LETTERS_MAX: Final = 300
-COUNT_MAX: Final = 100
-WINDOW_HOURS_MAX: Final = 366 * 24
 Authority = Annotated[str, typer.Argument(help="ODS code of the authority whose rule it is.")]
 Kind = Annotated[str, typer.Argument(help="visits, sites or left_before_treatment.")]
 Version = Annotated[int, typer.Argument(help="The version, as patterns list shows it.")]
@@ -63,17 +61,15 @@ def word_pattern(
 ) -> None:
     """Word a rule, or the next version of one. It names nothing until it was tried and switched on."""
     from broker.clock import SystemClock
-    from broker.domain.patterns import PatternKind, PatternRule
+    from broker.domain.patterns import BadWording, compose_rule
     from broker.patterns import word_pattern as keep
     from broker.storage import child_lists
 
     who = person(by, "a rule for alerts")
-    text = " ".join(words.split())
-    if kind not in set(PatternKind) or not text.isprintable() or not 0 < len(text) <= WORDS_LETTERS_MAX:
-        fail(f"give a kind and 1 to {WORDS_LETTERS_MAX} letters of words", EXIT_CONFIGURATION)
-    wanted = PatternRule(
-        authority=authority, kind=PatternKind(kind), version=0, count_min=count, window_h=hours, words=text
-    )
+    try:
+        wanted = compose_rule(authority, kind, count_min=count, window_h=hours, words=words)
+    except BadWording as error:
+        fail(str(error), EXIT_CONFIGURATION)
 
     async def add(_: Settings, database: Database) -> PatternRule | None:
         async with database.writing() as connection:
@@ -104,12 +100,12 @@ def preview_pattern(
     who = person(by, "a rule for alerts")
 
     async def count(settings: Settings, database: Database) -> Preview | None:
-        async with database.writing() as connection:
+        async with database.reading() as connection:
             stored = await _find(connection, authority, kind, version)
-            if stored is None:
-                return None
-            keyring, now = bootstrap.load_keyring(settings), SystemClock().now()
-            return await preview_rule(connection, keyring, stored.rule, days, now, by=who)
+        if stored is None:
+            return None
+        keyring, now = bootstrap.load_keyring(settings), SystemClock().now()
+        return await preview_rule(database, keyring, stored.rule, days, now, by=who)
 
     found = run(count)
     if found is None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
 
 import msgspec
+
+WORDS_LETTERS_MAX: Final = 300
+COUNT_MAX: Final = 100
+WINDOW_HOURS_MAX: Final = 366 * 24
 
 
 class PatternKind(StrEnum):
@@ -36,6 +41,24 @@ class Met(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime
     organisation: str
+
+
+class BadWording(Exception):
+    """A rule that cannot be kept; its text says what a rule needs."""
+
+
+def compose_rule(authority: str, kind: str, *, count_min: int, window_h: int, words: str) -> PatternRule:
+    """A rule as a person gave it, not numbered yet. Raises BadWording."""
+    text = " ".join(words.split())
+    if kind not in set(PatternKind):
+        raise BadWording(f"a rule counts one of {', '.join(PatternKind)}")
+    if not 0 < count_min <= COUNT_MAX or not 0 < window_h <= WINDOW_HOURS_MAX:
+        raise BadWording(f"a rule counts 1 to {COUNT_MAX} in 1 to {WINDOW_HOURS_MAX} hours")
+    if not text.isprintable() or not 0 < len(text) <= WORDS_LETTERS_MAX:
+        raise BadWording(f"a rule has 1 to {WORDS_LETTERS_MAX} letters of words")
+    return PatternRule(
+        authority=authority, kind=PatternKind(kind), version=0, count_min=count_min, window_h=window_h, words=text
+    )
 
 
 def find_patterns(

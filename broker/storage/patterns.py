@@ -40,9 +40,11 @@ async def load_rules_on(connection: AsyncConnection) -> dict[str, tuple[PatternR
     return found
 
 
-async def list_rules(connection: AsyncConnection) -> list[StoredRule]:
-    """Every version of every rule."""
-    statement = select(_rules).order_by(_rules.c.authority, _rules.c.kind, _rules.c.version)
+async def list_rules(connection: AsyncConnection, authority: str | None = None) -> list[StoredRule]:
+    """Every version of every rule, or of one authority's; the latest version of a kind first."""
+    statement = select(_rules).order_by(_rules.c.authority, _rules.c.kind, _rules.c.version.desc())
+    if authority is not None:
+        statement = statement.where(_rules.c.authority == authority)
     return [_open(row) for row in await connection.execute(statement)]
 
 

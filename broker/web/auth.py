@@ -67,8 +67,9 @@ SIGNED_IN: Final = frozenset(Role)
 _SOCIAL_CARE: Final = frozenset({Role.SOCIAL_WORKER, Role.DUTY_WORKER})
 _DUTY_DESK: Final = frozenset({Role.DUTY_WORKER})
 _LISTS: Final = frozenset({Role.LIST_OFFICER, Role.DUTY_WORKER})
-"""Who answers for what the list says: what it said and when, and what was missed because of it. A list officer reads
-the missed alerts, to mend the list; that somebody saw to the child is said by the duty desk alone."""
+"""Who answers for what the list says: what it said and when, what was missed because of it, and which patterns the
+authority's alerts name. A list officer reads the missed alerts, to mend the list; that somebody saw to the child is
+said by the duty desk alone."""
 _REVIEWERS: Final = frozenset({*_SOCIAL_CARE, Role.LIST_OFFICER})
 """Whether two records are one person is asked of the list as well: list officers know its names, numbers and twins.
 They see no alert, and nothing of why the person came."""
@@ -110,6 +111,9 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/lists"): _LIST_OFFICERS,
     ("POST", "/lists/held/{upload_id}/{decision}"): _LIST_OFFICERS,
     ("POST", "/lists/differences/{difference_id}"): _LIST_OFFICERS,
+    ("GET", "/patterns"): _LISTS,
+    ("POST", "/patterns"): _LISTS,
+    ("POST", "/patterns/{kind}/{version}/{step}"): _LISTS,
     ("GET", "/school"): _SAFEGUARDING_LEADS,
     ("POST", "/school/notices/{notice_id}/acknowledge"): _SAFEGUARDING_LEADS,
     ("POST", "/school/notices/{notice_id}/not-our-pupil"): _SAFEGUARDING_LEADS,

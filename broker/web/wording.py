@@ -9,6 +9,7 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
+from broker.domain.patterns import PatternKind
 from broker.domain.visits import LONDON, age_on, london_day
 from schemas.alert import IdentityFact, ReplyOutcome
 from schemas.attendance import Event
@@ -113,6 +114,11 @@ ROLES: Final[Mapping[Role, str]] = {
 }
 
 
+PATTERN_KINDS: Final[Mapping[PatternKind, str]] = {
+    PatternKind.VISITS: "Visits, with that of the alert",
+    PatternKind.SITES: "Different sites, with that of the alert",
+    PatternKind.LEFT_BEFORE_TREATMENT: "Earlier visits that ended before treatment",
+}
 COVERAGE_REASONS: Final[Mapping[CoverageReason, str]] = {
     CoverageReason.INVALIDATED: "Dead NHS number",
     CoverageReason.MISMATCH: "Details differ",
@@ -220,6 +226,7 @@ FILTERS: Final[Mapping[str, Callable[..., str]]] = {
     "plan_type": PLAN_TYPES.__getitem__,
     "outcome": OUTCOMES.__getitem__,
     "role": ROLES.__getitem__,
+    "pattern_kind": PATTERN_KINDS.__getitem__,
     "coverage_reason": COVERAGE_REASONS.__getitem__,
     "upper_first": upper_first,
 }

@@ -28,6 +28,7 @@ PAGES = {
     "Identities to check": "/reviews",
     "What the list said": "/as-at",
     "Missed alerts": "/missed",
+    "Patterns": "/patterns",
 }
 NARROWEST = {"width": 320, "height": 640}
 

@@ -13,6 +13,7 @@ from broker.storage import patterns
 from broker.storage.tables import ListEntry, PatternState, table
 from tests.integration.test_fhir_api import counted_statements
 from tests.integration.test_visits import with_disposition
+from tests.pages import ASH, DEE, LIZ, NORTHFOLD, Pages
 from tests.world import CASEY, World, hl7
 
 OTHER = "L2,9990000026,Other,Robin,2016-03-02,ZZ99 1AA,child_protection_plan,2026-01-10,,W1,North"
@@ -32,8 +33,7 @@ async def word(world: World, kind: PatternKind, authority: str = "706", **change
 
 
 async def preview(world: World, rule: PatternRule) -> Preview:
-    async with world.database.writing() as connection:
-        return await preview_rule(connection, world.keyring, rule, 90, world.clock.now(), by="liz")
+    return await preview_rule(world.database, world.keyring, rule, 90, world.clock.now(), by="liz")
 
 
 async def switch(world: World, rule: PatternRule, state: PatternState = PatternState.ON) -> None:
@@ -71,7 +71,7 @@ async def test_nothing_is_named_and_nothing_is_asked_until_a_rule_is_tried_and_o
     assert "Third visit" not in await visit(world, 7)
     async with world.database.reading() as connection:
         states = [(each.rule.version, each.state) for each in await patterns.list_rules(connection)]
-    assert states == [(1, PatternState.OFF), (2, PatternState.ON)]
+    assert states == [(2, PatternState.ON), (1, PatternState.OFF)]
 
 
 async def test_sites_are_counted_across_departments_and_only_for_the_authority_that_asked(world: World) -> None:
@@ -117,3 +117,36 @@ async def test_who_left_before_treatment_twice_is_named_at_the_next_visit(world:
         await world.receive(with_disposition(hl7("A03", visit=f"P{number}", at=at), "12"))
     assert "Left twice before treatment." in await visit(world, 3)
     assert await preview(world, rule) == Preview(alerts=3, named=1)
+
+
+async def test_an_authority_words_tries_and_switches_its_own_rules_on_a_page(pages: Pages) -> None:
+    told = {"kind": "visits", "count": "2", "hours": "48", "words": "Second visit <in> two days."}
+    async with pages.signed_in(LIZ) as liz:
+        for wrong in ({"kind": "score"}, {"count": "0"}, {"count": "-1"}, {"hours": "9999999"}, {"words": " \u200b"}):
+            refused = await liz.send_form("/patterns", **told | wrong)
+            assert (refused.status_code, "The rule was not kept" in refused.text) == (400, True), wrong
+        assert "You have no rule" in (await liz.get("/patterns")).text
+        assert (await liz.post("/patterns", data=told)).status_code == 400
+        assert (await liz.send_form("/patterns", **told)).status_code == 303
+        assert (await liz.send_form("/patterns/visits/1/on")).status_code == 400
+        tried = await liz.send_form("/patterns/visits/1/preview")
+        assert "named in 0 of 1 alerts of the last 90 days" in tried.text
+        assert "Second visit &lt;in&gt; two days." in tried.text
+        for path in ("visits/2/on", "visits/1/delete", "score/1/on", "visits/x/off", "visits/99999999999999999999/on"):
+            assert (await liz.send_form(f"/patterns/{path}")).status_code == 404, path
+        await word(pages.world, PatternKind.SITES, authority="707")
+        assert "Two sites within a day." not in (await liz.get("/patterns")).text
+        assert (await liz.send_form("/patterns/sites/1/preview")).status_code == 404
+    async with pages.signed_in(DEE) as dee:
+        assert (await dee.send_form("/patterns/visits/1/on")).status_code == 303
+    async with pages.world.database.reading() as connection:
+        [rule] = (await patterns.load_rules_on(connection))["706"]
+    assert (rule.words, rule.count_min, rule.window_h) == ("Second visit <in> two days.", 2, 48)
+    acts = [each for each in await pages.acts(NORTHFOLD) if each[1].startswith("pattern.")]
+    assert acts == [
+        (LIZ, "pattern.worded", "visits/1"),
+        (LIZ, "pattern.previewed", "visits/1"),
+        (DEE, "pattern.on", "visits/1"),
+    ]
+    async with pages.signed_in(ASH) as ash:
+        assert (await ash.get("/patterns")).status_code == 403
