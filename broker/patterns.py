@@ -114,10 +114,9 @@ async def switch_pattern(
     stored = await patterns.find_rule(connection, rule.authority, rule.kind, rule.version)
     if stored is None or (state is PatternState.ON and stored.previewed_at is None):
         raise NotPreviewed
-    # First: it locks the head of the owner's chain, so that two people cannot switch on two versions at once.
-    await audit.record_acts(connection, [_act(rule, by, f"pattern.{state.value}")], now)
     switch = patterns.switch_on if state is PatternState.ON else patterns.switch_off
     await switch(connection, rule, by=by, now=now)
+    await audit.record_acts(connection, [_act(rule, by, f"pattern.{state.value}")], now)
 
 
 async def word_pattern(connection: AsyncConnection, rule: PatternRule, *, by: str, now: datetime) -> PatternRule:

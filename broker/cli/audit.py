@@ -85,7 +85,8 @@ def _print_encompass(incidents: TopicLedger, notices: NoticeLedger) -> None:
     console.print(shown)
     told = Table("notices", "count", title="Every notice that was planned")
     told.add_row("planned", str(notices.planned))
-    for name in ("held", "waiting", "sent", "acknowledged", "withdrawn"):
+    told.add_row("= held", str(notices.held))
+    for name in ("waiting", "sent", "acknowledged", "withdrawn"):
         told.add_row(f"+ {name}", str(getattr(notices, name)))
-    told.add_row("without anybody to see to it", str(notices.unattended))
+    told.add_row("    without anybody to see to it", str(notices.unattended))
     console.print(told)

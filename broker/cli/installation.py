@@ -32,7 +32,11 @@ async def _migrate(_: Settings, database: Database) -> str:
     return await migrate(database)
 
 
-def check_config() -> None:
+def check_config(
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show also the settings that stand at their default.")
+    ] = False,
+) -> None:
     """Check every setting and say where each came from; exit 1 when something must not stay as it is."""
     from rich.table import Table
 
@@ -41,11 +45,15 @@ def check_config() -> None:
 
     settings = Settings()
     shown = Table("setting", "value", "from")
-    for name in sorted(Settings.model_fields):
+    names = sorted(Settings.model_fields if show_all else settings.model_fields_set)
+    for name in names:
         value = _shown_value(getattr(settings, name))
         origin = _origin(f"CPIS_{name.upper()}", name in settings.model_fields_set)
         shown.add_row(f"CPIS_{name.upper()}", value, origin)
-    console.print(shown)
+    if names:
+        console.print(shown)
+    if len(names) < len(Settings.model_fields):
+        console.print(f"{len(Settings.model_fields) - len(names)} settings stand at their default: --all shows them")
     problems = [f"{name}: there is no such setting" for name in _unknown_variables()] + bootstrap.check_safety(settings)
     try:
         bootstrap.load_keyring(settings)

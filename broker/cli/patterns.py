@@ -39,15 +39,16 @@ def list_patterns(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
-    from rich.table import Table
-
-    shown = Table("authority", "kind", "version", "at least", "in hours", "state", "tried", "words")
     for each in found:
-        rule, tried = each.rule, each.previewed_at
-        numbers = (str(rule.version), str(rule.count_min), str(rule.window_h))
-        state = (each.state.value, tried.isoformat(timespec="minutes") if tried else "no")
-        shown.add_row(rule.authority, rule.kind.value, *numbers, *state, rule.words)
-    console.print(shown)
+        rule = each.rule
+        tried = f"tried {each.previewed_at:%Y-%m-%dT%H:%M}Z" if each.previewed_at else "not tried"
+        counted = f"at least {rule.count_min} in {rule.window_h} h"
+        line = (
+            f"{rule.authority}  {rule.kind.value} {rule.version}  {each.state.value}, {tried}, {counted}: {rule.words}"
+        )
+        console.print(line, markup=False)
+    if not found:
+        console.print("no authority has worded a rule")
 
 
 def word_pattern(

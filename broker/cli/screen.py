@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from adapters.child_list_csv import RowProblem
     from schemas.upload import RowAnswer
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# Lines are left whole, so that a secret or a path can be copied from them, and a script reads one fact on one line.
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check the file, change nothing.")]
 FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)]

@@ -79,7 +79,9 @@ async def note_preview(connection: AsyncConnection, rule: PatternRule, now: date
 
 
 async def switch_on(connection: AsyncConnection, rule: PatternRule, *, by: str, now: datetime) -> None:
-    """Name a version from now on, and no other of its rule."""
+    """Name a version from now on, and no other of its rule, also when two people switch at once."""
+    versions = select(_rules.c.version).where(_rules.c.authority == rule.authority, _rules.c.kind == rule.kind.value)
+    await connection.execute(versions.order_by(_rules.c.version).with_for_update())
     await switch_off(connection, rule, by=by, now=now)
     key = _is(rule.authority, rule.kind, rule.version)
     changed = {"changed_at": now, "changed_by": by}

@@ -37,6 +37,8 @@ class UnreadRow(msgspec.Struct, frozen=True, kw_only=True):
 
     stored: StoredNotice
     is_urgent: bool
+    reference: str = ""
+    """The force's own of the incident, for its coordinators."""
 
 
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,8 +66,12 @@ async def show_force(request: Request) -> Response:
         tasks = await _list_tasks(connection, pages, person)
         force = person.owner.removeprefix("force:")
         unread = await incidents.list_force_notices(connection, pages.keyring, force, rows_max=rows_max)
+        known = await incidents.find_incidents(connection, pages.keyring, {each.incident_id for each in unread})
         await audit.record_acts(connection, [_act(person, "force.listed", person.owner)], now)
-    rows = [UnreadRow(stored=each, is_urgent=each.due_by <= now) for each in unread]
+    references = {each.id: each.message.incident_id for each in known.values()}
+    rows = [
+        UnreadRow(stored=each, is_urgent=each.due_by <= now, reference=references[each.incident_id]) for each in unread
+    ]
     return pages.render(
         request,
         "force.html",

@@ -72,7 +72,8 @@ started. An environment variable wins over `.env`; one that is empty counts as n
 name is not known is passed over; `.env` may hold nothing but these settings. A value that is not valid ends the
 command with exit code 2 and names the setting, never its value.
 
-`cpis-broker check-config` shows every setting with where it came from, and checks it. Secrets are shown as `set`.
+`cpis-broker check-config` shows every setting that was set, with where it came from, and checks it; `--all` shows the
+others too. Secrets are shown as `set`.
 """
 
 

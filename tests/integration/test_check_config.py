@@ -62,6 +62,8 @@ async def test_unsafe_production_is_told_apart_from_safe(
     for expected in ("MLLP must be encrypted", "by https", "without TLS only in development", "min.insync.replicas=2"):
         assert expected in unsafe.stderr, json.dumps(unsafe.stderr)
     assert (development.returncode, development.stderr) == (0, "")
+    assert "CPIS_KAFKA_PREFIX" in development.stdout
+    assert "CPIS_MLLP_PORT" not in development.stdout, "what stands at its default hides what was set"
     mistyped = await asyncio.to_thread(
         check_config, tmp_path, CPIS_ENVIRONMENT="development", CPIS_WEBHOOK_ALOW_PRIVATE="true", **distributed
     )

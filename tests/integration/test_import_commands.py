@@ -51,3 +51,23 @@ async def test_an_import_of_the_directory_does_so_too(tmp_path: Path, rows: list
     async with open_world(f"sqlite+aiosqlite:///{tmp_path / 'broker.sqlite'}", tmp_path) as world:
         ended = await run(world, "import", "authorities", str(file))
     assert ended.exit_code == code, ended.output
+
+
+async def test_lines_are_left_whole_and_words_as_they_were_written(tmp_path: Path) -> None:
+    words = "Third visit in two months [/b]: " + "ring the allocated worker " * 4
+    async with open_world(f"sqlite+aiosqlite:///{tmp_path / 'broker.sqlite'}", tmp_path) as world:
+        nothing = await run(world, "patterns", "list")
+        worded = await run(
+            world,
+            "patterns",
+            "word",
+            "706",
+            "visits",
+            "--count=3",
+            "--hours=1440",
+            f"--words={words}",
+            "--by=Liz Lister",
+        )
+        listed = await run(world, "patterns", "list")
+    assert (nothing.stdout, worded.exit_code) == ("no authority has worded a rule\n", 0)
+    assert listed.stdout == f"706  visits 1  draft, not tried, at least 3 in 1440 h: {words.strip()}\n"
