@@ -57,17 +57,8 @@ async def test_lines_are_left_whole_and_words_as_they_were_written(tmp_path: Pat
     words = "Third visit in two months [/b]: " + "ring the allocated worker " * 4
     async with open_world(f"sqlite+aiosqlite:///{tmp_path / 'broker.sqlite'}", tmp_path) as world:
         nothing = await run(world, "patterns", "list")
-        worded = await run(
-            world,
-            "patterns",
-            "word",
-            "706",
-            "visits",
-            "--count=3",
-            "--hours=1440",
-            f"--words={words}",
-            "--by=Liz Lister",
-        )
+        told = ("--count=3", "--hours=1440", f"--words={words}", "--by=Liz Lister")
+        worded = await run(world, "patterns", "word", "706", "visits", *told)
         listed = await run(world, "patterns", "list")
     assert (nothing.stdout, worded.exit_code) == ("no authority has worded a rule\n", 0)
     assert listed.stdout == f"706  visits 1  draft, not tried, at least 3 in 1440 h: {words.strip()}\n"
