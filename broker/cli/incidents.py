@@ -65,7 +65,7 @@ def import_incidents(
     if as_json:
         print_json(answer)
     else:
-        console.print(f"{len(answer.kept)} incidents kept, {len(answer.refused)} rows refused" + tell_dry(dry_run))
+        console.print(f"incidents: {len(answer.kept)} kept; rows: {len(answer.refused)} refused" + tell_dry(dry_run))
         print_refused(answer.refused)
     if answer.status == NOT_DURABLE:
         fail("the log did not confirm what was appended: give the same command again to continue", EXIT_NOT_WELL)

@@ -219,7 +219,7 @@ def _tell_report(report: Any, *, dry_run: bool, as_json: bool) -> None:
 
 
 def _print_loaded(report: ImportReport, what: DirectoryFile, *, dry_run: bool) -> None:
-    console.print(f"{report.loaded} {what.value} loaded, {len(report.refused)} refused" + tell_dry(dry_run))
+    console.print(f"{what.value}: {report.loaded} loaded, {len(report.refused)} refused" + tell_dry(dry_run))
     print_refused(report.refused)
     if report.issued:
         console.print("Made now and shown only this once:")
