@@ -536,7 +536,7 @@ async def test_what_is_sent_again_goes_before_a_newer_word_that_waits_and_not_be
     async with world.database.writing() as connection:
         now = world.clock.now()
         [lane] = await outbox.lease_lanes(connection, by="another", lanes_max=9, lease=LEASE, now=now)
-        assert len(await outbox.claim_due(connection, world.keyring, lane, deliveries_max=9, now=now)) == 1
+        assert len(await outbox.claim_due(connection, lane, deliveries_max=9, now=now)) == 1
         assert await outbox.resend_deliveries(connection, "topic:authority:706", now) == (0, 1)
     world.clock.advance(2 * LEASE)  # it died: what it had in hand is tried again
     async with world.database.writing() as connection:

@@ -1,0 +1,137 @@
+"""Every table. Personal fields stand only in ``sealed`` columns (AES-GCM envelopes) and in blind indexes.
+
+Every row carries its owner: the authority, organisation or, for what belongs to nobody else, the broker's operators.
+SQLModel's table models do not validate; closed vocabularies are held by CHECK constraints here.
+"""
+
+from __future__ import annotations
+
+from broker.storage.tables.alerts import Alert, AlertEntry, AlertNotice, PatternRow, Reply
+from broker.storage.tables.audit import AuditHead, AuditRow
+from broker.storage.tables.child_lists import (
+    EntryBlock,
+    HeldUpload,
+    HeldUploadPart,
+    ListConfirmation,
+    ListDifference,
+    ListEntry,
+    ListLanding,
+    ListLandingPart,
+    ListUpload,
+    ListVersion,
+    MeshFile,
+)
+from broker.storage.tables.columns import UtcDateTime, table
+from broker.storage.tables.deliveries import Delivery, Lane
+from broker.storage.tables.directory import AuthorityRow, LoginRow, Owner, SessionRow, SiteRow, TestFeed, WorkerRow
+from broker.storage.tables.encompass import (
+    CalendarRow,
+    EncompassTask,
+    EstablishmentRow,
+    ForceRow,
+    Incident,
+    IncidentVersion,
+    NoticeRow,
+    NoticeSending,
+    PupilBlock,
+    PupilRow,
+    SafeguardingContactRow,
+    SchoolRecord,
+)
+from broker.storage.tables.identities import CoverageDay, CoverageItem, EntryTrace, NumberAlias
+from broker.storage.tables.positions import (
+    HandledMarker,
+    HandledPosition,
+    Job,
+    LogGapRow,
+    PoisonAttempt,
+    Quarantined,
+    Replay,
+    StoredOffset,
+)
+from broker.storage.tables.visits import Access, MissedAlert, PersonMessage, Review, Visit, VisitBlock, VisitMessage
+from broker.storage.tables.words import (
+    CONFIRMATION_UNDONE,
+    ENTRY_CORRECTED,
+    ENTRY_TAKEN_BACK,
+    IDENTITY_CORRECTED,
+    VISITS_JOINED,
+    AlertState,
+    ItemState,
+    MissedCause,
+    PatternState,
+    ReviewDecision,
+)
+
+__all__ = [
+    "CONFIRMATION_UNDONE",
+    "ENTRY_CORRECTED",
+    "ENTRY_TAKEN_BACK",
+    "IDENTITY_CORRECTED",
+    "VISITS_JOINED",
+    "Access",
+    "Alert",
+    "AlertEntry",
+    "AlertNotice",
+    "AlertState",
+    "AuditHead",
+    "AuditRow",
+    "AuthorityRow",
+    "CalendarRow",
+    "CoverageDay",
+    "CoverageItem",
+    "Delivery",
+    "EncompassTask",
+    "EntryBlock",
+    "EntryTrace",
+    "EstablishmentRow",
+    "ForceRow",
+    "HandledMarker",
+    "HandledPosition",
+    "HeldUpload",
+    "HeldUploadPart",
+    "Incident",
+    "IncidentVersion",
+    "ItemState",
+    "Job",
+    "Lane",
+    "ListConfirmation",
+    "ListDifference",
+    "ListEntry",
+    "ListLanding",
+    "ListLandingPart",
+    "ListUpload",
+    "ListVersion",
+    "LogGapRow",
+    "LoginRow",
+    "MeshFile",
+    "MissedAlert",
+    "MissedCause",
+    "NoticeRow",
+    "NoticeSending",
+    "NumberAlias",
+    "Owner",
+    "PatternRow",
+    "PatternState",
+    "PersonMessage",
+    "PoisonAttempt",
+    "PupilBlock",
+    "PupilRow",
+    "Quarantined",
+    "Replay",
+    "Reply",
+    "Review",
+    "ReviewDecision",
+    "SafeguardingContactRow",
+    "SchoolRecord",
+    "SessionRow",
+    "SiteRow",
+    "StoredOffset",
+    "TestFeed",
+    "UtcDateTime",
+    "Visit",
+    "VisitBlock",
+    "VisitMessage",
+    "WorkerRow",
+    "table",
+]
