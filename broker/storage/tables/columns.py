@@ -77,7 +77,7 @@ def octets(**options: Any) -> Any:
 
 
 def owner_column(*, indexed: bool = True) -> Any:
-    """Whose the row is. Every message writes to several tables: those that nobody reads by owner go without the index."""
+    """Whose the row is. Every message writes to several tables: those nobody reads by owner go without the index."""
     return Column(String, ForeignKey("owners.id"), nullable=False, index=indexed)
 
 
