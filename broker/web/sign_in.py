@@ -27,8 +27,8 @@ HOMES: Final[Mapping[Role, str]] = {
     Role.ENCOMPASS_HUB: "/hub",
 }
 _WAY_BACK: Final = re.compile(
-    r"/(?:inbox|lists|coverage|reviews|as-at|missed|replies|school|force|hub|encompass-tasks|operations"
-    r"|(?:alerts|reviews)/[0-9a-f]{32})",
+    r"/(?:inbox|lists|coverage|reviews|chronology|as-at|missed|patterns|replies|school|force|force/report|hub|operations"
+    r"|encompass-(?:tasks|report|schools)|(?:alerts|reviews)/[0-9a-f]{32})",
     re.ASCII,
 )
 """Where signing in may lead: our own pages only, never another site."""
