@@ -1,4 +1,4 @@
-"""The engines that a log is tested on."""
+"""The engines that a log is tested on, and the other sides that channels are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from schemas.delivery import ChannelName
+from tests.certificates import Certificate, issue_certificate
 from tests.conftest import Kafka
+from tests.contract.channel_sides import FhirDepartment, HttpServer, OtherSide, open_fhir_department, open_other_side
 from tests.contract.log_engines import Engine, KafkaEngine, SqliteEngine, kafka_options, make_engine
 from tests.engines import KafkaServer
 
@@ -54,3 +57,29 @@ async def kafka_engine(kafka_server: Kafka) -> AsyncIterator[KafkaEngine]:
     engine = KafkaEngine(kafka_server, kafka_options(kafka_server.bootstrap_servers))
     yield engine
     await engine.close()
+
+
+@pytest.fixture(params=[name.value for name in ChannelName])
+async def other_side(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OtherSide]:
+    async with open_other_side(request.param, tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[HttpServer]:
+    opened = HttpServer()
+    await opened.start()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Certificate, Certificate]:
+    folder = tmp_path_factory.mktemp("tls")
+    return issue_certificate(folder, "localhost"), issue_certificate(folder, "somebody-else.example.org")
+
+
+@pytest.fixture
+async def fhir_department(tmp_path: Path) -> AsyncIterator[FhirDepartment]:
+    async with open_fhir_department(tmp_path / "department.jsonl") as opened:
+        yield opened
