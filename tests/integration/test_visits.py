@@ -327,8 +327,8 @@ async def _shuffle(directory: Path, count: int, seed: int) -> None:
         assert await play(directory / str(number), shuffled, chance) == expected, f"shuffle {number} of seed {seed}"
 
 
-async def test_sixty_shuffles_of_a_day_end_in_the_same_state(tmp_path: Path) -> None:
-    await _shuffle(tmp_path, 60, 7)
+async def test_thirty_shuffles_of_a_day_end_in_the_same_state(tmp_path: Path) -> None:
+    await _shuffle(tmp_path, 30, 7)
 
 
 @pytest.mark.soak
