@@ -24,7 +24,8 @@ demo: .venv/.runtime $(if $(findstring --kafka,$(ARGS)),engines) ## play an even
 
 # ---- Check
 
-test: engines lint ## run every test, after installing what tests need (PYTEST_ARGS="tests/unit -k word", --soak)
+test: ## run every test, after installing what tests need (PYTEST_ARGS="tests/unit -k word", --soak)
+	@$(MAKE) --no-print-directory -j2 engines lint
 ifeq ($(strip $(PYTEST_ARGS)),)
 	@echo "pytest: two processes, then what needs the machine for itself"; failed=0; \
 	$(BIN)/python -m pytest -m "not alone" -n 2 --dist loadscope --no-loadscope-reorder || failed=$$?; \
