@@ -331,8 +331,8 @@ async def open_scene(
     """An installation with its parts running. Few messages are read one at a time after a death: see LoopOptions."""
     variables = {
         "CPIS_BATCH_RECORDS_MAX": "10",
-        "CPIS_DELIVERY_LEASE_S": "3",
-        "CPIS_DELIVERY_TIMEOUT_S": "1",
+        "CPIS_DELIVERY_LEASE_S": "6",
+        "CPIS_DELIVERY_TIMEOUT_S": "2",
         "CPIS_JOB_LEASE_S": "3",
         **settings,
     }
