@@ -337,16 +337,7 @@ class AttendanceConsumer:
         now: datetime,
     ) -> None:
         """Move the offset or be fenced, keep what could not be handled, write what became of each; audit last."""
-        await handled.move_offset(
-            connection,
-            batch.group,
-            batch.partition,
-            log_id=batch.log_id,
-            expected=batch.expected,
-            to=batch.next_offset,
-            records=len(batch.records),
-            now=now,
-        )
+        await batch.move_offset(connection, now)
         kept = [
             self._keep(batch, message, now) for message in messages if message.outcome is PositionOutcome.QUARANTINED
         ]

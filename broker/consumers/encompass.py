@@ -149,16 +149,7 @@ class EncompassConsumer:
         now: datetime,
     ) -> None:
         """Move the offset or be fenced, keep what could not be handled, write what became of each; audit last."""
-        await handled.move_offset(
-            connection,
-            batch.group,
-            batch.partition,
-            log_id=batch.log_id,
-            expected=batch.expected,
-            to=batch.next_offset,
-            records=len(batch.records),
-            now=now,
-        )
+        await batch.move_offset(connection, now)
         await ensure_owners(connection, [(BROKER_OWNER, "Operators of the broker")])
         aside = [message for message in messages if message.outcome is PositionOutcome.QUARANTINED]
         kept = [self._keep(batch, message, now) for message in aside]

@@ -13,6 +13,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Protocol
 
@@ -54,6 +55,19 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     def next_offset(self) -> int:
         """Where the group reads on when this batch is handled."""
         return self.records[-1].offset + 1
+
+    async def move_offset(self, connection: AsyncConnection, now: datetime) -> None:
+        """Move the group's stored offset behind this batch; raises Fenced when somebody else has moved it."""
+        await handled.move_offset(
+            connection,
+            self.group,
+            self.partition,
+            log_id=self.log_id,
+            expected=self.expected,
+            to=self.next_offset,
+            records=len(self.records),
+            now=now,
+        )
 
 
 class Handler(Protocol):

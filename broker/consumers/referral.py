@@ -22,7 +22,7 @@ from broker.domain.visits import age_on, london_day
 from broker.keyring import Keyring
 from broker.notices import NoticeRules, replan, weigh_pupils
 from broker.ports import Clock
-from broker.storage import audit, handled, incidents, quarantine
+from broker.storage import audit, incidents, quarantine
 from broker.storage.audit import Act
 from broker.storage.child_lists import index_nhs_number
 from broker.storage.database import Database
@@ -187,16 +187,7 @@ class ReferralConsumer:
         now: datetime,
     ) -> None:
         """Move the offset or be fenced, keep what could not be handled; audit last."""
-        await handled.move_offset(
-            connection,
-            batch.group,
-            batch.partition,
-            log_id=batch.log_id,
-            expected=batch.expected,
-            to=batch.next_offset,
-            records=len(batch.records),
-            now=now,
-        )
+        await batch.move_offset(connection, now)
         if aside:
             await ensure_owners(connection, [(BROKER_OWNER, "Operators of the broker")])
             await quarantine.save_quarantined(connection, self._keyring, aside)
