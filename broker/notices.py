@@ -36,7 +36,8 @@ from broker.domain.school_notices import (
 )
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
-from broker.storage import establishments, incidents, outbox, sendings
+from broker.nudges import NudgeRules, forget_nudges, nudge_school
+from broker.storage import establishments, incidents, sendings
 from broker.storage.audit import Act
 from broker.storage.directory import ensure_owners, find_authority
 from broker.storage.incidents import (
@@ -51,9 +52,7 @@ from broker.storage.incidents import (
     StoredTask,
     Telling,
 )
-from broker.storage.outbox import NewDelivery
 from broker.storage.tables import ItemState
-from schemas.delivery import ChannelName
 from schemas.directory import Authority
 from schemas.encompass import (
     Change,
@@ -68,7 +67,6 @@ from schemas.encompass import (
     PoliceIncident,
     Pupil,
     Release,
-    SchoolNoticeNudge,
     SchoolSource,
     SuppressedScope,
     Suppression,
@@ -77,9 +75,7 @@ from schemas.encompass import (
 )
 from schemas.identifiers import SchoolUrn, authority_of, authority_owner, establishment_owner
 
-NUDGE_TYPE: Final = "uk.cpis-broker.school-notice.nudged.v1"
 BROKER: Final = "broker"
-OCCASIONS: Final = ("sent", "reminded", "withdrawn")
 REFERRAL_STATEMENT: Final = (
     "The child may be living with domestic abuse. Look after the child as usual, do not speak to the family about this "
     "notice, and ring the number below to talk it over."
@@ -91,11 +87,7 @@ _RUNG: Final = TaskKind.RING_SCHOOL
 class NoticeRules(msgspec.Struct, frozen=True, kw_only=True):
     """How establishments are told."""
 
-    page: str
-    """Where people sign in; the same for everybody."""
-    topics_enabled: bool = False
-    emails_enabled: bool = False
-    """Whether each lead and deputy who is told is sent an e-mail that says "sign in"."""
+    nudges: NudgeRules
     try_again: timedelta = timedelta(minutes=15)
     """How often the directory is asked again for a way to an establishment that has none."""
     pupil_bits_min: float = 20.0
@@ -206,10 +198,10 @@ async def replan(
     for urn, notice in sorted(notices.items()):
         if notice != known.get(urn):
             await incidents.save_notice(connection, keyring, notice)
-            await _forget_nudges(planner, known.get(urn), notice)
+            await forget_nudges(connection, keyring, known.get(urn), notice, now=now)
             if notice.state is NoticeState.WITHDRAWN and notice.sent_at is not None:
                 await sendings.save_sending(connection, keyring, notice, now)
-                await _nudge(connection, keyring, notice, rules, occasion="withdrawn", now=now)
+                await nudge_school(connection, keyring, notice, rules.nudges, occasion="withdrawn", now=now)
     await _settle_tasks(planner, notices)
     fates = {each.fate for each in plan.destinations} if plan is not None else set()
     return Replanned(
@@ -608,139 +600,3 @@ async def _settle_tasks(planner: _Planner, notices: Mapping[SchoolUrn, StoredNot
     for task in unwanted:
         if task.id in closed:
             planner.act(f"{task.kind.value}.not_needed", task.id, owner=task.owner)
-
-
-# Sending
-
-
-async def send_due(
-    connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, rules: NoticeRules, now: datetime
-) -> tuple[list[Act], int]:
-    """Do what is due of an incident's notices; returns what is to be audited, and how many were rung for."""
-    planned = await replan(connection, keyring, incident, rules, now)
-    acts, rung = list(planned.acts), 0
-    for notice in planned.notices.values():
-        if notice.next_at is None or notice.next_at > now:
-            continue
-        sent = notice
-        if notice.state is NoticeState.WAITING and notice.telling.told:
-            sent = msgspec.structs.replace(notice, state=NoticeState.SENT, sent_at=notice.sent_at or now)
-            await sendings.save_sending(connection, keyring, sent, now)
-            await _nudge(connection, keyring, sent, rules, occasion="sent", now=now)
-            told = " ".join(notice.telling.told)
-            acts.append(_act(notice, "notice.sent", f"version {notice.version} to {told}"))
-        if sent.remind_at is not None and sent.reminded_at is None and sent.remind_at <= now:
-            if notice.state is NoticeState.SENT:
-                await _nudge(connection, keyring, sent, rules, occasion="reminded", now=now)
-                acts.append(_act(notice, "notice.reminded"))
-            sent = msgspec.structs.replace(sent, reminded_at=now)
-        if sent.state is NoticeState.SENT and sent.rung_at is None and sent.due_by <= now:
-            await _ring(connection, keyring, incident, sent, now)
-            acts.append(_act(notice, "ring_school.asked", owner=authority_owner(sent.authority)))
-            sent = msgspec.structs.replace(sent, rung_at=now)
-            rung += 1
-        await incidents.save_notice(connection, keyring, msgspec.structs.replace(sent, next_at=_next(sent, rules, now)))
-    return acts, rung
-
-
-def _next(notice: StoredNotice, rules: NoticeRules, now: datetime) -> datetime | None:
-    if notice.state is NoticeState.WAITING:
-        return now + rules.try_again
-    if notice.state is not NoticeState.SENT:
-        return None
-    waiting = [notice.due_by] if notice.rung_at is None else []
-    if notice.remind_at is not None and notice.reminded_at is None:
-        waiting.append(notice.remind_at)
-    return min(waiting, default=None)
-
-
-async def _ring(
-    connection: AsyncConnection, keyring: Keyring, incident: StoredIncident, notice: StoredNotice, now: datetime
-) -> None:
-    found = await establishments.find_establishments(connection, [notice.urn])
-    school = found.get(notice.urn)
-    matter = Matter(
-        incident=incident.message.incident_id,
-        establishment=school.name if school is not None else notice.telling.notice.establishment.name,
-        telephone=school.office_telephone if school is not None else None,
-    )
-    task = StoredTask(
-        id=incidents.derive_task_id(keyring, _RUNG, incident.id, notice.urn, str(notice.version)),
-        owner=authority_owner(notice.authority),
-        incident_id=incident.id,
-        kind=_RUNG,
-        urn=notice.urn,
-        matter=matter,
-        held_by=AUTHORITY_OFFICER,
-        opened_at=now,
-        due_by=now + timedelta(minutes=15),
-    )
-    await incidents.open_task(connection, keyring, task)
-
-
-async def _nudge(
-    connection: AsyncConnection,
-    keyring: Keyring,
-    notice: StoredNotice,
-    rules: NoticeRules,
-    *,
-    occasion: str,
-    now: datetime,
-) -> None:
-    """Say "sign in" to the establishment, and nothing else: a topic may be read by anybody there."""
-    nudge = SchoolNoticeNudge(page=rules.page)
-    deliveries = []
-    if rules.topics_enabled:
-        deliveries.append(
-            NewDelivery(
-                id=derive_nudge_id(keyring, notice.id, notice.version, occasion),
-                channel=ChannelName.TOPIC,
-                owner=notice.owner,
-                event_type=NUDGE_TYPE,
-                content_type="application/json",
-                content=msgspec.json.encode(nudge),
-            )
-        )
-    if rules.emails_enabled:
-        deliveries += [
-            NewDelivery(
-                id=derive_nudge_id(keyring, notice.id, notice.version, occasion, contact_id),
-                channel=ChannelName.EMAIL,
-                owner=notice.owner,
-                contact=contact_id,
-                event_type=NUDGE_TYPE,
-                content_type="text/plain",
-                content=f"{nudge.wording}\n\n{nudge.page}\n".encode(),
-            )
-            for contact_id in notice.telling.told
-        ]
-    await outbox.add_deliveries(connection, keyring, deliveries, now)
-
-
-async def _forget_nudges(planner: _Planner, before: StoredNotice | None, notice: StoredNotice) -> None:
-    """Whoever must not be told any more is not nudged either by what still waits."""
-    if before is None or before.sent_at is None:
-        return
-    if gone := sorted(set(before.telling.told) - set(notice.telling.told)):
-        nudges = derive_nudge_ids(planner.keyring, notice.id, before.version, gone)
-        await outbox.forget_deliveries(planner.connection, nudges, planner.now)
-
-
-def derive_nudge_ids(keyring: Keyring, notice_id: str, version: int, contact_ids: Iterable[str]) -> list[str]:
-    """The ids of every message that these people may have been sent of a notice up to a version."""
-    return [
-        derive_nudge_id(keyring, notice_id, each, occasion, contact_id)
-        for contact_id in contact_ids
-        for each in range(1, version + 1)
-        for occasion in OCCASIONS
-    ]
-
-
-def derive_nudge_id(keyring: Keyring, notice_id: str, version: int, occasion: str, contact_id: str = "") -> str:
-    """The id of the message that says "sign in": the same for the same occasion, and the same mailbox if it has one."""
-    to = (contact_id,) if contact_id else ()
-    return keyring.derive_id("school-nudge", notice_id, str(version), occasion, *to)
-
-
-def _act(notice: StoredNotice, action: str, reason: str = "", *, owner: str = "") -> Act:
-    return Act(owner=owner or notice.owner, actor=BROKER, action=action, subject=notice.id, reason=reason)

@@ -16,7 +16,7 @@ from broker.domain.punctuality import Delay, NoticeFacts, Punctuality, judge_pun
 from broker.domain.school_coverage import Gap, SchoolGap, SchoolRules, find_gaps
 from broker.domain.visits import LONDON, london_day
 from broker.keyring import Keyring
-from broker.notices import derive_nudge_ids
+from broker.nudges import derive_nudge_ids
 from broker.storage import establishments, incidents, sendings
 from broker.storage.incidents import StoredIncident, StoredNotice
 from broker.storage.sendings import AuditedAct, Received, Sending, Sent, TaskSpan

@@ -19,6 +19,7 @@ from broker.directory_upload import DirectoryUpload, ImportReport
 from broker.incident_intake import IncidentIntake
 from broker.jobs.notices import tell_schools
 from broker.notices import NoticeRules
+from broker.nudges import NudgeRules
 from broker.storage import handled, incidents
 from broker.storage.handled import Place
 from broker.storage.incidents import StoredNotice, StoredTask
@@ -207,7 +208,9 @@ async def open_encompass(
     async with open_world(url, directory) as world:
         world.clock.move_to(SATURDAY + timedelta(minutes=5))
         rules = NoticeRules(
-            page="http://127.0.0.1:8000/school", topics_enabled=topics_enabled, emails_enabled=emails_enabled
+            nudges=NudgeRules(
+                page="http://127.0.0.1:8000/school", topics_enabled=topics_enabled, emails_enabled=emails_enabled
+            )
         )
         consumer = EncompassConsumer(
             world.database, world.keyring, world.clock, rules, quarantined=timedelta(minutes=15)

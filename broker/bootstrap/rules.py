@@ -9,6 +9,7 @@ from broker.domain.course import Quiet
 from broker.domain.coverage import CoverageRules
 from broker.domain.visibility import Windows
 from broker.notices import NoticeRules
+from broker.nudges import NudgeRules
 from broker.settings import Settings
 
 
@@ -40,9 +41,11 @@ def rules_of(settings: Settings) -> Rules:
 def notice_rules_of(settings: Settings) -> NoticeRules:
     """How establishments are told of police incidents."""
     return NoticeRules(
-        page=f"{settings.public_url.rstrip('/')}/school",
-        topics_enabled=bool(settings.kafka_bootstrap_servers),
-        emails_enabled=settings.emails_enabled,
+        nudges=NudgeRules(
+            page=f"{settings.public_url.rstrip('/')}/school",
+            topics_enabled=bool(settings.kafka_bootstrap_servers),
+            emails_enabled=settings.emails_enabled,
+        ),
         try_again=timedelta(minutes=settings.escalation_minutes),
         pupil_bits_min=settings.review_weight_bits_min,
     )

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from broker.announcement import Rules
 from broker.keyring import Keyring
 from broker.notices import NoticeRules
+from broker.nudges import NudgeRules
 from broker.ports import Clock
 from broker.settings import Settings
 from broker.storage.database import Database
@@ -151,7 +152,7 @@ def create_app(
         clock=clock,
         settings=settings,
         rules=rules,
-        notice_rules=notice_rules or NoticeRules(page=f"{settings.public_url}/school"),
+        notice_rules=notice_rules or NoticeRules(nudges=NudgeRules(page=f"{settings.public_url}/school")),
         limits=limits,
         templates=surroundings.load_templates(static_files),
         static_files=static_files,

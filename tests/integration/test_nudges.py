@@ -152,10 +152,10 @@ async def test_whoever_is_excluded_later_or_left_the_directory_is_not_sent_what_
 
 def test_emails_leave_only_where_a_server_and_a_sender_are_set_and_outside_development_by_tls(tmp_path: Path) -> None:
     off = make_settings(tmp_path)
-    assert not notice_rules_of(off).emails_enabled
+    assert not notice_rules_of(off).nudges.emails_enabled
     assert ChannelName.EMAIL not in open_channels(off)
     on = off.model_copy(update={"smtp_host": "mail.example.org", "smtp_sender": "broker@example.org"})
-    assert notice_rules_of(on).emails_enabled
+    assert notice_rules_of(on).nudges.emails_enabled
     assert ChannelName.EMAIL in open_channels(on)
     real = on.model_copy(update={"environment": Environment.PRODUCTION})
     assert not [problem for problem in check_safety(real) if "SMTP" in problem]
