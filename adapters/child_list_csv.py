@@ -143,6 +143,10 @@ class _ChildFields(Fields):
             raise FieldProblem(name, "was rounded by a spreadsheet: format the column as text and enter it again")
         return text
 
+    def reference(self, name: str) -> str | None:
+        """A text that no spreadsheet has rounded, or None."""
+        return self.whole(name) if self.optional(name) is not None else None
+
     def legal_basis(self, name: str) -> LegalBasis | None:
         """A section of the Children Act 1989, or None."""
         text = self.optional(name)
@@ -289,6 +293,7 @@ def _child(fields: _ChildFields) -> ChildListEntry:
         team=fields.optional("team"),
         deleted_on=fields.optional_day("delete_date"),
         legal_basis=legal_basis,
+        household=fields.reference("household"),
     )
 
 

@@ -174,6 +174,7 @@ def _describe_change(before: ChildListEntry | None, entry: ChildListEntry) -> st
     # Names, birthdays and addresses are on the list itself: that they changed is enough here.
     personal = (before.name, before.birth_date, before.postcode) != (entry.name, entry.birth_date, entry.postcode)
     changed += ["personal details"] if personal else []
+    changed += ["household"] if before.household != entry.household else []
     return f"List changed, {plan}: {'; '.join(changed)}" if changed else ""
 
 

@@ -225,7 +225,7 @@ class Comparer:
                 continue
             found.doubles += before is None and self._is_listed(known, entry)
             self._count(found, before, entry)
-            changed.append(seal_entry(self._keyring, entry_id, entry, is_new=before is None))
+            changed.append(seal_entry(self._keyring, self._authority, entry_id, entry, is_new=before is None))
         found.changes.add(changed)
 
     def _is_first(self, found: Comparison, number: int, entry: ChildListEntry) -> bool:

@@ -251,7 +251,7 @@ async def _apply_decision(
         entry = end_entry(entry, london_day(now))
     else:
         entry = msgspec.structs.replace(entry, deleted_on=london_day(now))
-    sealed = seal_entry(keyring, difference.entry_id, entry, is_new=False)
+    sealed = seal_entry(keyring, difference.authority, difference.entry_id, entry, is_new=False)
     await _write_part(connection, keyring, difference.authority, difference.upload_id, [sealed], now=now)
 
 

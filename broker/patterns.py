@@ -10,18 +10,21 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.announcement import Announcement, Occasion, replace_alert
-from broker.domain.patterns import Met, PatternKind, PatternRule, find_patterns, word_patterns
+from broker.domain.patterns import Child, Met, PatternKind, PatternRule, find_patterns, find_siblings, word_patterns
 from broker.keyring import Keyring
-from broker.storage import alerts, audit, patterns
-from broker.storage.alerts import NewAlert
+from broker.storage import alerts, audit, child_lists, patterns
+from broker.storage.alerts import NewAlert, StoredAlert
 from broker.storage.audit import Act
 from broker.storage.child_lists import index_nhs_number
 from broker.storage.database import Database
 from broker.storage.tables import PatternState
-from schemas.alert import AlertKind
+from schemas.alert import AlertKind, SocialCareAlert
 from schemas.identifiers import authority_owner
 
 PREVIEW_ALERTS_MAX: Final = 5000
+HOUSEHOLD_ENTRIES_MAX: Final = 30
+"""Entries of one household. What more have in common ("none", "unknown") is no household."""
+SIBLING_ALERTS_MAX: Final = 200
 
 
 class Preview(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +66,9 @@ async def name_patterns(connection: AsyncConnection, occasion: Occasion, told: S
         said = alert.alert
         left = await _load_left(connection, alert, since)
         visits = met.get(index_nhs_number(keyring, said.child.nhs_number), [])
-        found = find_patterns(own, visits, left, min(said.attendance.arrived_at or occasion.now, occasion.now))
+        siblings = await _find_sibling_visits(connection, keyring, own, alert, told)
+        at = min(said.attendance.arrived_at or occasion.now, occasion.now)
+        found = find_patterns(own, visits, left, siblings, at)
         if found:
             words = word_patterns(found)
             named = msgspec.structs.replace(alert, alert=msgspec.structs.replace(said, reason=said.reason + words))
@@ -103,7 +108,8 @@ async def _count_named(
         left = await patterns.load_left(connection, owner, grounds[each.alert.alert_id], oldest)
         others = [at for alert_id, at in left.items() if alert_id != each.alert.alert_id]
         visits = met.get(index_nhs_number(keyring, each.alert.child.nhs_number), [])
-        named += bool(find_patterns([rule], visits, others, each.raised_at))
+        siblings = await _load_sibling_visits(connection, keyring, rule, each, grounds[each.alert.alert_id])
+        named += bool(find_patterns([rule], visits, others, siblings, each.raised_at))
     return Preview(alerts=len(raised), named=named)
 
 
@@ -131,6 +137,66 @@ async def _load_left(connection: AsyncConnection, alert: NewAlert, since: dateti
     entry_ids = [entry_id for entry_id, _ in alert.entries]
     left: Mapping[str, datetime] = await patterns.load_left(connection, owner, entry_ids, since)
     return [at for alert_id, at in left.items() if alert_id != alert.alert.alert_id]
+
+
+async def _find_sibling_visits(
+    connection: AsyncConnection,
+    keyring: Keyring,
+    rules: Sequence[PatternRule],
+    alert: NewAlert,
+    told: Sequence[Announcement],
+) -> list[datetime]:
+    """When other children of the household came, as far as the authority was told of it or is just being told."""
+    if not any(rule.kind is PatternKind.SIBLING_VISITS for rule in rules):
+        return []
+    entry_ids = frozenset(entry_id for entry_id, _ in alert.entries)
+    child = Child(nhs_number=alert.alert.child.nhs_number, entry_ids=entry_ids)
+    siblings, stored = await _load_siblings(connection, keyring, child, authority_owner(alert.alert.authority))
+    withdrawn = {each.alert_id for one in told for each in one.withdrawn}
+    known = [(each.alert, each.is_restricted) for each in stored if each.alert.alert_id not in withdrawn]
+    known += [
+        (each.alert, each.is_restricted)
+        for one in told
+        for each in one.alerts
+        if not siblings.isdisjoint(entry_id for entry_id, _ in each.entries)
+    ]
+    return _list_visits(known, is_restricted=alert.is_restricted)
+
+
+async def _load_sibling_visits(
+    connection: AsyncConnection, keyring: Keyring, rule: PatternRule, raised: StoredAlert, entry_ids: Sequence[str]
+) -> list[datetime]:
+    """When other children of the household had come, as far as was known when an alert was raised."""
+    if rule.kind is not PatternKind.SIBLING_VISITS:
+        return []
+    child = Child(nhs_number=raised.alert.child.nhs_number, entry_ids=frozenset(entry_ids))
+    _, stored = await _load_siblings(connection, keyring, child, authority_owner(rule.authority))
+    known = [(each.alert, each.is_restricted) for each in stored if each.raised_at <= raised.raised_at]
+    return _list_visits(known, is_restricted=raised.is_restricted)
+
+
+async def _load_siblings(
+    connection: AsyncConnection, keyring: Keyring, child: Child, owner: str
+) -> tuple[frozenset[str], list[StoredAlert]]:
+    """The entries of other children of the household, and their authority's alerts that stand."""
+    household = await child_lists.find_household(connection, keyring, child.entry_ids, rows_max=HOUSEHOLD_ENTRIES_MAX)
+    siblings = find_siblings(child, household)
+    if not siblings:
+        return frozenset(), []
+    stored = await alerts.list_resting_on(connection, keyring, owner, siblings, rows_max=SIBLING_ALERTS_MAX)
+    return frozenset(siblings), [each for each in stored if each.withdrawn_at is None]
+
+
+def _list_visits(told: Sequence[tuple[SocialCareAlert, bool]], *, is_restricted: bool) -> list[datetime]:
+    """Of alerts, and whether their place is withheld: when each visit to unscheduled care was.
+
+    Where a restricted child was would show from the place of another child's alert that names its visit.
+    """
+    return [
+        alert.attendance.arrived_at or alert.raised_at
+        for alert, is_withheld in told
+        if alert.kind is AlertKind.ATTENDED and is_withheld is is_restricted
+    ]
 
 
 def _act(rule: PatternRule, by: str, action: str) -> Act:

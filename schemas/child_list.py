@@ -50,6 +50,8 @@ class ChildListEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The authority took the entry back as an error."""
     legal_basis: LegalBasis | None = None
     """Of a looked-after child; None when the authority did not say."""
+    household: str | None = None
+    """The authority's own reference of the household or family group; nobody infers one."""
 
     def has_ended(self, on: date) -> bool:
         """Whether the plan has ended by ``on`` (Europe/London day); the end date itself no longer counts."""

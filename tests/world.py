@@ -54,7 +54,7 @@ RZ2,Ottery Infirmary,01632 960302,706,,,yes,,rz2-credential
 """
 CHILDREN_COLUMNS = (
     "local_id,nhs_number,family_name,given_name,birth_date,postcode,plan_type,start_date,end_date,worker,team,"
-    "delete_date"
+    "delete_date,household"
 )
 CASEY = "L1,9990000018,Tester,Casey,2015-03-02,ZZ99 1AA,child_protection_plan,2026-01-10,,W1,North"
 

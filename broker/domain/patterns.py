@@ -9,6 +9,9 @@ from typing import Final
 
 import msgspec
 
+from broker.domain.decision import Candidate
+from schemas.child_list import PlanType
+
 WORDS_LETTERS_MAX: Final = 300
 COUNT_MAX: Final = 100
 WINDOW_HOURS_MAX: Final = 366 * 24
@@ -23,6 +26,8 @@ class PatternKind(StrEnum):
     """Different sites."""
     LEFT_BEFORE_TREATMENT = "left_before_treatment"
     """Earlier visits, of which the authority was told, that ended before treatment."""
+    SIBLING_VISITS = "sibling_visits"
+    """Visits, of which the authority was told, of other children that it recorded as of the same household."""
 
 
 class PatternRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +46,13 @@ class Met(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime
     organisation: str
+
+
+class Child(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom an alert is about, and the list entries it rests on."""
+
+    nhs_number: str
+    entry_ids: frozenset[str]
 
 
 class BadWording(Exception):
@@ -62,9 +74,17 @@ def compose_rule(authority: str, kind: str, *, count_min: int, window_h: int, wo
 
 
 def find_patterns(
-    rules: Sequence[PatternRule], met: Sequence[Met], left_at: Sequence[datetime], at: datetime
+    rules: Sequence[PatternRule],
+    met: Sequence[Met],
+    left_at: Sequence[datetime],
+    siblings_at: Sequence[datetime],
+    at: datetime,
 ) -> list[PatternRule]:
-    """The rules that hold at ``at``, in their order; ``met`` has the visit itself too."""
+    """The rules that hold at ``at``, in their order; ``met`` has the visit itself too.
+
+    Who came with the child may be registered a moment later: of ``siblings_at`` those count that were known, on
+    either side of ``at``.
+    """
     found = []
     for rule in rules:
         since = at - timedelta(hours=rule.window_h)
@@ -76,9 +96,28 @@ def find_patterns(
                 counted = len({organisation for _, organisation in visits})
             case PatternKind.LEFT_BEFORE_TREATMENT:
                 counted = sum(since < each <= at for each in left_at)
+            case PatternKind.SIBLING_VISITS:
+                counted = sum(abs(each - at) < timedelta(hours=rule.window_h) for each in siblings_at)
         if counted >= rule.count_min:
             found.append(rule)
     return found
+
+
+def find_siblings(child: Child, household: Sequence[Candidate]) -> list[str]:
+    """The entries of a household that are another child's.
+
+    The entry of an unborn child has the mother's number: her visit is no child's.
+    """
+    own = [each for each in household if each.entry_id in child.entry_ids]
+    local_ids = {each.entry.local_id for each in own}
+    numbers = {child.nhs_number, *(number for each in own for number in (each.entry.nhs_number, *each.aliases))}
+    return [
+        each.entry_id
+        for each in household
+        if each.entry.local_id not in local_ids
+        and numbers.isdisjoint((each.entry.nhs_number, *each.aliases))
+        and each.entry.plan_type is not PlanType.UNBORN
+    ]
 
 
 def word_patterns(found: Sequence[PatternRule]) -> str:

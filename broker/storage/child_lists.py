@@ -75,6 +75,7 @@ class SealedEntry(msgspec.Struct, frozen=True, array_like=True):
     sealed: bytes
     blocks: tuple[bytes, ...]
     is_new: bool
+    household_index: bytes | None = None
 
 
 def derive_entry_id(keyring: Keyring, authority: str, entry: ChildListEntry) -> str:
@@ -92,7 +93,12 @@ def index_block(keyring: Keyring, block: str) -> bytes:
     return keyring.index("block", block)
 
 
-def seal_entry(keyring: Keyring, entry_id: str, entry: ChildListEntry, *, is_new: bool) -> SealedEntry:
+def index_household(keyring: Keyring, authority: str, household: str) -> bytes:
+    """The blind index under which one authority's entries of a household meet; another's reference is another's."""
+    return keyring.index("household", authority, household)
+
+
+def seal_entry(keyring: Keyring, authority: str, entry_id: str, entry: ChildListEntry, *, is_new: bool) -> SealedEntry:
     """An entry as it is stored."""
     return SealedEntry(
         id=entry_id,
@@ -100,6 +106,7 @@ def seal_entry(keyring: Keyring, entry_id: str, entry: ChildListEntry, *, is_new
         sealed=keyring.seal(msgspec.json.encode(entry), about=f"entry/{entry_id}"),
         blocks=tuple(index_block(keyring, block) for block in entry_blocks(entry)),
         is_new=is_new,
+        household_index=index_household(keyring, authority, entry.household) if entry.household else None,
     )
 
 
@@ -163,12 +170,12 @@ async def write_entries(
     owner = authority_owner(authority)
     written = {"upload_id": upload_id, "changed_at": now, "blocks_version": BLOCKS_VERSION}
     new = [
-        {"id": each.id, "owner": owner, "authority": authority, **written, **_contents(each)}
+        {"id": each.id, "owner": owner, "authority": authority, **written, **_of_entry(each)}
         for each in entries
         if each.is_new
     ]
     await insert_rows(connection, _entries, new)
-    changed = [{"id": each.id, **written, **_contents(each)} for each in entries if not each.is_new]
+    changed = [{"id": each.id, **written, **_of_entry(each)} for each in entries if not each.is_new]
     await update_rows(connection, _entries, changed, key="id")
     for part in _parts([row["id"] for row in changed]):
         await connection.execute(delete(_blocks).where(is_among(connection, _blocks.c.entry_id, part)))
@@ -244,6 +251,24 @@ async def load_entries(connection: AsyncConnection, keyring: Keyring, entry_ids:
         for row in await connection.execute(select(_entries).where(_entries.c.id.in_(part)))
     ]
     return await _open_all(connection, keyring, rows)
+
+
+async def find_household(
+    connection: AsyncConnection, keyring: Keyring, entry_ids: Collection[str], *, rows_max: int
+) -> list[Candidate]:
+    """These entries of one authority, and all that it recorded as of the same household, also dead ones.
+
+    None at all where more than ``rows_max`` share a reference: then it says no household.
+    """
+    own = select(_entries.c.owner, _entries.c.household_index).where(
+        is_among(connection, _entries.c.id, sorted(entry_ids)), _entries.c.household_index.is_not(None)
+    )
+    found: dict[str, Any] = {}
+    for owner, index in sorted({(row.owner, bytes(row.household_index)) for row in await connection.execute(own)}):
+        shared = select(_entries).where(_entries.c.household_index == index, _entries.c.owner == owner)
+        rows = list(await connection.execute(shared.limit(rows_max + 1)))
+        found |= {row.id: row for row in rows} if len(rows) <= rows_max else {}
+    return await _open_all(connection, keyring, [found[entry_id] for entry_id in sorted(found)])
 
 
 async def load_list(connection: AsyncConnection, keyring: Keyring, authority: str) -> list[Candidate]:
@@ -354,6 +379,10 @@ async def block_anew(connection: AsyncConnection, keyring: Keyring, *, rows_max:
 
 def _contents(entry: SealedEntry) -> dict[str, bytes]:
     return {"nhs_index": entry.nhs_index, "sealed": entry.sealed}
+
+
+def _of_entry(entry: SealedEntry) -> dict[str, bytes | None]:
+    return {**_contents(entry), "household_index": entry.household_index}
 
 
 async def _write_blocks(

@@ -118,6 +118,7 @@ PATTERN_KINDS: Final[Mapping[PatternKind, str]] = {
     PatternKind.VISITS: "Visits, with that of the alert",
     PatternKind.SITES: "Different sites, with that of the alert",
     PatternKind.LEFT_BEFORE_TREATMENT: "Earlier visits that ended before treatment",
+    PatternKind.SIBLING_VISITS: "Visits of other children of the same household, as you recorded it",
 }
 COVERAGE_REASONS: Final[Mapping[CoverageReason, str]] = {
     CoverageReason.INVALIDATED: "Dead NHS number",

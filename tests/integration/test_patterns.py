@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
+import msgspec
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from broker.domain.patterns import PatternKind, PatternRule
 from broker.patterns import NotPreviewed, Preview, preview_rule, switch_pattern, word_pattern
-from broker.storage import patterns
+from broker.storage import child_lists, patterns, restrictions
 from broker.storage.tables import ListEntry, PatternState, table
 from tests.integration.test_fhir_api import counted_statements
 from tests.integration.test_visits import with_disposition
@@ -21,6 +22,7 @@ WORDS = {
     PatternKind.VISITS: (3, 60 * 24, "Third visit in two months."),
     PatternKind.SITES: (2, 24, "Two sites within a day."),
     PatternKind.LEFT_BEFORE_TREATMENT: (2, 60 * 24, "Left twice before treatment."),
+    PatternKind.SIBLING_VISITS: (1, 24, "Another child of the household came within a day."),
 }
 
 
@@ -34,6 +36,28 @@ async def word(world: World, kind: PatternKind, authority: str = "706", **change
 
 async def preview(world: World, rule: PatternRule) -> Preview:
     return await preview_rule(world.database, world.keyring, rule, 90, world.clock.now(), by="liz")
+
+
+def rule_of(rule: PatternRule, authority: str) -> PatternRule:
+    return msgspec.structs.replace(rule, authority=authority)
+
+
+def local(world: World) -> datetime:
+    """Now, as HL7 v2 writes it."""
+    return world.clock.now().replace(tzinfo=None)
+
+
+def of_robin(event: str = "A04", **changes: object) -> bytes:
+    return hl7(event, **ROBIN | changes)  # type: ignore[arg-type]  # by name
+
+
+async def restrict(world: World, nhs_number: str) -> None:
+    """What follows when PDS says that a number is restricted."""
+    index = child_lists.index_nhs_number(world.keyring, nhs_number)
+    async with world.database.writing() as connection:
+        entries = select(table(ListEntry).c.id).where(table(ListEntry).c.nhs_index == index)
+        for entry_id in (await connection.execute(entries)).scalars().all():
+            await restrictions.note_restriction(connection, world.keyring, entry_id, is_restricted=True)
 
 
 async def switch(world: World, rule: PatternRule, state: PatternState = PatternState.ON) -> None:
@@ -117,6 +141,65 @@ async def test_who_left_before_treatment_twice_is_named_at_the_next_visit(world:
         await world.receive(with_disposition(hl7("A03", visit=f"P{number}", at=at), "12"))
     assert "Left twice before treatment." in await visit(world, 3)
     assert await preview(world, rule) == Preview(alerts=3, named=1)
+
+
+ROBIN = {"nhs_number": "9990000026", "family": "OTHER", "given": "ROBIN", "patient": "O2"}
+ALEX = {"nhs_number": "9990000034", "family": "ELSE", "given": "ALEX", "patient": "O3"}
+NOT_LISTED = "9990000042"
+MOTHER = f"L3,{NOT_LISTED},Tester,Jo,1990-03-02,ZZ99 1AA,unborn_child_protection_plan,2026-01-10,,W1,North,,F-17"
+TWICE = CASEY.replace("child_protection_plan", "looked_after_child")
+CAME = "Another child of the household"
+
+
+async def test_a_sibling_is_who_the_authority_itself_recorded_as_of_the_same_household(world: World) -> None:
+    await world.list_children(f"{CASEY},,F-17", f"{TWICE},,F-17", f"{OTHER},,F-17", MOTHER)
+    alex = "E9,9990000034,Else,Alex,2016-03-02,ZZ99 1AA,child_protection_plan,2026-01-10,,W7,East,,F-17"
+    await world.list_children(alex, authority="707")
+    for authority in ("706", "707"):
+        rule = await word(world, PatternKind.SIBLING_VISITS, authority)
+        await preview(world, rule)
+        await switch(world, rule)
+    mother = {"nhs_number": NOT_LISTED, "given": "JO", "birth_date": date(1990, 3, 2), "patient": "O4"}
+    assert CAME not in await visit(world, 1, **mother), "nobody of the household had come"
+    assert CAME not in await visit(world, 2), "the mother of an unborn child is no child of the household"
+    await visit(world, 3, **ALEX)
+    assert CAME not in await visit(world, 4), "a child is no sibling of its own, by whichever entry"
+    assert not any(CAME in each.alert.reason for each in await world.alerts("707")), "another's reference is another's"
+    reason = await visit(world, 5, **ROBIN)
+    assert reason.endswith(" Another child of the household came within a day. (your rule sibling visits, version 1)")
+    [newest, *_] = sorted(await world.alerts(), key=lambda each: each.raised_at, reverse=True)
+    assert b"F-17" not in msgspec.json.encode(newest.alert), "the reference stays with the list"
+    world.clock.advance(timedelta(days=1))
+    assert CAME not in await visit(world, 6, **ROBIN), "a day and a half later"
+    world.clock.advance(timedelta(days=2))
+    together = [hl7(visit="T1", at=local(world)), of_robin(visit="T2", at=local(world))]
+    await world.receive(*together)
+    named = [each.alert.reason for each in await world.alerts() if each.raised_at == world.clock.now()]
+    assert [CAME in each for each in named] == [True, True], "they came together: either alert names the other"
+    assert await preview(world, rule_of(rule, "706")) == Preview(alerts=7, named=3)
+
+
+async def test_a_siblings_visit_is_named_only_as_far_as_it_stands_and_shows_no_place(world: World) -> None:
+    await world.list_children(f"{CASEY},,F-17", f"{OTHER},,F-17")
+    rule = await word(world, PatternKind.SIBLING_VISITS)
+    await preview(world, rule)
+    await switch(world, rule)
+    await visit(world, 1, **ROBIN)
+    at = local(world) + timedelta(minutes=5)
+    await world.receive(of_robin("A08", visit="P1", at=at, nhs_number=NOT_LISTED, given="JO"))
+    assert CAME not in await visit(world, 2), "the department corrected who had come"
+    await restrict(world, "9990000026")
+    assert CAME not in await visit(world, 3, **ROBIN), "of an open visit a restricted child's alert says nothing"
+    assert CAME not in await visit(world, 4), "this alert's place would show where the restricted child was"
+    await restrict(world, "9990000018")
+    assert CAME in await visit(world, 5, **ROBIN), "neither alert says where"
+    async with world.database.reading() as connection:
+        [entry, *_] = await child_lists.load_list(connection, world.keyring, "706")
+        household = await child_lists.find_household(connection, world.keyring, [entry.entry_id], rows_max=2)
+        assert len(household) == 2
+        assert not await child_lists.find_household(connection, world.keyring, [entry.entry_id], rows_max=1)
+    await world.list_children(CASEY, OTHER)
+    assert CAME not in await visit(world, 6, **ROBIN), "the list has no household any more"
 
 
 async def test_an_authority_words_tries_and_switches_its_own_rules_on_a_page(pages: Pages) -> None:

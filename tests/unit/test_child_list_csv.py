@@ -44,6 +44,7 @@ CHILD = {
     "worker": "W1",
     "team": "North",
     "legal_basis": "",
+    "household": "",
 }
 AUTHORITY = {
     "code": "706",
@@ -149,6 +150,7 @@ def test_only_the_required_columns_are_needed_and_unknown_ones_are_passed_over()
         ),
         ("nhs_number", "ABCD 123", "is a number of the old style: give the NHS number of ten digits"),
         ("local_id", "1.23457E+11", "was rounded by a spreadsheet: format the column as text and enter it again"),
+        ("household", "1.23457E+11", "was rounded by a spreadsheet: format the column as text and enter it again"),
         ("legal_basis", "s47", "must be one of s31, s38, s20"),
         ("legal_basis", "s.31", "belongs to looked_after_child only"),
         ("nhs_number", "3333333333", "must be a valid NHS number of ten digits; please check it"),
@@ -331,6 +333,11 @@ def test_the_legal_basis_of_a_looked_after_child_is_read(written: str, basis: st
     [entry] = children(CHILD | {"plan_type": "looked_after_child", "legal_basis": written})
     assert isinstance(entry, ChildListEntry)
     assert entry.legal_basis == LegalBasis(basis)
+
+
+def test_a_household_is_what_the_authority_calls_it() -> None:
+    entries = children(CHILD | {"household": " F-17 "}) + children(CHILD)
+    assert [each.household for each in entries if isinstance(each, ChildListEntry)] == ["F-17", None]
 
 
 def test_an_old_style_number_has_a_code_of_its_own() -> None:

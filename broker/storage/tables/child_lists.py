@@ -128,6 +128,8 @@ class ListEntry(SQLModel, table=True):
     """When its NHS number was found to be dead: from then on it finds nobody, until it is given another."""
     is_restricted: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
     """What PDS said last of its number."""
+    household_index: bytes | None = Field(default=None, sa_column=octets(nullable=True, index=True))
+    """Under which the entries of one household meet, of one authority alone."""
 
 
 class ListVersion(SQLModel, table=True):

@@ -1,0 +1,20 @@
+"""households as authorities record them, and the pattern that goes by them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0033"
+down_revision = "0022"
+
+KINDS = "kind IN ('visits', 'sites', 'left_before_treatment', 'sibling_visits')"
+
+
+def upgrade() -> None:
+    """Step forward. Entries have no household until their authority sends one."""
+    op.add_column("list_entries", sa.Column("household_index", sa.LargeBinary(), nullable=True))
+    op.create_index(op.f("ix_list_entries_household_index"), "list_entries", ["household_index"], unique=False)
+    with op.batch_alter_table("pattern_rules") as rules:
+        rules.drop_constraint(op.f("ck_pattern_rules_kind_known"), type_="check")
+        rules.create_check_constraint(op.f("ck_pattern_rules_kind_known"), KINDS)
