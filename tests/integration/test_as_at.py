@@ -30,7 +30,7 @@ async def test_every_version_is_found_at_its_time_with_its_file_and_sender(world
     await world.list_children(CASEY)
     world.clock.advance(timedelta(hours=1))
     moved = CASEY.replace("ZZ99 1AA", "ZZ99 2BB")
-    await world.list_children(moved)
+    await world.list_children(f"{moved},,F-17")
     world.clock.advance(timedelta(hours=1))
     await world.list_children(f"{moved},2026-02-14")
     world.clock.advance(timedelta(hours=1))
@@ -46,6 +46,7 @@ async def test_every_version_is_found_at_its_time_with_its_file_and_sender(world
     assert first.file_hash == sha256(f"{CHILDREN_COLUMNS}\n{CASEY}\n".encode()).hexdigest()
     [second] = (await ask(world, timedelta(hours=1, minutes=30))).versions
     assert (second.entry.postcode, second.known_until) == ("ZZ99 2BB", world.clock.now() - timedelta(hours=1))
+    assert (first.entry.household, second.entry.household) == (None, "F-17")
     now = await ask(world, timedelta(0))
     assert [(each.authority, each.entry.deleted_on is None) for each in now.versions] == [("706", False), ("707", True)]
     assert [each.authority for each in (await ask(world, timedelta(0), NORTHFOLD)).versions] == ["706"]
@@ -73,10 +74,11 @@ async def test_how_old_the_lists_were_then_is_told_though_they_came_again_since(
 async def test_the_page_asks_by_form_and_every_question_is_on_record(pages: Pages) -> None:
     at = pages.world.clock.now() + timedelta(minutes=1)
     form = {"on": f"{at:%Y-%m-%d}", "time": f"{at:%H:%M}"}
+    await pages.world.list_children(f"{CASEY},,F-17")
     async with pages.signed_in(DEE) as duty:
         assert (await duty.get("/as-at")).status_code == 200
         answer = await duty.send_form("/as-at", nhs_number="999 000 0018", **form)
-        assert "Casey Tester" in answer.text and "list.officer@706.example.org" in answer.text
+        assert "F-17" in answer.text and "Casey Tester" in answer.text and "list.officer@706.example.org" in answer.text
         assert "said nothing" in (await duty.send_form("/as-at", nhs_number="9990000042", **form)).text
         assert (await duty.send_form("/as-at", nhs_number="9990000018", on="x", time="y")).status_code == 400
     asked = [actor for actor, action, _ in await pages.acts(NORTHFOLD) if action == "list.asked_as_at"]

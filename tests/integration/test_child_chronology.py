@@ -35,7 +35,8 @@ async def live_through(pages: Pages) -> None:
         await api.ask("PatientFlag", headers=HEADERS)
         await api.ask("PatientFlag", headers={**HEADERS, "IsUnscheduledAccessEvent": "false", "NHSD-Session-URID": "9"})
     world.clock.advance(timedelta(days=1))
-    await world.list_children(CASEY.replace("2026-01-10,", "2026-01-10,2026-02-15").replace("W1", "W2"))
+    moved = CASEY.replace("2026-01-10,", "2026-01-10,2026-02-15").replace("W1", "W2")
+    await world.list_children(f"{moved},,F-17")
     await world.run_jobs()
 
 
@@ -76,7 +77,8 @@ async def test_everything_that_happened_stands_in_order_on_the_page_and_in_the_f
             ("alert", "Nobody took it in time: escalated", "", ""),
             (
                 "list",
-                "List changed, child protection plan: end 2026-02-15 (before: none); allocated worker W2 (before: W1)",
+                "List changed, child protection plan: end 2026-02-15 (before: none); allocated worker W2 (before: W1); "
+                "household",
                 "",
                 "list.officer@706.example.org",
             ),
