@@ -116,18 +116,18 @@ async def _tell(
     connection: AsyncConnection, keyring: Keyring, question: ChronologyQuestion, versions: Sequence[EntryVersion]
 ) -> ChildChronology:
     index = index_nhs_number(keyring, question.nhs_number)
-    is_restricted = await restrictions.is_number_restricted(connection, index)
+    is_number_restricted = await restrictions.is_number_restricted(connection, index)
     entry_ids = sorted({each.entry_id for each in versions})
     raised = await alerts.list_resting_on(connection, keyring, question.owner, entry_ids, rows_max=ALERTS_MAX)
     raised = [each for each in raised if each.alert.child.nhs_number == question.nhs_number]
-    is_restricted = is_restricted or any(each.is_restricted for each in raised)
+    is_restricted = is_number_restricted or any(each.is_restricted for each in raised)
     lines = [*_tell_list(versions)]
     for stored in raised:
         lines += await _tell_alert(connection, keyring, stored)
     subjects = [each.alert.alert_id for each in raised]
     for act in await audit.list_of_subjects(connection, question.owner, subjects, tuple(_READS), rows_max=LINES_MAX):
         lines.append(_tell_act(act))
-    if not is_restricted:
+    if not is_number_restricted:
         visited = {stored.visit_id for stored in raised}
         lines += await _tell_accesses(connection, keyring, question.nhs_number, visited)
     lines.sort(key=lambda line: line.at)

@@ -46,6 +46,8 @@ class Met(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime
     organisation: str
+    is_withheld: bool = False
+    """The person was restricted then: nothing is counted by site (ADR 0040)."""
 
 
 class Child(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,12 +90,12 @@ def find_patterns(
     found = []
     for rule in rules:
         since = at - timedelta(hours=rule.window_h)
-        visits = {(each.at, each.organisation) for each in met if since < each.at <= at}
+        near = [each for each in met if since < each.at <= at]
         match rule.kind:
             case PatternKind.VISITS:
-                counted = len(visits)
+                counted = len({(each.at, each.organisation) for each in near})
             case PatternKind.SITES:
-                counted = len({organisation for _, organisation in visits})
+                counted = len({each.organisation for each in near if not each.is_withheld})
             case PatternKind.LEFT_BEFORE_TREATMENT:
                 counted = sum(since < each <= at for each in left_at)
             case PatternKind.SIBLING_VISITS:

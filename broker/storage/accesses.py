@@ -51,6 +51,8 @@ class NewAccess(msgspec.Struct, frozen=True, kw_only=True):
     author: Author
     at: datetime
     is_unscheduled: bool
+    is_withheld: bool = False
+    """The person is restricted: to others than its author it is shown on no page but the protected one."""
     visit_id: str | None = None
     """The visit that met the record: it does so once, however many messages it has."""
 
@@ -76,11 +78,21 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
                 found.setdefault((index, bytes(row.author_index)), []).append(row.at)
         return found
 
-    def show(self, keyring: Keyring, index: bytes, new: Iterable[NewAccess], *, rows_max: int) -> list[Accessed]:
-        """The most recent accesses to one record, newest first; ``new`` ones have just been kept."""
-        kept = self.rows.get(index, ())[:rows_max]
+    def show(
+        self, keyring: Keyring, index: bytes, new: Iterable[NewAccess], *, asked_by: str, rows_max: int
+    ) -> list[Accessed]:
+        """The most recent accesses to one record, newest first; ``new`` ones have just been kept.
+
+        Of those that are withheld an organisation is shown its own.
+        """
         shown = [Accessed(at=each.at, author=each.author) for each in new]
-        shown += [Accessed(at=row.at, author=_open(keyring, row)) for row in kept]
+        kept = {
+            is_withheld: [row for row in self.rows.get(index, ()) if row.is_withheld is is_withheld][:rows_max]
+            for is_withheld in (False, True)
+        }
+        shown += [Accessed(at=row.at, author=_open(keyring, row)) for row in kept[False]]
+        withheld = [Accessed(at=row.at, author=_open(keyring, row)) for row in kept[True]]
+        shown += [each for each in withheld if each.author.organisation == asked_by]
         return sorted(shown, key=lambda each: each.at, reverse=True)[:rows_max]
 
 
@@ -97,7 +109,9 @@ async def load_history(
 
 @cache
 def _ranked(dialect_name: str, rows_max: int) -> Select[Any]:
-    place = func.row_number().over(partition_by=_accesses.c.nhs_index, order_by=(_accesses.c.at.desc(), _accesses.c.id))
+    place = func.row_number().over(
+        partition_by=(_accesses.c.nhs_index, _accesses.c.is_withheld), order_by=(_accesses.c.at.desc(), _accesses.c.id)
+    )
     ranked = (
         select(
             _accesses.c.id,
@@ -105,6 +119,7 @@ def _ranked(dialect_name: str, rows_max: int) -> Select[Any]:
             _accesses.c.author_index,
             _accesses.c.at,
             _accesses.c.sealed,
+            _accesses.c.is_withheld,
             place.label("place"),
         )
         .where(is_among_given(dialect_name, _accesses.c.nhs_index, "indexes"), _accesses.c.is_counted)
@@ -143,25 +158,33 @@ async def save_accesses(
 
 
 async def list_counted(
-    connection: AsyncConnection, keyring: Keyring, nhs_number: str, *, rows_max: int
+    connection: AsyncConnection, keyring: Keyring, nhs_number: str, *, rows_max: int, with_withheld: bool = False
 ) -> list[Accessed]:
-    """The most recent accesses from unscheduled care to one record, newest first."""
+    """The most recent accesses from unscheduled care to one record, newest first; the protected view has all."""
     statement = (
         select(_accesses.c.id, _accesses.c.at, _accesses.c.sealed)
         .where(_accesses.c.nhs_index == index_nhs_number(keyring, nhs_number), _accesses.c.is_counted)
         .order_by(_accesses.c.at.desc(), _accesses.c.id)
         .limit(rows_max)
     )
+    if not with_withheld:
+        statement = statement.where(_accesses.c.is_withheld.is_(False))
     return [Accessed(at=row.at, author=_open(keyring, row)) for row in await connection.execute(statement)]
 
 
 async def list_unscheduled(
     connection: AsyncConnection, keyring: Keyring, nhs_number: str, visit_ids: Collection[str], *, rows_max: int
 ) -> list[Accessed]:
-    """Accesses from unscheduled care to one record, counted or not, newest first; without those of these visits."""
+    """Accesses from unscheduled care to one record, counted or not, newest first; without those of these visits, and
+    without those that are withheld.
+    """
     statement = (
         select(_accesses)
-        .where(_accesses.c.nhs_index == index_nhs_number(keyring, nhs_number), _accesses.c.is_unscheduled)
+        .where(
+            _accesses.c.nhs_index == index_nhs_number(keyring, nhs_number),
+            _accesses.c.is_unscheduled,
+            _accesses.c.is_withheld.is_(False),
+        )
         .order_by(_accesses.c.at.desc(), _accesses.c.id)
         .limit(rows_max)
     )
@@ -223,6 +246,7 @@ def _row(keyring: Keyring, access: NewAccess, *, is_counted: bool) -> dict[str, 
         "at": access.at,
         "is_unscheduled": access.is_unscheduled,
         "is_counted": is_counted,
+        "is_withheld": access.is_withheld,
         "sealed": keyring.seal(msgspec.json.encode(access.author), about=f"access/{access_id}"),
     }
 

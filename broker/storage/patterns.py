@@ -103,7 +103,8 @@ async def load_met(
     connection: AsyncConnection, keyring: Keyring, indexes: Collection[bytes], since: datetime
 ) -> dict[bytes, list[Met]]:
     """Visits to unscheduled care since an instant, by blind index of the NHS number. Look-ups are none."""
-    statement = select(_accesses.c.id, _accesses.c.nhs_index, _accesses.c.at, _accesses.c.sealed).where(
+    columns = (_accesses.c.id, _accesses.c.nhs_index, _accesses.c.at, _accesses.c.is_withheld, _accesses.c.sealed)
+    statement = select(*columns).where(
         is_among(connection, _accesses.c.nhs_index, sorted(indexes)),
         _accesses.c.at > since,
         _accesses.c.is_unscheduled,
@@ -112,7 +113,7 @@ async def load_met(
     for row in await connection.execute(statement):
         author = load_author(keyring, row)
         if author.kind is AccessKind.ATTENDED:
-            met = Met(at=row.at, organisation=author.organisation)
+            met = Met(at=row.at, organisation=author.organisation, is_withheld=row.is_withheld)
             found.setdefault(bytes(row.nhs_index), []).append(met)
     return found
 

@@ -12,10 +12,11 @@ from broker.domain.alerts import withhold_place
 from broker.keyring import Keyring
 from broker.storage import outbox
 from broker.storage.rows import is_among
-from broker.storage.tables import Alert, AlertEntry, ListEntry, Review, table
+from broker.storage.tables import Access, Alert, AlertEntry, ListEntry, Review, table
 from schemas.alert import AttendanceFacts
 
 _entries, _alerts, _grounds, _reviews = table(ListEntry), table(Alert), table(AlertEntry), table(Review)
+_accesses = table(Access)
 
 
 async def note_restriction(
@@ -25,13 +26,16 @@ async def note_restriction(
 
     What was told of a person before they were known to be restricted is withheld from now on, also where it waits to
     be sent, or was refused and may be sent again. What was raised while they were restricted stays so when they are it
-    no longer.
+    no longer, and so does every access to the record until then.
     """
     number = select(_entries.c.nhs_index).where(_entries.c.id == entry_id).scalar_subquery()
     differs = (_entries.c.nhs_index == number, _entries.c.is_restricted.is_not(is_restricted))
     changed = update(_entries).where(*differs).values(is_restricted=is_restricted).returning(_entries.c.id)
     entry_ids = list((await connection.execute(changed)).scalars())
-    if not entry_ids or not is_restricted:
+    if not entry_ids:
+        return
+    if not is_restricted:
+        await _withhold_accesses(connection, entry_id)
         return
     await withhold_of(connection, keyring, entry_ids)
 
@@ -62,6 +66,13 @@ async def withhold_of(connection: AsyncConnection, keyring: Keyring, entry_ids: 
     of_them = (is_among(connection, _reviews.c.entry_id, entry_ids), _reviews.c.is_restricted.is_(False))
     await connection.execute(update(_reviews).where(*of_them).values(is_restricted=True))
     await _withhold_unsent(connection, keyring, alert_ids)
+
+
+async def _withhold_accesses(connection: AsyncConnection, entry_id: str) -> None:
+    """While a person is restricted nobody is shown their accesses; from now on they are, but not those before."""
+    number = select(_entries.c.nhs_index).where(_entries.c.id == entry_id).scalar_subquery()
+    until_now = (_accesses.c.nhs_index == number, _accesses.c.is_withheld.is_(False))
+    await connection.execute(update(_accesses).where(*until_now).values(is_withheld=True))
 
 
 async def is_number_restricted(connection: AsyncConnection, nhs_index: bytes) -> bool:

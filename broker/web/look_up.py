@@ -90,7 +90,11 @@ class _Question(msgspec.Struct, frozen=True, kw_only=True):
             person=self.asker.person,
         )
         return NewAccess(
-            nhs_number=self.record_number, author=author, at=self.occasion.now, is_unscheduled=self.treatment.is_told
+            nhs_number=self.record_number,
+            author=author,
+            at=self.occasion.now,
+            is_unscheduled=self.treatment.is_told,
+            is_withheld=any(each.is_restricted for each in self.found),
         )
 
     @property
@@ -152,15 +156,19 @@ class _Context(msgspec.Struct, frozen=True, kw_only=True):
     def accesses(self, question: _Question, new: Sequence[_Told]) -> list[Accessed]:
         """Who had access to the record, newest first; of a person who is on no list any more nothing is shown.
 
-        Of a restricted person an organisation is shown its own accesses alone, as of somebody met nowhere else.
+        Of a restricted person an organisation is shown its own accesses alone, as of somebody met nowhere else; what
+        was withheld while they were restricted stays so.
         """
         if not question.found:
             return []
         number, keyring = question.record_number, question.occasion.keyring
         own = [each.access for each in new if each.access.nhs_number == number]
-        before = self.history.show(keyring, index_nhs_number(keyring, number), own, rows_max=ACCESSES_SHOWN_MAX)
+        asked_by = question.site.code
+        before = self.history.show(
+            keyring, index_nhs_number(keyring, number), own, asked_by=asked_by, rows_max=ACCESSES_SHOWN_MAX
+        )
         if any(each.is_restricted for each in question.found):
-            return [each for each in before if each.author.organisation == question.site.code]
+            return [each for each in before if each.author.organisation == asked_by]
         return before
 
 

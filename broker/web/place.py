@@ -34,7 +34,11 @@ async def show_alert_place(request: Request, alert_id: str) -> Response:
         stored = await _load_alert(connection, pages, person, alert_id)
         chronology = await load_chronology(connection, pages, stored.visit_id)
         looked = await accesses.list_counted(
-            connection, pages.keyring, stored.alert.child.nhs_number, rows_max=ACCESSES_SHOWN_MAX
+            connection,
+            pages.keyring,
+            stored.alert.child.nhs_number,
+            rows_max=ACCESSES_SHOWN_MAX,
+            with_withheld=True,
         )
         await audit.record_acts(connection, [act_of(person, "alert.place_read", alert_id)], pages.clock.now())
     return pages.render(

@@ -225,6 +225,40 @@ async def test_what_waits_to_be_sent_and_what_was_told_is_withheld_once_the_reco
         assert (await duty.get("/inbox")).text.count(PLACE) == 1, "what was withheld stays so"
 
 
+async def test_accesses_made_while_a_restriction_stood_stay_in_the_protected_view_when_it_ends(served: Pages) -> None:
+    world = served.world
+    await world.receive(hl7(visit="V0"))
+    await note(world, Restricted())
+    await world.receive(at_the_place())
+    [hidden] = [each for each in await world.alerts() if each.alert.attendance.arrived_at is None][:1]
+    await note(world, OPEN)
+    world.clock.advance(timedelta(days=2))
+    ottery = {"sender": "RZ2", "credential": "rz2-credential", "patient": "O1", "visit": "O1"}
+    came_at = datetime(2026, 2, 16, 3, 0)  # noqa: DTZ001 - HL7 v2 writes local time
+    await world.receive(hl7(at=came_at, **ottery))  # type: ignore[arg-type]  # by name
+    newest = max(await world.alerts(), key=lambda each: each.raised_at)
+    shown: dict[str, str] = {}
+    async with served.signed_in(ASH) as worker, served.signed_in(KIT) as elsewhere, served.signed_in(DEE) as duty:
+        alert = (await worker.get(f"/alerts/{newest.alert.alert_id}")).text
+        assert "Ottery Infirmary" in alert and "Who looked at this record" in alert, "the restriction is over"
+        shown["alert"] = alert
+        for name, person in (("worker", worker), ("elsewhere", elsewhere), ("duty", duty)):
+            for path in ("/chronology", "/chronology/csv"):
+                told = (await person.send_form(path, nhs_number="9990000018")).text
+                assert "Ottery Infirmary" in told
+                shown[f"{name} {path}"] = told
+        assert PLACE in (await worker.get(f"/alerts/{hidden.alert.alert_id}/place")).text, "its worker sees it still"
+    headers = {"TraceID": "2f1c0b5e-0000-4000-8000-000000000009", "NHSD-Session-URID": "555012345678"}
+    async with open_api(world) as api:
+        asked = {"params": {"patient": "9990000018"}, "headers": headers}
+        for code, credential in (("RZ1", "rz1-credential"), ("RZ9", "rz9-credential")):
+            answer = await api.client.get("/FHIR/R4/AuditEvent", auth=(code, credential), **asked)  # type: ignore[arg-type]
+            assert answer.status_code == 200 and "Ottery Infirmary" in answer.text
+            assert (PLACE in answer.text) == (code == "RZ9"), "its own accesses a department knows"
+            assert ("RZ9" in answer.text) == (code == "RZ9")
+    assert find_marks(shown) == []
+
+
 async def test_a_restriction_that_is_noted_while_an_alert_is_being_raised_withholds_its_place(
     postgres_url: str, tmp_path: Path
 ) -> None:

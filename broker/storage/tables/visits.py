@@ -91,6 +91,8 @@ class Access(SQLModel, table=True):
     at: datetime = Field(sa_column=instant(nullable=False))
     is_unscheduled: bool
     is_counted: bool
+    is_withheld: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
+    """Of a person who was restricted then: where it was stays in the protected view (ADR 0040)."""
     sealed: bytes = Field(sa_column=octets(nullable=False))
 
 
