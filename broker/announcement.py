@@ -115,6 +115,14 @@ def open_occasion(keyring: Keyring, directory: Directory, rules: Rules, now: dat
     return Occasion(now=now, directory=directory, rules=rules, keyring=keyring, match_rules=match_rules)
 
 
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """A visit that was found to be another, and the authorities whose alerts go with it as they are."""
+
+    visit_id: str
+    into: str
+    kept: tuple[str, ...] = ()
+
+
 class Announcement(msgspec.Struct, kw_only=True):
     """Everything that follows from one decision."""
 
@@ -125,7 +133,7 @@ class Announcement(msgspec.Struct, kw_only=True):
     acts: list[Act] = msgspec.field(default_factory=list)
     notices: list[NewNotice] = msgspec.field(default_factory=list)
     withdrawn: list[Withdrawal] = msgspec.field(default_factory=list)
-    joined: list[str] = msgspec.field(default_factory=list)
+    joined: list[Joined] = msgspec.field(default_factory=list)
     """Visits that were found to be others, whose doubts are judged there."""
     settled: list[tuple[str, str]] = msgspec.field(default_factory=list)
     """Reviews, as (visit id, entry id), in whose place an alert comes."""
@@ -197,8 +205,9 @@ async def save_announcements(
     await reviews.close_matched_reviews(
         connection, [pair for each in told if each.alerts for pair in each.settled], now
     )
-    for visit_id in (visit_id for each in told for visit_id in each.joined):
-        await reviews.close_reviews_of_visit(connection, visit_id, now)
+    for joined in (joined for each in told for joined in each.joined):
+        await alerts.move_alerts(connection, joined.visit_id, joined.into, joined.kept)
+        await reviews.move_reviews(connection, keyring, joined.visit_id, joined.into, now)
     await replies.save_replies(connection, keyring, [reply for each in told for reply in each.replies])
     await visits.note_replies(connection, [pair for each in told for pair in each.replied])
     await accesses.save_accesses(connection, keyring, [access for each in told for access in each.accesses])

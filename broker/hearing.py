@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from broker.announcement import Announcement, Occasion, announce, announce_notices, announce_withdrawal
+from broker.announcement import Announcement, Joined, Occasion, announce, announce_notices, announce_withdrawal
 from broker.domain.alerts import Correction
 from broker.domain.decision import Candidate, Decision, decide
 from broker.domain.visits import is_merge, london_day
@@ -67,19 +67,29 @@ def _decide(occasion: Occasion, thread: Thread, candidates: Sequence[Candidate],
 
 
 def join_visits(occasion: Occasion, into: Thread, thread: Thread) -> Announcement:
-    """Two visits are one: what was said of the second is moved, and its alerts make way for those of the first."""
+    """Two visits are one: what was said of the second is moved, and its alerts make way for those of the first.
+
+    What people decided of the second goes with it, and so does an alert that rests on a person's word alone: the number
+    that the first brings would not raise it again.
+    """
     for marker, said in list(thread.messages):
         thread.remove(marker)
         into.add(marker, said)
     thread.joined_into = into.visit_id
-    told = Announcement()
+    told, kept = Announcement(), list[str]()
     for authority, standing in sorted(thread.alerted.items()):
+        if standing.entries & thread.confirmed and authority not in into.alerted.keys() | into.withdrawn.keys():
+            kept.append(authority)
+            into.alerted[authority] = standing
+            into.withdrawn[authority] = thread.withdrawn.get(authority, 0)
+            continue
         withdrawal = announce_withdrawal(occasion, authority, standing.alert_id, VISITS_JOINED)
         told.deliveries += withdrawal.deliveries
         told.acts += withdrawal.acts
         told.withdrawn.append(Withdrawal(alert_id=standing.alert_id, rule=VISITS_JOINED))
     thread.alerted.clear()
-    told.joined.append(thread.visit_id)
+    into.take_over_decisions(thread)
+    told.joined.append(Joined(visit_id=thread.visit_id, into=into.visit_id, kept=tuple(kept)))
     return told
 
 

@@ -376,6 +376,13 @@ async def withdraw_alerts(
     return found
 
 
+async def move_alerts(connection: AsyncConnection, visit_id: str, into: str, authorities: Sequence[str]) -> None:
+    """Give the alerts of a visit for these authorities to the visit it was found to be, which has none for them."""
+    if authorities:
+        moved = (_alerts.c.visit_id == visit_id, _alerts.c.authority.in_(authorities))
+        await connection.execute(update(_alerts).where(*moved).values(visit_id=into))
+
+
 async def withdraw_each(connection: AsyncConnection, withdrawals: Sequence[Withdrawal], now: datetime) -> None:
     """Withdraw alerts, each by its rule. Open ones are closed by it."""
     for withdrawal in withdrawals:

@@ -135,8 +135,29 @@ async def close_reviews_of_entry(connection: AsyncConnection, entry_id: str, now
     )
 
 
-async def close_reviews_of_visit(connection: AsyncConnection, visit_id: str, now: datetime) -> None:
-    """Close the open reviews of a visit that was found to be another, where they are opened again."""
+async def move_reviews(connection: AsyncConnection, keyring: Keyring, visit_id: str, into: str, now: datetime) -> None:
+    """What people decided of a visit that was found to be another counts there; its open doubts are closed here.
+
+    Of one entry both may have a doubt: then the decision is copied, unless the other has one that says yes.
+    """
+    statement = select(_reviews).where(_reviews.c.visit_id.in_((visit_id, into))).order_by(_reviews.c.id)
+    rows = list(await connection.execute(statement.with_for_update()))
+    there = {row.entry_id: row for row in rows if row.visit_id == into}
+    decisions = {decision.value for decision in ReviewDecision}
+    for row in (row for row in rows if row.visit_id == visit_id and row.decision in decisions):
+        if row.entry_id not in there:
+            await connection.execute(update(_reviews).where(_reviews.c.id == row.id).values(visit_id=into))
+        elif there[row.entry_id].decision not in decisions or row.decision == ReviewDecision.CONFIRMED:
+            review, own = _open(keyring, row), _open(keyring, there[row.entry_id])
+            await decide_review(
+                connection,
+                keyring,
+                own,
+                ReviewDecision(row.decision),
+                by=review.decided_by or "",
+                reason=review.decision_reason,
+                now=review.decided_at or now,
+            )
     await connection.execute(
         update(_reviews)
         .where(_reviews.c.state == ItemState.OPEN.value, _reviews.c.visit_id == visit_id)

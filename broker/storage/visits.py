@@ -55,7 +55,7 @@ _OF_ALERT: Final = (
 )
 _DECIDED: Final = (
     *("messages", "added", "replaced", "removed", "joined_into"),
-    *("alerted", "withdrawn", "corrections", "reviewed", "replied"),
+    *("alerted", "withdrawn", "corrections", "reviewed", "confirmed", "rejected", "replied"),
 )
 """What deciding about a message changes of a visit."""
 
@@ -157,6 +157,8 @@ class Thread(msgspec.Struct, kw_only=True):
             alerted={code: msgspec.structs.replace(each) for code, each in self.alerted.items()},
             withdrawn={**self.withdrawn},
             reviewed={*self.reviewed},
+            confirmed={*self.confirmed},
+            rejected={*self.rejected},
         )
 
     def restore(self, snapshot: Thread) -> None:
@@ -186,6 +188,12 @@ class Thread(msgspec.Struct, kw_only=True):
         if self.replied is not None:
             self.corrections += 1
             self.replied = None
+
+    def take_over_decisions(self, other: Thread) -> None:
+        """What people decided of a visit that was found to be this one; of a yes and a no the yes stands."""
+        self.confirmed |= other.confirmed
+        self.rejected = (self.rejected | other.rejected) - self.confirmed
+        self.reviewed |= other.confirmed | other.rejected
 
     def state(self) -> VisitState:
         """Where the visit stands."""

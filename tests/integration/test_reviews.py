@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 import pytest
 from sqlalchemy import delete, update
@@ -10,7 +10,7 @@ from sqlalchemy import delete, update
 from broker.announcement import open_occasion
 from broker.domain.matching import BLOCKS_VERSION
 from broker.jobs.runner import JobOptions, JobRunner
-from broker.storage import child_lists, directory, reviews
+from broker.storage import child_lists, directory, reviews, visits
 from broker.storage.reviews import StoredReview
 from broker.storage.tables import AlertState, EntryBlock, ItemState, ListEntry, table
 from broker.verdict import Judge, Verdict, confirm_review, reject_review, undo_review
@@ -164,6 +164,51 @@ async def test_every_authority_decides_for_itself(world: World) -> None:
     [other] = await world.reviews("707")
     assert await decide(world, "confirm", other, authority="707") is Verdict.NOTED
     assert len(await world.alerts("707")) == 1
+
+
+@pytest.mark.parametrize("decision", ["confirm", "reject"])
+async def test_what_was_decided_of_a_visit_that_is_joined_into_another_goes_with_it(
+    world: World, decision: str
+) -> None:
+    alex = "E9,9990000034,Else,Alex,2016-03-02,ZZ99 1AA,child_protection_plan,2026-01-10,,W7,East"
+    await world.list_children(CASEY)
+    await world.list_children(alex, authority="707")
+    first = {"nhs_number": "9990000034", "family": "ELSE", "given": "ALEX", "patient": "K1"}
+    await world.receive(hl7(**first), hl7(nhs_number="", patient="K2"))  # type: ignore[arg-type]  # by name
+    [review] = await world.reviews()
+    assert await decide(world, decision, review) is Verdict.NOTED
+    before = [each.alert.alert_id for each in await world.alerts()]
+
+    merge = hl7("A40", visit="", **first | {"nhs_number": ""})  # type: ignore[arg-type]  # by name
+    await world.receive(merge + b"MRG|K2^^^RZ1^MR\r")
+
+    standing = [each for each in await world.alerts() if each.withdrawn_at is None]
+    assert [each.alert.alert_id for each in standing] == before, "what a person said is neither lost nor told twice"
+    [placing] = await world.alerts("707")
+    assert {placing.visit_id} | {each.visit_id for each in standing} == {placing.visit_id}
+    assert not await world.reviews()
+    if decision == "confirm":
+        assert await decide(world, "undo", review) is Verdict.NOTED
+        [alert] = await world.alerts()
+        assert alert.withdrawn_rule == "confirmation_undone"
+
+
+async def test_a_no_about_one_of_two_visits_that_are_one_is_a_no_about_both(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7(nhs_number="", patient="K1"), hl7(nhs_number="", patient="K2"))
+    first, second = sorted(await world.reviews(), key=lambda each: each.opened_at)
+    rejected = second
+    async with world.database.reading() as connection:
+        known = await visits.find_standing(connection, [first.visit_id, second.visit_id])
+    # The visit that was heard of first stays: it is the other one of which the person decided.
+    if next(iter(known)) == second.visit_id:
+        rejected = first
+    assert await decide(world, "reject", rejected) is Verdict.NOTED
+    await world.receive(hl7("A40", nhs_number="", visit="", patient="K1") + b"MRG|K2^^^RZ1^MR\r")
+    assert not await world.reviews()
+    await world.receive(hl7("A08", nhs_number="", patient="K1", at=datetime(2026, 2, 14, 4, 0)))  # noqa: DTZ001
+    assert not await world.reviews(), "the same doubt does not come back"
+    assert not await world.alerts()
 
 
 async def test_an_entry_taken_back_withdraws_what_was_confirmed(world: World) -> None:
