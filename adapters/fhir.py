@@ -11,6 +11,7 @@ no attendance, and a message of its own follows when they do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
@@ -39,7 +40,7 @@ from adapters.fhir_guard import (
     refuse,
 )
 from adapters.fhir_organisation import read_ods_code, read_sender
-from adapters.fhir_patient import read_deceased, read_link, read_patient
+from adapters.fhir_patient import Merge, find_merges, read_deceased, read_link, read_patient
 from schemas.attendance import Attendance, Event
 
 __all__ = [
@@ -73,10 +74,7 @@ def read_bundle(body: bytes, limits: FhirLimits = DEFAULT_LIMITS) -> FhirReading
     if not isinstance(document, dict):
         refuse("not_a_bundle", "structure", "Bundle", "the message is not a Bundle")
     bundle = open_bundle(document, limits, findings)
-    encounter = choose_encounter(bundle)
-    patient = find_patient(bundle, encounter)
-    bundle.entries.read.update((encounter.number, patient.number))
-    attendance = _read_attendance(bundle, encounter, patient)
+    attendance = _read_what_it_tells(bundle)
     parts = {number: entry for number in bundle.entries.read if isinstance(entry := bundle.parts[number], dict)}
     found = [*findings, *check_structure(bundle.element, parts, limits)]
     is_degraded = any(finding.severity == "error" for finding in found)
@@ -84,6 +82,52 @@ def read_bundle(body: bytes, limits: FhirLimits = DEFAULT_LIMITS) -> FhirReading
         attendance=msgspec.structs.replace(attendance, is_degraded=is_degraded),
         findings=tuple(dict.fromkeys(found))[: limits.findings_max],
         bundle_id=bundle.id,
+    )
+
+
+def _read_what_it_tells(bundle: OpenBundle) -> Attendance:
+    try:
+        encounter = choose_encounter(bundle)
+    except NotAnAttendanceBundle:
+        # Nobody is attending; that two records are one is news of a person all the same.
+        merges = find_merges(bundle.entries, bundle.limits)
+        if not merges:
+            raise
+        return _read_merge(bundle, merges)
+    patient = find_patient(bundle, encounter)
+    bundle.entries.read.update((encounter.number, patient.number))
+    return _read_attendance(bundle, encounter, patient)
+
+
+def _read_merge(bundle: OpenBundle, merges: Sequence[Merge]) -> Attendance:
+    """What A40 says: who is left, and under which number they were known before (Patient.link; R4, 8.1.6.2).
+
+    Raises UnreadableBundle ``several_patients``: which is which of several merges, one message cannot say.
+    """
+    if len(merges) > 1:
+        refuse("several_patients", "business-rule", "Bundle.entry", "the Patients are linked to several others")
+    [merge] = merges
+    patient = read_patient(merge.survivor, bundle.entries, bundle.limits, bundle.findings)
+    message_at = _read_message_time(bundle)
+    return Attendance(
+        is_fhir=True,
+        sender=read_sender(bundle) or "",
+        control_id=_read_control_id(bundle),
+        event=Event.IDENTIFIERS_MERGED,
+        message_at=message_at,
+        event_at=message_at or read_instant(child(merge.survivor.element, "meta"), "lastUpdated"),
+        nhs_number=patient.nhs_number,
+        nhs_number_problem=patient.nhs_number_problem,
+        nhs_number_status=patient.nhs_number_status,
+        mother_nhs_number=patient.mother_nhs_number,
+        local_patient_id=merge.survivor_id,
+        former_patient_id=merge.former_id,
+        names=patient.names,
+        birth_date=patient.birth_date,
+        sex=patient.sex,
+        postcode=patient.postcode,
+        is_deceased=read_deceased(merge.survivor.element),
+        is_test=_is_test(bundle),
     )
 
 

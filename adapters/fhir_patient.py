@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from adapters.fhir_element import (
     Entries,
@@ -61,6 +61,31 @@ def read_link(
     ``own`` is that of this Patient: the former one where the link says ``replaced-by``, which is followed. ``seealso``
     and ``refer`` join nobody: after an adoption they would lead from the new record to the old.
     """
+    merge = next(_read_links(patient, entries, limits, own), None)
+    return (own, None) if merge is None else (merge.survivor_id, merge.former_id)
+
+
+class Merge(NamedTuple):
+    """Two records of one sender that a link says are one."""
+
+    survivor_id: str
+    former_id: str
+    survivor: Resource
+    """What the Bundle says of the record that is left; only how it is named where the Bundle does not have it."""
+
+
+def find_merges(entries: Entries, limits: FhirLimits) -> list[Merge]:
+    """What the Patients of a Bundle say of each other, each pair of records once."""
+    found: dict[tuple[str, str], Merge] = {}
+    for patient in entries.of_kind("Patient"):
+        own = _read_identifiers(patient, limits, [])[3]
+        for merge in _read_links(patient, entries, limits, own):
+            entries.read.add(patient.number)
+            found.setdefault((merge.survivor_id, merge.former_id), merge)
+    return list(found.values())
+
+
+def _read_links(patient: Resource, entries: Entries, limits: FhirLimits, own: str | None) -> Iterator[Merge]:
     for link in children(patient.element, "link"):
         kind = read_code(link, "type").lower()
         if kind not in ("replaces", "replaced-by") or own is None:
@@ -69,9 +94,9 @@ def read_link(
         named = child(child(link, "other"), "identifier")
         other = found or Resource("Patient", {"identifier": [named]}, patient.number, patient.expression)
         other_id = _read_identifiers(other, limits, [])[3]
-        if other_id is not None and other_id != own:
-            return (own, other_id) if kind == "replaces" else (other_id, own)
-    return own, None
+        if other.kind == "Patient" and other_id is not None and other_id != own:
+            is_survivor = kind == "replaces"
+            yield Merge(own, other_id, patient) if is_survivor else Merge(other_id, own, other)
 
 
 def read_deceased(patient: Element) -> bool | None:

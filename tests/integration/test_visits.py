@@ -18,7 +18,17 @@ from broker.storage import alerts, persons, visits
 from broker.storage.tables import AuditRow, Delivery, PersonMessage, Visit, table
 from schemas.alert import NoticeKind, ReplyOutcome
 from schemas.record import PositionOutcome as Outcome
-from tests.bundles import NHS_NUMBER, encode, make_bundle, make_encounter, make_header, make_organisation, make_patient
+from tests.bundles import (
+    NHS_NUMBER,
+    encode,
+    make_bars_message,
+    make_bundle,
+    make_encounter,
+    make_header,
+    make_organisation,
+    make_patient,
+    make_transaction,
+)
 from tests.world import CASEY, SITES, World, hl7, open_world
 
 ALMA = "L2,9990000026,Tester,Alma,2014-05-06,ZZ99 1AA,child_protection_plan,2026-01-10,,W7,East"
@@ -542,6 +552,42 @@ async def test_records_that_a_fhir_link_joins_are_one_patient(sqlite_url: str, t
         assert len(await states_of(world)) == 1
         [alert] = await world.alerts()
         assert "Identity corrected" in alert.alert.reason
+
+
+U1 = {"system": "https://rz1.example.org/mrn", "value": "U1"}
+
+
+def joining(minute: int, of: str, *, is_bars: bool) -> bytes:
+    """One FHIR message about two records of a person and no visit, in the shape of BaRS or of a transaction."""
+    link = [{"other": {"reference": "Patient/p2"}, "type": "replaces"}] if of != "former" else None
+    left = make_patient(link=link)
+    back = [{"other": {"reference": "Patient/p1"}, "type": "replaced-by"}] if of != "survivor" else None
+    former = make_patient(id="p2", identifier=[U1], name=None, birthDate=None, active=False, link=back)
+    resources = [former, left, make_organisation()]
+    message = make_transaction(*resources)
+    if is_bars:
+        message = make_bars_message("person-update", resources, focus="Patient/p1", reason="update")
+    return encode({**message, "timestamp": f"2026-02-14T03:{minute:02}:00+00:00"})
+
+
+@pytest.mark.parametrize(
+    ("of", "is_bars", "is_first"), [("survivor", True, False), ("former", False, False), ("both", True, True)]
+)
+async def test_a_fhir_merge_without_a_visit_joins_records_as_an_a40(
+    sqlite_url: str, tmp_path: Path, of: str, is_bars: bool, is_first: bool
+) -> None:
+    came = bundle(8, "new", "arrived", identifier=[U1], name=None, birthDate=None)
+    merge = joining(40, of, is_bars=is_bars)
+    sent_by = {"ce_source": b"RZ1"}
+    async with open_world(sqlite_url, tmp_path) as world:
+        await world.list_children(CASEY.replace("9990000018", NHS_NUMBER))
+        messages = (merge, came) if is_first else (came, merge)
+        outcomes = [outcome for each in messages for outcome in await world.receive(each, headers=sent_by)]
+        assert outcomes == [Outcome.IGNORED if is_first else Outcome.NO_RECORD, Outcome.ALERTED]
+        [alert] = await world.alerts()
+        assert ("records joined, A40" in alert.alert.reason) != is_first
+        assert await world.receive(bundle(50, "update", "in-progress"), headers=sent_by) == [Outcome.UPDATED]
+        assert len(await states_of(world)) == 1
 
 
 REGISTERED: list[tuple[str, list[bytes], list[Outcome]]] = [

@@ -150,6 +150,14 @@ def test_a_referral_of_somebody_who_may_come_is_no_attendance(resources: list[El
     assert caught.value.findings
 
 
+def test_several_pairs_of_records_that_are_one_are_refused_and_a_link_that_names_nobody_joins_nobody() -> None:
+    links = [{"type": "replaces", "other": {"identifier": {"system": "https://x.example", "value": v}}} for v in "AB"]
+    assert refusal(make_bars_message("x", [make_patient(link=links)], focus="Patient/p1")) == "several_patients"
+    for kind, other in (("replaces", {"reference": "Patient/gone"}), ("seealso", links[0]["other"])):
+        with pytest.raises(NotAnAttendanceBundle):
+            read(make_bars_message("x", [make_patient(link=[{"type": kind, "other": other}])], focus="Patient/p1"))
+
+
 def test_a_transaction_refers_by_urn_uuid() -> None:
     bundle = make_transaction(make_encounter(), make_patient(), make_organisation())
     for number, entry in enumerate(bundle["entry"]):
