@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from broker.announcement import Rules
 from broker.consumers.attendance import AttendanceConsumer
@@ -268,3 +268,12 @@ def hl7(
         pv1 = ["PV1", "1", "E", f"ED^MAJ3^1^{sender}01", *[""] * 15, f"{visit}^^^VISITID", *[""] * 24, stamp]
         segments += ["|".join(pv1), f"PV2|||^{complaint}" + "|" * 35 + "A"]
     return "\r".join(segments).encode() + b"\r"
+
+
+async def count_waiting_for_locks(world: World) -> int:
+    """How many transactions wait for another's lock. PostgreSQL only."""
+    async with world.database.reading() as connection:
+        waiting = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return int((await connection.execute(waiting)).scalar_one())

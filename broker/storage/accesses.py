@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Select, bindparam, func, or_, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
@@ -101,14 +101,28 @@ async def load_history(
 ) -> History:
     """The ``rows_max`` most recent accesses to each record that has one of these indexes, and all after ``since``."""
     statement = _ranked(connection.dialect.name, rows_max)
-    rows: dict[bytes, list[Any]] = {}
-    for row in await connection.execute(statement, {"indexes": list(indexes), "since": since}):
-        rows.setdefault(bytes(row.nhs_index), []).append(row)
-    return History(rows=rows)
+    ranked = await connection.execute(statement, {"indexes": list(indexes), "counted_since": since})
+    return open_history(sorted(ranked, key=lambda row: row.place))
+
+
+def open_history(rows: Iterable[Any]) -> History:
+    """The history of rows of ``select_ranked``, in their places."""
+    by_index: dict[bytes, list[Any]] = {}
+    for row in rows:
+        by_index.setdefault(bytes(row.nhs_index), []).append(row)
+    return History(rows=by_index)
 
 
 @cache
 def _ranked(dialect_name: str, rows_max: int) -> Select[Any]:
+    return select_ranked(is_among_given(dialect_name, _accesses.c.nhs_index, "indexes"), rows_max)
+
+
+def select_ranked(is_asked_for: ColumnElement[bool], rows_max: int) -> Select[Any]:
+    """The ``rows_max`` most recent accesses to each of some records, and all after ``counted_since``.
+
+    Those of the protected view are counted apart, so that they push none of the others out.
+    """
     place = func.row_number().over(
         partition_by=(_accesses.c.nhs_index, _accesses.c.is_withheld), order_by=(_accesses.c.at.desc(), _accesses.c.id)
     )
@@ -122,11 +136,11 @@ def _ranked(dialect_name: str, rows_max: int) -> Select[Any]:
             _accesses.c.is_withheld,
             place.label("place"),
         )
-        .where(is_among_given(dialect_name, _accesses.c.nhs_index, "indexes"), _accesses.c.is_counted)
+        .where(is_asked_for, _accesses.c.is_counted)
         .subquery()
     )
-    is_wanted = or_(ranked.c.place <= rows_max, ranked.c.at > bindparam("since"))
-    return select(ranked).where(is_wanted).order_by(ranked.c.place)
+    is_wanted = or_(ranked.c.place <= rows_max, ranked.c.at > bindparam("counted_since"))
+    return select(ranked).where(is_wanted)
 
 
 async def save_accesses(
@@ -139,6 +153,15 @@ async def save_accesses(
     if not new:
         return {}
     counted = await _load_counted(connection, keyring, new) if history is None else history.counted()
+    rows, counts = plan_accesses(keyring, new, counted)
+    kept = set(await insert_new(connection, _accesses, rows, key="id"))
+    return {access_id: access for access_id, access in counts.items() if access_id in kept}
+
+
+def plan_accesses(
+    keyring: Keyring, new: Sequence[NewAccess], counted: Counted
+) -> tuple[list[dict[str, Any]], dict[str, NewAccess]]:
+    """The rows of these accesses, and those of them that count, by id. ``counted`` takes them in."""
     rows: dict[str, dict[str, Any]] = {}
     counts: dict[str, NewAccess] = {}
     for access in sorted(new, key=lambda each: each.at):
@@ -153,8 +176,7 @@ async def save_accesses(
             before.append(access.at)
             counts[row["id"]] = access
     # Sorted, so that two transactions with the same accesses wait for each other and never in a circle.
-    kept = set(await insert_new(connection, _accesses, sorted(rows.values(), key=lambda row: row["id"]), key="id"))
-    return {access_id: access for access_id, access in counts.items() if access_id in kept}
+    return sorted(rows.values(), key=lambda row: str(row["id"])), counts
 
 
 async def list_counted(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, bindparam, case, func, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.alerts import DUTY_DESK, withhold_place
@@ -124,6 +124,11 @@ def derive_alert_id(keyring: Keyring, visit_id: str, authority: str, role: str =
 
 async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Sequence[NewAlert]) -> None:
     """Raise alerts; one that exists stays as it is."""
+    await write_together(connection, write_alerts(keyring, alerts))
+
+
+def write_alerts(keyring: Keyring, alerts: Sequence[NewAlert]) -> list[Write]:
+    """What ``save_alerts`` writes."""
     raised = [
         {
             "id": new.alert.alert_id,
@@ -152,8 +157,7 @@ async def save_alerts(connection: AsyncConnection, keyring: Keyring, alerts: Seq
         for new in alerts
         for entry_id, worker in new.entries
     ]
-    writes = [Write(_alerts, raised, ignore_existing=True), Write(_entries, resting, ignore_existing=True)]
-    await write_together(connection, writes)
+    return [Write(_alerts, raised, ignore_existing=True), Write(_entries, resting, ignore_existing=True)]
 
 
 async def save_notices(connection: AsyncConnection, notices: Sequence[NewNotice]) -> None:
@@ -322,7 +326,12 @@ async def list_told_of(
     connection: AsyncConnection, organisations: Collection[str], entry_ids: Collection[str], since: datetime
 ) -> list[ToldOf]:
     """The alerts that organisations (their owner ids) caused of the persons of these entries, newest first."""
-    values = {"organisations": list(organisations), "entry_ids": list(entry_ids), "since": since}
+    values = {"organisations": list(organisations), "entry_ids": list(entry_ids), "told_since": since}
+    return open_told_of(await connection.execute(_told_of(connection.dialect.name), values))
+
+
+def open_told_of(rows: Iterable[Any]) -> list[ToldOf]:
+    """What rows of ``select_told_of`` say, newest first."""
     return [
         ToldOf(
             organisation=row.owner,
@@ -333,12 +342,17 @@ async def list_told_of(
             acknowledged_at=row.acknowledged_at,
             is_look_up=row.is_look_up,
         )
-        for row in await connection.execute(_told_of(connection.dialect.name), values)
+        for row in sorted(rows, key=lambda row: (-row.raised_at.timestamp(), row.id))
     ]
 
 
 @cache
 def _told_of(dialect_name: str) -> Select[Any]:
+    return select_told_of(dialect_name, is_among_given(dialect_name, _entries.c.entry_id, "entry_ids"))
+
+
+def select_told_of(dialect_name: str, is_of_entry: ColumnElement[bool]) -> Select[Any]:
+    """The alerts of some entries that ``organisations`` caused after ``told_since``."""
     return (
         select(
             _entries.c.entry_id,
@@ -352,12 +366,11 @@ def _told_of(dialect_name: str) -> Select[Any]:
         .join_from(_entries, _alerts, _alerts.c.id == _entries.c.alert_id)
         .join(_visits, _visits.c.id == _alerts.c.visit_id)
         .where(
-            is_among_given(dialect_name, _entries.c.entry_id, "entry_ids"),
+            is_of_entry,
             is_among_given(dialect_name, _visits.c.owner, "organisations"),
-            _alerts.c.raised_at >= bindparam("since"),
+            _alerts.c.raised_at >= bindparam("told_since"),
             _alerts.c.withdrawn_at.is_(None),
         )
-        .order_by(_alerts.c.raised_at.desc(), _alerts.c.id)
     )
 
 

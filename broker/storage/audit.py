@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -17,6 +17,8 @@ from broker.storage.rows import Write, insert_rows, is_among, is_among_given, wr
 from broker.storage.tables import AuditHead, AuditRow, Owner, table
 
 _heads, _audit, _owners = table(AuditHead), table(AuditRow), table(Owner)
+Heads = Mapping[str, tuple[int, bytes]]
+"""Where the chains of some owners end: sequence and hash, by owner."""
 
 
 class Act(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,15 +42,19 @@ class RecordedAct(msgspec.Struct, frozen=True, kw_only=True):
 
 async def record_acts(connection: AsyncConnection, acts: Sequence[Act], now: datetime) -> None:
     """Append the acts to their owners' chains. Call it last: the heads are locked until the transaction ends."""
+    if not acts:
+        return
+    heads = await _lock_heads(connection, sorted({act.owner for act in acts}))
+    await write_together(connection, chain_acts(heads, acts, now))
+
+
+def chain_acts(heads: Heads, acts: Sequence[Act], now: datetime) -> list[Write]:
+    """The records of the acts behind these ends of their owners' chains, and the new ends."""
     by_owner: dict[str, list[Act]] = defaultdict(list)
     for act in acts:
         by_owner[act.owner].append(act)
-    if not by_owner:
-        return
-    owners = sorted(by_owner)
-    heads = await _lock_heads(connection, owners)
     rows, moved = [], []
-    for owner in owners:
+    for owner in sorted(by_owner):
         sequence, previous = heads[owner]
         for act in by_owner[owner]:
             sequence += 1
@@ -64,7 +70,7 @@ async def record_acts(connection: AsyncConnection, acts: Sequence[Act], now: dat
             previous = chain_hash(previous, record)
             rows.append({**msgspec.structs.asdict(record), "hash": previous})
         moved.append({"owner": owner, "sequence": sequence, "hash": previous})
-    await write_together(connection, [Write(_audit, rows), Write(_heads, moved, key="owner")])
+    return [Write(_audit, rows), Write(_heads, moved, key="owner")]
 
 
 async def list_recorded(connection: AsyncConnection, act: Act, subjects: Sequence[str], since: datetime) -> set[str]:
@@ -130,7 +136,7 @@ async def list_chains(connection: AsyncConnection) -> list[str]:
     return list((await connection.execute(statement)).scalars())
 
 
-async def _lock_heads(connection: AsyncConnection, owners: Sequence[str]) -> dict[str, tuple[int, bytes]]:
+async def _lock_heads(connection: AsyncConnection, owners: Sequence[str]) -> Heads:
     lock_all, lock = _locking(connection.dialect.name)
     locked = (await connection.execute(lock_all, {"owners": owners, "count": len(owners)})).all()
     if not locked:

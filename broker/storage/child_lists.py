@@ -297,16 +297,24 @@ async def find_listed(
     connection: AsyncConnection, keyring: Keyring, indexes: Collection[bytes]
 ) -> dict[bytes, list[Candidate]]:
     """As ``find_by_nhs_number``, in one statement; the numbers that are linked with an entry's own are left out."""
+    listed = await connection.execute(select_listed(connection.dialect.name), {"indexes": list(indexes)})
+    return open_listed(keyring, listed)
+
+
+def open_listed(keyring: Keyring, rows: Iterable[Any]) -> dict[bytes, list[Candidate]]:
+    """The entries of rows of ``select_listed``, by the index that was asked for."""
     found: dict[bytes, dict[str, Candidate]] = {}
-    for row in await connection.execute(_listed(connection.dialect.name), {"indexes": list(indexes)}):
+    for row in rows:
         found.setdefault(bytes(row.asked), {})[row.id] = _open(keyring, row)
     return {index: [each for _, each in sorted(entries.items())] for index, entries in found.items()}
 
 
 @cache
-def _listed(dialect_name: str) -> CompoundSelect[Any]:
+def select_listed(dialect_name: str) -> CompoundSelect[Any]:
+    """The entries of ``indexes`` and of the numbers linked with them."""
     columns = (
         _entries.c.id,
+        _entries.c.owner,
         _entries.c.authority,
         _entries.c.nhs_index,
         _entries.c.sealed,

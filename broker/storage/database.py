@@ -67,6 +67,7 @@ class Database:
                 },
             )
             _test_rested(self._writer)
+        self._stating = self._reader.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -78,6 +79,12 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes; committed at the end of the block, rolled back on any error."""
         async with self._writer.begin() as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def stating(self) -> AsyncIterator[AsyncConnection]:
+        """A connection on which every statement is a transaction of its own: it is durable once it returns."""
+        async with self._stating.connect() as connection:
             yield connection
 
     @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ from broker.domain.retry import NextStep
 from broker.keyring import Keyring
 from broker.storage.database import upsert_on
 from broker.storage.retention import DROPPED
-from broker.storage.rows import insert_rows, is_among
+from broker.storage.rows import Write, is_among, write_together
 from broker.storage.tables import Delivery, Lane, Reply, table
 from schemas.delivery import ChannelName, DeliveryState
 
@@ -151,10 +151,14 @@ async def add_deliveries(
             for lane, first in sorted(lanes.items())
         ],
     )
-    rows = [_row(keyring, delivery, now) for delivery in deliveries]
-    await insert_rows(connection, _deliveries, rows, ignore_existing=True)
+    await write_together(connection, [write_deliveries(keyring, deliveries, now)])
     if connection.dialect.name == "postgresql":
         await connection.execute(_NOTIFY)
+
+
+def write_deliveries(keyring: Keyring, deliveries: Sequence[NewDelivery], now: datetime) -> Write:
+    """The rows of deliveries whose lanes are there."""
+    return Write(_deliveries, [_row(keyring, delivery, now) for delivery in deliveries], ignore_existing=True)
 
 
 async def is_due(connection: AsyncConnection, now: datetime) -> bool:

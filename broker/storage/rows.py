@@ -102,27 +102,65 @@ async def write_together(connection: AsyncConnection, writes: Sequence[Write]) -
             else:
                 await insert_rows(connection, table, rows, ignore_existing=ignore_existing)
     elif wanted:
-        shapes = tuple((table, tuple(rows[0]), key, ignore) for table, rows, key, ignore in wanted)
-        statement, plans = _plan_together(connection.dialect, shapes)
-        values = [column for plan, write in zip(plans, wanted, strict=True) for column in plan.columns_of(write.rows)]
-        await connection.exec_driver_sql(statement, tuple(values))
+        *others, last = plans = _plan_together(connection.dialect, _shapes_of(wanted))
+        before = _as_parts(others)
+        statement = f"WITH {before} {last.statement}" if before else last.statement
+        await connection.exec_driver_sql(statement, _values_of(plans, wanted))
+
+
+class Guard(NamedTuple):
+    """What must hold for rows to be written, in PostgreSQL's SQL.
+
+    ``expressions`` are named ones (WITH), the last of them ``fits``: one row with ``ok``. Theirs are the statement's
+    first parameters, ``values``. ``result`` is what is selected of ``fits`` at the end, ``ok`` first.
+    """
+
+    expressions: str
+    values: tuple[Any, ...]
+    result: str = "ok"
+
+
+async def write_if(connection: AsyncConnection, guard: Guard, writes: Sequence[Write]) -> bool:
+    """Do all the writes in one statement of PostgreSQL, or none of them: whether it did.
+
+    What a guard's expressions lock stays locked until the transaction ends.
+    """
+    wanted = [write for write in writes if write.rows]
+    plans = _plan_together(connection.dialect, _shapes_of(wanted), len(guard.values) + 1, "(SELECT ok FROM fits)")
+    parts = ", ".join(filter(None, (guard.expressions, _as_parts(plans))))
+    statement = " ".join(("WITH", parts, "SELECT", guard.result, "FROM fits"))
+    done = await connection.exec_driver_sql(statement, (*guard.values, *_values_of(plans, wanted)))
+    return bool(done.scalar_one())
+
+
+_Shape = tuple[Table, tuple[str, ...], str, bool]
+
+
+def _shapes_of(writes: Sequence[Write]) -> tuple[_Shape, ...]:
+    return tuple((table, tuple(rows[0]), key, ignore) for table, rows, key, ignore in writes)
+
+
+def _values_of(plans: Sequence[_Plan], writes: Sequence[Write]) -> tuple[list[Any], ...]:
+    return tuple(column for plan, write in zip(plans, writes, strict=True) for column in plan.columns_of(write.rows))
+
+
+def _as_parts(plans: Sequence[_Plan]) -> str:
+    return ", ".join(f"part{number} AS ({plan.statement})" for number, plan in enumerate(plans))
 
 
 @lru_cache(maxsize=100)
 def _plan_together(
-    dialect: Dialect, shapes: tuple[tuple[Table, tuple[str, ...], str, bool], ...]
-) -> tuple[str, list[_Plan]]:
+    dialect: Dialect, shapes: tuple[_Shape, ...], first: int = 1, condition: str = "true"
+) -> Sequence[_Plan]:
     plans: list[_Plan] = []
     for table, names, key, ignore_existing in shapes:
-        first = 1 + sum(len(plan.names) for plan in plans)
+        place = first + sum(len(plan.names) for plan in plans)
         plans.append(
-            _plan_update(dialect, table, names, key, first=first)
+            _plan_update(dialect, table, names, key, first=place, condition=condition)
             if key
-            else _plan_insert(dialect, table, names, ignore_existing, "", first=first)
+            else _plan_insert(dialect, table, names, ignore_existing, "", first=place, condition=condition)
         )
-    *others, last = (plan.statement for plan in plans)
-    before = ", ".join(f"part{number} AS ({statement})" for number, statement in enumerate(others))
-    return (f"WITH {before} {last}" if before else last), plans
+    return plans
 
 
 class _Plan(NamedTuple):
@@ -146,26 +184,36 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=100)
 def _plan_insert(
-    dialect: Dialect, table: Table, names: tuple[str, ...], ignore_existing: bool, key: str, *, first: int = 1
+    dialect: Dialect,
+    table: Table,
+    names: tuple[str, ...],
+    ignore_existing: bool,
+    key: str,
+    *,
+    first: int = 1,
+    condition: str = "true",
 ) -> _Plan:
     quote = dialect.identifier_preparer.quote
     target = f"INSERT INTO {quote(table.name)} ({', '.join(map(quote, names))})"
     ending = ("ON CONFLICT DO NOTHING" if ignore_existing else "") + (f" RETURNING {quote(key)}" if key else "")
     binders = _binders(dialect, table, names)
     if dialect.name == "postgresql":
-        return _Plan(" ".join((target, "SELECT * FROM", _unnest(dialect, table, names, first), ending)), names, binders)
+        said = _unnest(dialect, table, names, first)
+        return _Plan(" ".join((target, "SELECT * FROM", said, "WHERE", condition, ending)), names, binders)
     return _Plan(target, names, binders, f"({', '.join('?' * len(names))})", ending)
 
 
 @lru_cache(maxsize=100)
-def _plan_update(dialect: Dialect, table: Table, names: tuple[str, ...], key: str, *, first: int = 1) -> _Plan:
+def _plan_update(
+    dialect: Dialect, table: Table, names: tuple[str, ...], key: str, *, first: int = 1, condition: str = "true"
+) -> _Plan:
     quote = dialect.identifier_preparer.quote
     changed, target = [quote(name) for name in names if name != key], quote(table.name)
     if dialect.name == "postgresql":
         changes = ", ".join(f"{name} = said.{name}" for name in changed)
         said = f"{_unnest(dialect, table, names, first)} AS said ({', '.join(map(quote, names))})"
         found = f"{target}.{quote(key)} = said.{quote(key)}"
-        statement = " ".join(("UPDATE", target, "SET", changes, "FROM", said, "WHERE", found))
+        statement = " ".join(("UPDATE", target, "SET", changes, "FROM", said, "WHERE", found, "AND", condition))
         return _Plan(statement, names, _binders(dialect, table, names))
     ordered = (*(name for name in names if name != key), key)
     changes = ", ".join(f"{name} = ?" for name in changed)

@@ -19,7 +19,15 @@ from broker.domain.visits import fold_visit, london_day
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.persons import index_patient
-from broker.storage.rows import insert_new, insert_rows, is_among, is_among_given, update_rows
+from broker.storage.rows import (
+    Write,
+    insert_new,
+    insert_rows,
+    is_among,
+    is_among_given,
+    update_rows,
+    write_together,
+)
 from broker.storage.tables import (
     ENTRY_TAKEN_BACK,
     Alert,
@@ -373,11 +381,16 @@ async def open_look_ups(connection: AsyncConnection, look_ups: Sequence[tuple[st
     """Open a thread for each mere look-up, as (id, sender): nobody came, so it has no messages and is found by no
     person's index.
     """
+    await write_together(connection, [write_look_ups(look_ups, now)])
+
+
+def write_look_ups(look_ups: Sequence[tuple[str, str]], now: datetime) -> Write:
+    """What ``open_look_ups`` writes."""
     rows = [
         {"id": look_up_id, "owner": organisation_owner(sender), "sender": sender, "opened_at": now, "heard_at": now}
         for look_up_id, sender in look_ups
     ]
-    await insert_rows(connection, _visits, rows, ignore_existing=True)
+    return Write(_visits, rows, ignore_existing=True)
 
 
 def _standing(row: Any) -> Standing:

@@ -24,7 +24,7 @@ from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.ports import Clock
-from broker.storage import accesses, alerts, audit, child_lists, directory, visits
+from broker.storage import accesses, alerts, audit, child_lists, directory, questions, visits
 from broker.storage.accesses import Accessed, AccessKind, Author, History, NewAccess
 from broker.storage.alerts import ToldOf
 from broker.storage.audit import Act
@@ -236,47 +236,74 @@ class LookUps:
 
     async def _answer_together(self, asked: Sequence[_Asked]) -> list[bytes | Exception]:
         now = self._clock.now()
-        async with self._database.writing() as connection:
-            occasion, found = await self._find(connection, asked, now)
-            questions = [_open_question(occasion, one, found) for one in asked]
-            known = [question for question in questions if question is not None]
-            context = await _load_context(connection, occasion, known)
-            told = await self._notify(connection, known, context.history)
-            answers: list[bytes | Exception] = [
-                UnknownSite()
-                if question is None
-                else one.write(_compose(question, context.notified(question, told), context.accesses(question, told)))
-                for one, question in zip(asked, questions, strict=True)
-            ]
-            acts = [act for each in told for act in each.announcement.acts]
-            await audit.record_acts(connection, [*acts, *(question.act for question in known)], now)
+        answered = None if self._database.is_sqlite else await self._answer_at_once(asked, now)
+        answers, told = answered or await self._answer_under_locks(asked, now)
         for alert in (alert for each in told for alert in each.announcement.alerts):
             log(LogEvent.ALERT_RAISED, authority=alert.alert.authority, count=1)
         return answers
 
-    async def _find(
-        self, connection: AsyncConnection, asked: Sequence[_Asked], now: datetime
-    ) -> tuple[Occasion, dict[bytes, list[Candidate]]]:
-        """The entries by the index of the number that was asked about, and a directory that knows their authorities."""
+    async def _answer_at_once(self, asked: Sequence[_Asked], now: datetime) -> _Answered | None:
+        """Read and write in one round trip each; None when what was read has changed before it was written."""
+        wanted = questions.Asked(
+            indexes=self._index(asked),
+            organisations=sorted({organisation_owner(each.asker.organisation) for each in asked}),
+            counted_since=now - accesses.COUNTED_ONCE_WITHIN,
+            told_since=now - self._rules.look_back,
+            accesses_max=ACCESSES_SHOWN_MAX,
+        )
+        async with self._database.stating() as connection:
+            known = await questions.load_known(connection, self._keyring, wanted)
+            occasion = await self._open_occasion(connection, known.found, now)
+            opened = [_open_question(occasion, one, known.found) for one in asked]
+            asking = [question for question in opened if question is not None]
+            new = _list_accesses(asking)
+            rows, counted = accesses.plan_accesses(self._keyring, list(new), known.history.counted())
+            told = _announce(new, counted)
+            context = _Context(history=known.history, told=known.told)
+            answers = _write_answers(asked, opened, context, told)
+            followed = questions.Followed(
+                accesses=rows,
+                counted=counted,
+                alerts=[alert for each in told for alert in each.announcement.alerts],
+                restricted={one.entry_id: one.is_restricted for each in told for one in each.question.found},
+                deliveries=[sent for each in told for sent in each.announcement.deliveries],
+                acts=_list_acts(asking, told),
+                at=now,
+            )
+            if asking and not await questions.write_followed(connection, self._keyring, known.heads, followed):
+                return None
+        return answers, told
+
+    async def _answer_under_locks(self, asked: Sequence[_Asked], now: datetime) -> _Answered:
+        async with self._database.writing() as connection:
+            found = await child_lists.find_listed(connection, self._keyring, self._index(asked))
+            occasion = await self._open_occasion(connection, found, now)
+            opened = [_open_question(occasion, one, found) for one in asked]
+            asking = [question for question in opened if question is not None]
+            context = await _load_context(connection, occasion, asking)
+            told = await self._notify(connection, asking, context.history)
+            answers = _write_answers(asked, opened, context, told)
+            await audit.record_acts(connection, _list_acts(asking, told), now)
+        return answers, told
+
+    def _index(self, asked: Sequence[_Asked]) -> list[bytes]:
+        return sorted({index_nhs_number(self._keyring, each.nhs_number) for each in asked})
+
+    async def _open_occasion(
+        self, connection: AsyncConnection, found: Mapping[bytes, Sequence[Candidate]], now: datetime
+    ) -> Occasion:
+        """The occasion, with a directory that knows the authorities of the entries."""
         known = await self._load_directory(connection, now)
-        indexes = sorted({index_nhs_number(self._keyring, each.nhs_number) for each in asked})
-        found = await child_lists.find_listed(connection, self._keyring, indexes)
         if {each.authority for entries in found.values() for each in entries} - known.authorities.keys():
             self._directory = None  # imported and listed within the moment for which the directory is kept
             known = await self._load_directory(connection, now)
-        return open_occasion(self._keyring, known, self._rules, now), found
+        return open_occasion(self._keyring, known, self._rules, now)
 
-    async def _notify(
-        self, connection: AsyncConnection, questions: Sequence[_Question], history: History
-    ) -> list[_Told]:
+    async def _notify(self, connection: AsyncConnection, asking: Sequence[_Question], history: History) -> list[_Told]:
         """Keep the accesses, and tell the authorities of those that count."""
-        asking = [(question, access) for question in questions if (access := question.access) is not None]
-        counted = await accesses.save_accesses(connection, self._keyring, [access for _, access in asking], history)
-        told = []
-        for look_up_id, access in counted.items():
-            question = next(question for question, own in asking if own is access)
-            announcement = announce_look_up(question.occasion, look_up_id, question.site, question.found)
-            told.append(_Told(question=question, access=access, announcement=announcement))
+        new = _list_accesses(asking)
+        counted = await accesses.save_accesses(connection, self._keyring, list(new), history)
+        told = _announce(new, counted)
         if told:
             now = told[0].access.at
             opened = [(look_up_id, access.author.organisation) for look_up_id, access in counted.items()]
@@ -301,6 +328,39 @@ class LookUps:
             log(LogEvent.CRASHED, part="look_up", error=type(error).__name__, at=innermost_line(error.__traceback__))
 
 
+_Answered = tuple[list[bytes | Exception], Sequence[_Told]]
+"""The answers, and whom they were told to."""
+
+
+def _list_accesses(asking: Sequence[_Question]) -> dict[NewAccess, _Question]:
+    """The accesses to be kept, with their questions."""
+    return {access: question for question in asking if (access := question.access) is not None}
+
+
+def _announce(new: Mapping[NewAccess, _Question], counted: Mapping[str, NewAccess]) -> list[_Told]:
+    told = []
+    for look_up_id, access in counted.items():
+        question = new[access]
+        announcement = announce_look_up(question.occasion, look_up_id, question.site, question.found)
+        told.append(_Told(question=question, access=access, announcement=announcement))
+    return told
+
+
+def _list_acts(asking: Sequence[_Question], told: Sequence[_Told]) -> list[Act]:
+    return [*(act for each in told for act in each.announcement.acts), *(question.act for question in asking)]
+
+
+def _write_answers(
+    asked: Sequence[_Asked], opened: Sequence[_Question | None], context: _Context, told: Sequence[_Told]
+) -> list[bytes | Exception]:
+    return [
+        UnknownSite()
+        if question is None
+        else one.write(_compose(question, context.notified(question, told), context.accesses(question, told)))
+        for one, question in zip(asked, opened, strict=True)
+    ]
+
+
 def _open_question(occasion: Occasion, asked: _Asked, found: Mapping[bytes, Sequence[Candidate]]) -> _Question | None:
     """The question with the entries that are shown today; None when nobody knows who asks."""
     site = occasion.directory.sites.get(asked.asker.organisation)
@@ -318,14 +378,14 @@ def _open_question(occasion: Occasion, asked: _Asked, found: Mapping[bytes, Sequ
     )
 
 
-async def _load_context(connection: AsyncConnection, occasion: Occasion, questions: Sequence[_Question]) -> _Context:
-    records = {index_nhs_number(occasion.keyring, question.record_number) for question in questions}
+async def _load_context(connection: AsyncConnection, occasion: Occasion, asking: Sequence[_Question]) -> _Context:
+    records = {index_nhs_number(occasion.keyring, question.record_number) for question in asking}
     since = occasion.now - accesses.COUNTED_ONCE_WITHIN
     history = await accesses.load_history(connection, sorted(records), since, rows_max=ACCESSES_SHOWN_MAX)
     told = await alerts.list_told_of(
         connection,
-        sorted({question.organisation for question in questions}),
-        sorted({each.entry_id for question in questions for each in question.found}),
+        sorted({question.organisation for question in asking}),
+        sorted({each.entry_id for question in asking for each in question.found}),
         occasion.now - occasion.rules.look_back,
     )
     return _Context(history=history, told=told)

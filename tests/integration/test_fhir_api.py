@@ -28,18 +28,19 @@ from adapters.fhir_search import build_care_team_answer
 from broker.bootstrap.web import configure_server
 from broker.doors import join_doors
 from broker.senders import Senders
-from broker.storage import accesses, alerts, audit, tables
+from broker.storage import accesses, alerts, audit, restrictions, tables
+from broker.storage.child_lists import derive_entry_id
 from broker.storage.database import Database
-from broker.storage.tables import ENTRY_CORRECTED, AlertState, AuditRow, table
+from broker.storage.tables import ENTRY_CORRECTED, AlertState, AuditRow, Lane, table
 from broker.web.fhir_api import PATHS, check_guarded, create_fhir_api
 from broker.web.look_up import Asker, LookUps, UnknownSite
 from schemas.alert import AlertKind
-from schemas.identifiers import NhsNumber, organisation_owner
+from schemas.identifiers import NhsNumber, authority_owner, organisation_owner
 from schemas.look_up import RecordShown
-from tests.factories import make_settings, serve_app
+from tests.factories import make_entry, make_settings, serve_app
 from tests.integration.test_care_settings import classify
 from tests.pages import ASH, Pages
-from tests.world import CASEY, World, hl7
+from tests.world import CASEY, World, count_waiting_for_locks, hl7, open_world
 
 CASEY_NUMBER, STRANGER, OTHER = "9990000018", "9990000026", "9990000034"
 HEADERS = {"TraceID": "2f1c0b5e-0000-4000-8000-000000000001", "NHSD-Session-URID": "555012345678"}
@@ -66,14 +67,18 @@ class Api:
         return bundle
 
     async def audited(self, site: str = "RZ1") -> list[tuple[str, str, str]]:
-        audit = table(AuditRow)
-        async with self.world.database.reading() as connection:
-            rows = await connection.execute(
-                select(audit.c.actor, audit.c.action, audit.c.reason)
-                .where(audit.c.owner == organisation_owner(site), audit.c.action == "record.looked_up")
-                .order_by(audit.c.sequence)
-            )
-            return [tuple(row) for row in rows]
+        return await list_audited(self.world, site)
+
+
+async def list_audited(world: World, site: str = "RZ1") -> list[tuple[str, str, str]]:
+    audit = table(AuditRow)
+    async with world.database.reading() as connection:
+        rows = await connection.execute(
+            select(audit.c.actor, audit.c.action, audit.c.reason)
+            .where(audit.c.owner == organisation_owner(site), audit.c.action == "record.looked_up")
+            .order_by(audit.c.sequence)
+        )
+        return [tuple(row) for row in rows]
 
 
 @asynccontextmanager
@@ -480,14 +485,67 @@ async def test_a_known_hit_and_a_miss_ask_the_database_the_same(api: Api) -> Non
     await api.world.list_children(CASEY)
     await api.ask("CareTeam")
     sent = []
-    for number in (CASEY_NUMBER, STRANGER):
+    another = {**HEADERS, "NHSD-Session-URID": "another"}
+    for number, headers in ((CASEY_NUMBER, SILENTLY), (STRANGER, SILENTLY), (CASEY_NUMBER, another)):
         with counted_statements(api.world.database) as statements:
-            await api.ask("CareTeam", number, SILENTLY)
+            await api.ask("CareTeam", number, headers)
         # SQLite spells out how many values are bound, which is no difference of work.
         sent.append([re.split(" VALUES |WHERE", each)[0] for each in statements])
-    hit, miss = sent
-    assert [each for each in hit if not each.startswith("INSERT INTO accesses")] == miss
-    assert len(hit) - len(miss) == 1  # the access itself
+    hit, miss, told = sent
+    if api.world.database.is_sqlite:
+        assert [each for each in hit if not each.startswith("INSERT INTO accesses")] == miss
+        assert len(hit) - len(miss) == 1  # the access itself
+    else:
+        assert hit == miss == told and len(miss) == 2  # one that reads, one that writes whatever there is to write
+
+
+async def test_of_two_that_ask_for_one_person_at_one_moment_in_two_places_one_tells_the_authority(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """Both have read the same, and the first that writes has it; the other reads again. Nothing of either is lost."""
+    async with open_world(postgres_url, tmp_path) as world:
+        await world.list_children(CASEY)
+        places = [LookUps(world.database, world.keyring, world.clock, world.rules) for _ in range(2)]
+        await ask_for(places[0], CASEY_NUMBER)
+        world.clock.advance(timedelta(days=2))
+        async with world.database.writing() as connection:
+            # As a dispatcher does that has nothing left to send.
+            await connection.execute(table(Lane).update().values(next_due_at=None))
+            asked = [asyncio.create_task(ask_for(place, CASEY_NUMBER)) for place in places]
+            async with asyncio.timeout(30):
+                while await count_waiting_for_locks(world) < 2:
+                    assert not any(each.done() for each in asked)
+        assert [b"CareTeam" in await each for each in asked] == [True, True]
+        assert len(await world.alerts()) == 2, "one of each day"
+        async with world.database.reading() as connection:
+            shown = await accesses.list_counted(connection, world.keyring, CASEY_NUMBER, rows_max=9)
+            assert [each.at for each in shown] == [world.clock.now(), world.clock.now() - timedelta(days=2)]
+            assert set((await connection.execute(select(table(Lane).c.next_due_at))).scalars()) == {world.clock.now()}
+            assert await audit.verify_chain(connection, organisation_owner("RZ1")) is None
+            assert await audit.verify_chain(connection, authority_owner("706")) is None
+        assert len(await list_audited(world)) == 3
+
+
+async def test_a_restriction_that_is_noted_while_somebody_asks_is_heeded(postgres_url: str, tmp_path: Path) -> None:
+    """The question has read the entry as any other when the finding comes."""
+    async with open_world(postgres_url, tmp_path) as world:
+        await world.list_children(CASEY)
+        look_ups = LookUps(world.database, world.keyring, world.clock, world.rules)
+        await ask_for(look_ups, CASEY_NUMBER)
+        async with world.database.writing() as finding:
+            entry_id = derive_entry_id(world.keyring, "706", make_entry())
+            await restrictions.note_restriction(finding, world.keyring, entry_id, is_restricted=True)
+            asked = asyncio.create_task(ask_for(look_ups, CASEY_NUMBER, person="another"))
+            async with asyncio.timeout(30):
+                while not await count_waiting_for_locks(world):
+                    assert not asked.done()
+        await asked
+        raised = await world.alerts()
+        assert [each.is_restricted for each in raised] == [True, True]
+
+
+async def ask_for(look_ups: LookUps, number: str, *, person: str = "p1") -> bytes:
+    return await look_ups.answer(asker(person), NhsNumber(number), build_care_team_answer)
 
 
 # Questions that wait together

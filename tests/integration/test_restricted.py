@@ -13,7 +13,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 from prometheus_client import generate_latest
-from sqlalchemy import select, text
+from sqlalchemy import select
 from structlog.testing import capture_logs
 
 from broker.consumers.attendance import AttendanceConsumer
@@ -28,7 +28,7 @@ from tests.factories import make_entry
 from tests.integration.test_fhir_api import open_api, words_of
 from tests.integration.test_web_access import visit_route
 from tests.pages import ASH, BO, COR, DEE, KIT, LIZ, NIA, NORTHFOLD, OLU, PAT, SAM, Pages, open_pages
-from tests.world import CASEY, SITES, World, hl7, open_world
+from tests.world import CASEY, SITES, World, count_waiting_for_locks, hl7, open_world
 
 MARKS = ("Zanzibar", "ZANZ", "RZ9", "960399", "01:23", "0123")
 PLACE = "Zanzibar Cliffs Infirmary"
@@ -272,21 +272,13 @@ async def test_a_restriction_that_is_noted_while_an_alert_is_being_raised_withho
             arrived = asyncio.create_task(world.receive(hl7()))
             async with asyncio.timeout(30):
                 # Each question to the server gives way to the consumer.
-                while not arrived.done() and not await is_waiting_for_lock(world):
+                while not arrived.done() and not await count_waiting_for_locks(world):
                     pass
         await arrived
         [alert] = await world.alerts()
         assert alert.is_restricted and alert.alert.attendance.is_withheld
         sent = list((await everything_sent(world)).values())
         assert sent and not any("960301" in each for each in sent)
-
-
-async def is_waiting_for_lock(world: World) -> bool:
-    async with world.database.reading() as connection:
-        waiting = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
-        return bool((await connection.execute(waiting)).scalar_one())
 
 
 async def test_an_alert_that_comes_to_rest_on_a_restricted_entry_withholds_its_place(served: Pages) -> None:
