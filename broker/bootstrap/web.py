@@ -24,7 +24,7 @@ from broker.senders import FORCES_SNAPSHOT_NAME, SNAPSHOT_NAME, Senders
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.web.app import create_app
-from broker.web.fhir_api import PATHS, create_fhir_api
+from broker.web.fhir_api import PATHS, FhirReads
 from broker.web.list_door import create_list_door, join_list_door
 from broker.web.listener import end_errors, limit_heads
 from broker.web.look_up import LookUps
@@ -82,7 +82,7 @@ async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
     senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
     intake = Intake(log_, settings.name_on_log(topics.ATTENDANCES), keyring, senders, SystemClock())
     look_ups = LookUps(database, keyring, SystemClock(), rules_of(settings))
-    reads = create_fhir_api(look_ups, senders)
+    reads = FhirReads(look_ups, senders)
     limits = DoorLimits(
         body_bytes_max=settings.fhir_bundle_bytes_max,
         body_timeout_s=settings.fhir_body_timeout_s,

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import parse_qsl
 
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi.routing import APIRoute
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from adapters.fhir_search import (
     NHS_NUMBER_SYSTEM,
@@ -50,7 +48,8 @@ _ANSWERS: Final[Mapping[str, Callable[[RecordShown], bytes]]] = {
     "CareTeam": build_care_team_answer,
     "AuditEvent": build_access_answer,
 }
-PATHS: Final = frozenset(f"{BASE}/{name}{search}" for name in _ANSWERS for search in ("", "/_search"))
+_SEARCH: Final = "/_search"
+PATHS: Final = frozenset(f"{BASE}/{name}{search}" for name in _ANSWERS for search in ("", _SEARCH))
 _PATIENT: Final = frozenset({"patient", "patient:identifier"})
 _REFUSALS: Final[Mapping[str, tuple[int, str, str]]] = {
     "INVALID_SEARCH_DATA": (
@@ -75,85 +74,77 @@ _REFUSALS: Final[Mapping[str, tuple[int, str, str]]] = {
 }
 
 
-class Refusal(HTTPException):
+class Refusal(Exception):
     """A question that is not answered, with one of the codes above."""
 
     def __init__(self, code: str) -> None:
-        super().__init__(_REFUSALS[code][0])
+        super().__init__(code)
         self.code = code
 
 
-def create_fhir_api(look_ups: LookUps, senders: Senders) -> FastAPI:
-    """The application. Raises RuntimeError when a route asks for no credential."""
-    api = FastAPI(
-        title="cpis-broker FHIR reads",
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        dependencies=[Depends(admit)],
-    )
-    api.state.look_ups, api.state.senders = look_ups, senders
-    api.state.slots = asyncio.Semaphore(REQUESTS_MAX)
-    for name in _ANSWERS:
-        api.add_api_route(f"{BASE}/{name}", answer_get, methods=["GET"], response_model=None)
-        api.add_api_route(f"{BASE}/{name}/_search", answer_post, methods=["POST"], response_model=None)
-    check_guarded(api.routes)
-    api.add_exception_handler(HTTPException, _answer_refusal)
-    return api
+class FhirReads:
+    """The application (ASGI): one way in, on which a system shows who it is before anything that it says is read.
+
+    A router and dependencies around so few addresses would take as long as the whole question.
+    """
+
+    def __init__(self, look_ups: LookUps, senders: Senders) -> None:
+        self._look_ups = look_ups
+        self._senders = senders
+        self._slots = asyncio.Semaphore(REQUESTS_MAX)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive)
+        try:
+            response = await self._serve(request)
+        except Refusal as refusal:
+            response = _refuse(request, refusal.code)
+        await response(scope, receive, send)
+
+    async def _serve(self, request: Request) -> Response:
+        path = request.scope["path"]
+        if path not in PATHS:
+            raise Refusal("NOT_FOUND")
+        is_form = path.endswith(_SEARCH)
+        if request.method != ("POST" if is_form else "GET"):
+            raise Refusal("METHOD_NOT_ALLOWED")
+        asker = self._admit(request)
+        question = await _read_form(request) if is_form else request.scope["query_string"]
+        write = _ANSWERS[path.removeprefix(f"{BASE}/").removesuffix(_SEARCH)]
+        return _respond(request, 200, await self._answer(asker, _read_question(question), write))
+
+    def _admit(self, request: Request) -> Asker:
+        """Who asks. Raises Refusal, alike for every reason why a system is not known."""
+        header = request.headers.get("authorization", "")
+        code, credential = read_basic(header)
+        if not header or not credential:
+            raise Refusal("PRECONDITION_FAILED")
+        site = parse_ods_code(code) or ""
+        if self._senders.admit(site, credential, request.client.host if request.client else "") is None:
+            MESSAGES_REFUSED.labels(reason="sender_not_permitted").inc()
+            log(LogEvent.MESSAGE_REFUSED, sender=self._senders.known(site), reason="sender_not_permitted")
+            raise Refusal("ACCESS_DENIED")
+        if not _PLAIN.fullmatch(request.headers.get(TRACE_HEADER, "")):
+            raise Refusal("PRECONDITION_FAILED")
+        return Asker(organisation=site, person=_read_person(request), is_unscheduled=_read_unscheduled(request))
+
+    async def _answer(self, asker: Asker, nhs_number: NhsNumber, write: Callable[[RecordShown], bytes]) -> bytes:
+        try:
+            async with self._slots:
+                return await self._look_ups.answer(asker, nhs_number, write)
+        except UnknownSite:
+            raise Refusal("ACCESS_DENIED") from None
+        except Exception as error:
+            log(LogEvent.CRASHED, part="fhir_api", error=type(error).__name__, at=innermost_line(error.__traceback__))
+            raise Refusal("UNAVAILABLE" if _is_outage(error) else "INTERNAL_ERROR") from None
 
 
-def check_guarded(routes: Iterable[BaseRoute]) -> None:
-    """Raise RuntimeError unless every route asks who is there."""
-    for route in routes:
-        if not isinstance(route, APIRoute) or not any(part.call is admit for part in route.dependant.dependencies):
-            raise RuntimeError(f"{getattr(route, 'path', '')} asks for no credential")
-
-
-async def admit(request: Request) -> None:
-    """Let a known system in that says who asks. Raises Refusal, alike for every reason why it is not known."""
-    senders: Senders = request.app.state.senders
-    header = request.headers.get("authorization", "")
-    code, credential = read_basic(header)
-    if not header or not credential:
-        raise Refusal("PRECONDITION_FAILED")
-    site = parse_ods_code(code) or ""
-    if senders.admit(site, credential, request.client.host if request.client else "") is None:
-        MESSAGES_REFUSED.labels(reason="sender_not_permitted").inc()
-        log(LogEvent.MESSAGE_REFUSED, sender=senders.known(site), reason="sender_not_permitted")
-        raise Refusal("ACCESS_DENIED")
-    if not _PLAIN.fullmatch(request.headers.get(TRACE_HEADER, "")):
-        raise Refusal("PRECONDITION_FAILED")
-    request.state.asker = Asker(
-        organisation=site, person=_read_person(request), is_unscheduled=_read_unscheduled(request)
-    )
-
-
-async def answer_get(request: Request) -> Response:
-    """Answer a question that stands in the query string."""
-    return await _answer(request, request.scope["query_string"])
-
-
-async def answer_post(request: Request) -> Response:
-    """Answer a question that stands in a form."""
+async def _read_form(request: Request) -> bytes:
+    """A question that stands in a form."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         raise Refusal("UNSUPPORTED_MEDIA_TYPE")
-    return await _answer(request, await _read_body(request))
-
-
-async def _answer(request: Request, question: bytes) -> Response:
-    nhs_number = _read_question(question)
-    look_ups: LookUps = request.app.state.look_ups
-    name = request.scope["route"].path.removeprefix(f"{BASE}/").removesuffix("/_search")
-    try:
-        async with request.app.state.slots:
-            body = await look_ups.answer(request.state.asker, nhs_number, _ANSWERS[name])
-    except UnknownSite:
-        raise Refusal("ACCESS_DENIED") from None
-    except Exception as error:
-        log(LogEvent.CRASHED, part="fhir_api", error=type(error).__name__, at=innermost_line(error.__traceback__))
-        raise Refusal("UNAVAILABLE" if _is_outage(error) else "INTERNAL_ERROR") from None
-    return _respond(request, 200, body)
+    return await _read_body(request)
 
 
 def _read_question(question: bytes) -> NhsNumber:
@@ -205,10 +196,7 @@ async def _read_body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-async def _answer_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    by_status = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
-    code = error.code if isinstance(error, Refusal) else by_status.get(error.status_code, "INTERNAL_ERROR")
+def _refuse(request: Request, code: str) -> Response:
     status, issue_type, words = _REFUSALS[code]
     return _respond(request, status, build_refusal(code, issue_type, words))
 

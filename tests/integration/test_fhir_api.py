@@ -32,7 +32,7 @@ from broker.storage import accesses, alerts, audit, restrictions, tables
 from broker.storage.child_lists import derive_entry_id
 from broker.storage.database import Database
 from broker.storage.tables import ENTRY_CORRECTED, AlertState, AuditRow, Lane, table
-from broker.web.fhir_api import PATHS, check_guarded, create_fhir_api
+from broker.web.fhir_api import PATHS, FhirReads
 from broker.web.look_up import Asker, LookUps, UnknownSite
 from schemas.alert import AlertKind
 from schemas.identifiers import NhsNumber, authority_owner, organisation_owner
@@ -86,7 +86,7 @@ async def open_api(world: World) -> AsyncIterator[Api]:
     senders = Senders(world.directory / "senders.json", world.keyring)
     look_ups = LookUps(world.database, world.keyring, world.clock, world.rules)
     pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app = join_doors(pages, pages, create_fhir_api(look_ups, senders), PATHS)
+    app = join_doors(pages, pages, FhirReads(look_ups, senders), PATHS)
     async with (
         serve_app(app) as address,
         httpx.AsyncClient(base_url=address, auth=("RZ1", "rz1-credential"), trust_env=False, timeout=20) as client,
@@ -401,11 +401,18 @@ async def test_whoever_is_not_known_is_denied_alike(api: Api, auth: tuple[str, s
     assert CASEY_NUMBER not in answer.text
 
 
-def test_every_route_asks_who_is_there() -> None:
-    app = FastAPI(openapi_url=None)
-    app.add_api_route("/FHIR/R4/CareTeam", lambda: None)
-    with pytest.raises(RuntimeError, match="asks for no credential"):
-        check_guarded(app.routes)
+async def test_every_address_asks_who_is_there_before_anything_else(world: World) -> None:
+    async with open_api(world) as api:
+        for path in sorted(PATHS):
+            right, wrong = ("POST", "GET") if path.endswith("_search") else ("GET", "POST")
+            for method, auth, status in (
+                (right, None, 400),
+                (right, ("RZ1", "wrong"), 403),
+                (right, ("RZ1", "rz1-credential"), 415 if right == "POST" else 400),
+                (wrong, ("RZ1", "rz1-credential"), 405),
+            ):
+                answer = await api.client.request(method, path, headers=HEADERS, auth=auth)
+                assert answer.status_code == status, (path, method, auth)
 
 
 async def test_an_answer_is_given_only_when_it_is_on_record(api: Api) -> None:

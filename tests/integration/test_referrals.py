@@ -25,7 +25,7 @@ from broker.storage.handled import Place
 from broker.storage.tables import AuditRow, Delivery, Incident, ListEntry, Quarantined, table
 from broker.topics import ATTENDANCES, INCIDENTS, REFERRALS_GROUP
 from broker.web.app import create_app
-from broker.web.fhir_api import PATHS, create_fhir_api
+from broker.web.fhir_api import PATHS, FhirReads
 from broker.web.look_up import LookUps
 from broker.web.operations import Status, compose_status
 from schemas.directory import Role
@@ -139,7 +139,7 @@ async def open_doors(hub: Hub) -> AsyncIterator[str]:
     )
     senders = Senders(world.directory / "senders.json", world.keyring)
     forces = Senders(world.directory / "forces.json", world.keyring)
-    reads = create_fhir_api(LookUps(world.database, world.keyring, world.clock, world.rules), senders)
+    reads = FhirReads(LookUps(world.database, world.keyring, world.clock, world.rules), senders)
     intake = Intake(log, ATTENDANCES, world.keyring, senders, world.clock)
     doors = join_doors(create_doors(intake, senders, DoorLimits()), pages, reads, PATHS)
     incidents = create_incident_door(hub.encompass.intake, forces, DoorLimits())
