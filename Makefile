@@ -14,8 +14,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 COMPILE_LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 ALL := demo test bench engines lint format lock clean help
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: $(ALL)
+.PHONY: $(ALL) test-waits test-plain
 
 # ---- Run
 
@@ -25,15 +26,29 @@ demo: .venv/.runtime $(if $(findstring --kafka,$(ARGS)),engines) ## play an even
 # ---- Check
 
 test: ## run every test, after installing what tests need (PYTEST_ARGS="tests/unit -k word", --soak)
-	@$(MAKE) --no-print-directory -j2 engines lint
+	@$(MAKE) --no-print-directory engines
 ifeq ($(strip $(PYTEST_ARGS)),)
-	@echo "pytest: two processes, then what needs the machine for itself"; failed=0; \
-	$(BIN)/python -m pytest -m "not alone" -n 2 --dist loadscope --no-loadscope-reorder || failed=$$?; \
-	$(BIN)/python -m pytest -m alone || failed=$$?; \
+	@failed=0; \
+	echo "What mostly waits, and beside it ruff, mypy and the tests of tests/house and tests/unit (three minutes)"; \
+	$(MAKE) --no-print-directory --keep-going -j2 --output-sync=target test-waits test-plain || failed=1; \
+	echo "What needs the machine for itself (three minutes)"; \
+	$(PYTEST) -m alone tests/e2e || failed=1; \
+	echo "All others, in three processes"; \
+	$(PYTEST) -m "not alone and not waits" --ignore=tests/house --ignore=tests/unit \
+		-n 3 --dist loadscope --no-loadscope-reorder || failed=1; \
 	exit $$failed
 else
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory lint
+	@$(PYTEST) $(PYTEST_ARGS)
 endif
+
+# The halves of what is first played side by side. Whatever can yield does: the other half is against the clock.
+test-waits: .venv/.tools
+	@$(PYTEST) -m waits tests/e2e
+
+test-plain: .venv/.tools
+	@nice $(MAKE) --no-print-directory lint
+	@nice $(PYTEST) tests/house tests/unit
 
 bench: engines ## measure the broker beside its peers, for half an hour (ARGS="--quick --json FILE": a few minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)

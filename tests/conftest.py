@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -19,6 +20,7 @@ from playwright.async_api import Browser, Page, async_playwright
 
 from tests.engines import KafkaServer, MeshSandbox, PostgresServer, chromium_path
 
+AGAINST_THE_CLOCK = Path(__file__).parent / "e2e"
 KAFKA_VARIABLE = "CPIS_TEST_KAFKA_BOOTSTRAP_SERVERS"
 
 CHROMIUM_ARGUMENTS = (
@@ -57,6 +59,11 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent != AGAINST_THE_CLOCK and (
+            item.get_closest_marker("alone") or item.get_closest_marker("waits")
+        ):
+            raise pytest.UsageError(f"{item.nodeid}: make test looks for alone and waits in tests/e2e only")
     if config.getoption("--soak"):
         return
     soaking = [item for item in items if item.get_closest_marker("soak")]

@@ -36,7 +36,7 @@ from tests.e2e.scenes import (
 from tests.engines import KafkaServer, PostgresServer
 from tests.system import System, until
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.waits, pytest.mark.timeout(300)]
 
 PER_SECOND: Final = 10.0
 RESTARTS: Final = 5

@@ -46,7 +46,7 @@ from tests.e2e.scenes import (
 from tests.engines import KafkaServer, PostgresServer, TcpProxy
 from tests.system import System, until
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.waits, pytest.mark.timeout(300)]
 
 PER_SECOND: Final = 5.0
 DATABASE_STOPPED_S: Final = 28.0
