@@ -47,6 +47,7 @@ import psutil
 LOOPBACK = "127.0.0.1"
 KAFKA_DIR = Path(__file__).parent / "kafka"
 KAFKA_JARS_MIN = 30
+JDK = "a JDK of version 17 or later"
 UNPRIVILEGED_USER = "nobody"
 
 Result = TypeVar("Result")
@@ -347,9 +348,44 @@ def install_kafka(limit_s: float = 900) -> Path:
     return jars_dir
 
 
+@dataclass(frozen=True)
+class _KafkaStart:
+    """What every start of Kafka would otherwise do anew, for a second each: read its classes, format its storage."""
+
+    directory: Path
+
+    @property
+    def classes(self) -> Path:
+        """Java's archive of the classes; not there where Java has no archive of its own to build on."""
+        return self.directory / "classes.jsa"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The features that formatting chooses. It says nothing of the cluster, so that any may begin with it."""
+        return self.directory / "bootstrap.checkpoint"
+
+
+def prepare_kafka(jars_dir: Path) -> _KafkaStart:
+    """Start and end one Kafka unless that was done with this Java; what is kept of it. Raises EngineError."""
+    java = Path(_required_program("java", JDK)).resolve()
+    digest = hashlib.sha256(f"{java} {java.stat().st_mtime_ns}".encode()).hexdigest()[:8]
+    kept = _KafkaStart(jars_dir.with_name(f"{jars_dir.name}-start-{digest}"))
+    if kept.directory.is_dir():
+        return kept
+    with jars_dir.with_name(f"{jars_dir.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.directory.is_dir():
+            with tempfile.TemporaryDirectory(prefix="preparing-", dir=jars_dir.parent) as scratch:
+                made = _KafkaStart(Path(scratch, "made"))
+                made.directory.mkdir()
+                _FirstKafka(made).play()
+                made.directory.rename(kept.directory)
+    return kept
+
+
 def _java_command(jars_dir: Path, *options: str) -> list[str]:
     return [
-        _required_program("java", "a JDK of version 17 or later"),
+        _required_program("java", JDK),
         "-Dorg.slf4j.simpleLogger.showDateTime=true",
         "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
         *options,
@@ -392,26 +428,26 @@ class KafkaServer(_Server):
     def start(self) -> None:
         """Start, and return once metadata and a consumer group's offsets are answered."""
         jars_dir = install_kafka()
-        properties_path = self._directory / "server.properties"
-        if not properties_path.exists():
-            self._format(jars_dir, properties_path)
-        command = [*_java_command(jars_dir, *self._jvm_options), "kafka.Kafka", str(properties_path)]
+        prepared = prepare_kafka(jars_dir)
+        if not self._properties_path.exists():
+            storage = self._directory / "storage"
+            storage.mkdir(exist_ok=True)
+            shutil.copyfile(prepared.checkpoint, storage / prepared.checkpoint.name)
+            words = {"version": "1", "cluster.id": _kafka_id(), "node.id": "1", "directory.id": _kafka_id()}
+            _write_properties(storage / "meta.properties", words)
+            _write_properties(self._properties_path, self._settings())
+        options = list(self._jvm_options)
+        if prepared.classes.exists():
+            options.append(f"-XX:SharedArchiveFile={prepared.classes}")
+        self._start(jars_dir, options)
+
+    def _start(self, jars_dir: Path, options: Sequence[str]) -> None:
+        command = [*_java_command(jars_dir, *options), "kafka.Kafka", str(self._properties_path)]
         self._launch(command, self._is_ready, self.START_LIMIT_S)
 
-    def _format(self, jars_dir: Path, properties_path: Path) -> None:
-        unfinished = properties_path.with_suffix(".unfinished")
-        unfinished.write_text("".join(f"{name}={value}\n" for name, value in self._settings().items()))
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command = [
-            *_java_command(jars_dir, "-XX:TieredStopAtLevel=1"),
-            "kafka.tools.StorageTool",
-            "format",
-            f"--cluster-id={cluster_id}",
-            f"--config={unfinished}",
-            "--ignore-formatted",
-        ]
-        _run("Formatting Apache Kafka's storage", command, log_path=self.log_path, limit_s=60)
-        unfinished.rename(properties_path)
+    @property
+    def _properties_path(self) -> Path:
+        return self._directory / "server.properties"
 
     def _settings(self) -> dict[str, str]:
         listeners = [f"DIRECT://{LOOPBACK}:{self.port}"]
@@ -452,6 +488,39 @@ class KafkaServer(_Server):
 
     def _is_ready(self) -> bool:
         return _answers(self.port) and _run_coroutine(lambda: _kafka_answers(self.bootstrap_servers))
+
+
+class _FirstKafka(KafkaServer):
+    """The one Kafka that is started without anything prepared, by its own tools."""
+
+    STOP_LIMIT_S = 120.0
+    """Java writes its archive at the end."""
+
+    def __init__(self, made: _KafkaStart) -> None:
+        super().__init__()
+        self._made = made
+
+    def play(self) -> None:
+        """Format, start and end in order; leaves behind what later starts need."""
+        jars_dir = install_kafka()
+        try:
+            _write_properties(self._properties_path, self._settings())
+            arguments = ("format", f"--cluster-id={_kafka_id()}", f"--config={self._properties_path}")
+            command = [*_java_command(jars_dir, "-XX:TieredStopAtLevel=1"), "kafka.tools.StorageTool", *arguments]
+            _run("Formatting Apache Kafka's storage", command, log_path=self.log_path, limit_s=60)
+            shutil.copyfile(self._directory / "storage" / self._made.checkpoint.name, self._made.checkpoint)
+            self._start(jars_dir, [*self._jvm_options, f"-XX:ArchiveClassesAtExit={self._made.classes}"])
+            self.stop()
+        finally:
+            self.close()
+
+
+def _kafka_id() -> str:
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
+def _write_properties(path: Path, words: Mapping[str, str]) -> None:
+    path.write_text("".join(f"{name}={value}\n" for name, value in words.items()))
 
 
 async def _kafka_answers(bootstrap_servers: str) -> bool:
@@ -869,7 +938,9 @@ def main() -> int:
     try:
         if not kafka_jars_dir().is_dir():
             print(f"Fetching Apache Kafka {kafka_version()} (about 45 MB) ...", flush=True)
-        print(f"Apache Kafka {kafka_version()}: {install_kafka()}")
+        jars_dir = install_kafka()
+        print(f"Apache Kafka {kafka_version()}: {jars_dir}")
+        prepare_kafka(jars_dir)
         if not mesh_sandbox_dir().is_dir():
             print("Installing NHS England's MESH sandbox (about 20 MB) ...", flush=True)
         print(f"MESH sandbox: {install_mesh_sandbox()}")
