@@ -27,7 +27,7 @@ from adapters.csv_rows import (
 )
 from schemas.attendance import Event, PersonName
 from schemas.child_list import ChildListEntry, LegalBasis, PlanType
-from schemas.directory import Authority, CareSetting, KeptAnswer, Role, Site, Worker
+from schemas.directory import Authority, CareSetting, KeptAnswer, Reach, Role, Site, Worker
 from schemas.identifiers import NhsNumber, parse_nhs_number
 from schemas.office_hours import OFFICE_HOURS_USUAL, parse_office_hours
 from schemas.upload import RecordCode
@@ -175,6 +175,7 @@ class WorkerLine(msgspec.Struct, frozen=True, kw_only=True):
     login: str | None
     role: Role
     password: str | None
+    reach: Reach = Reach()
 
 
 class SiteLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -330,6 +331,7 @@ def _worker(fields: Fields) -> WorkerLine:
         login=fields.optional("login"),
         role=Role(role),
         password=fields.optional("password"),
+        reach=Reach(mailbox=fields.mailbox("mailbox"), mobile=fields.mobile("mobile")),
     )
 
 

@@ -31,6 +31,12 @@ _DELIMITERS: Final = ",;\t"
 _NOT_UTF8: Final = re.compile("[\udc80-\udcff]")
 _CLOCK: Final = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]", re.ASCII)
 _BEARER_TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
+MAILBOX: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@([A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,63}", re.ASCII)
+PRIVATE_PROVIDERS: Final = frozenset(
+    {"aol", "btinternet", "gmail", "googlemail", "gmx", "hotmail", "icloud", "live", "mail", "me", "msn", "outlook"}
+    | {"proton", "protonmail", "sky", "talktalk", "virginmedia", "yahoo", "ymail"}
+)
+_MOBILE: Final = re.compile(r"0?7[1-57-9][0-9]{8}", re.ASCII)
 
 
 class RowProblem(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +142,26 @@ class Fields:
         if text is not None and not _BEARER_TOKEN.fullmatch(text):
             raise FieldProblem(name, "must be a bearer token: letters, digits and -._~+/, with = at the end (RFC 6750)")
         return text
+
+    def mobile(self, name: str) -> str | None:
+        """A mobile number of the United Kingdom as E.164, or None (Ofcom's numbering plan: 071-075, 077-079)."""
+        written = self.optional(name)
+        if written is None:
+            return None
+        digits = re.sub(r"[ ()-]", "", written).removeprefix("+44").removeprefix("0044")
+        if not _MOBILE.fullmatch(digits):
+            raise FieldProblem(name, "must be a mobile number like 07700 900123, or empty")
+        return f"+44{digits.removeprefix('0')}"
+
+    def mailbox(self, name: str) -> str | None:
+        """One mailbox at work, or None."""
+        written = self.optional(name)
+        if written is None:
+            return None
+        provider = written.casefold().rpartition("@")[2].split(".")
+        if not MAILBOX.fullmatch(written) or PRIVATE_PROVIDERS.intersection(provider):
+            raise FieldProblem(name, "must be one mailbox at work like duty@authority.example.org, or empty")
+        return written
 
     def flag(self, name: str, *, unsaid: bool = False) -> bool:
         """Yes or no; ``unsaid`` where the field is empty."""

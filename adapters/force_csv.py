@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from adapters.csv_rows import FieldProblem, Fields, Rows, read_csv
-from schemas.directory import Role
+from schemas.directory import Reach, Role
 from schemas.encompass import ContentProfile, EncompassPolicy, Force, Release, UnderSchoolAge
 from schemas.identifiers import OwnerId, authority_owner, establishment_owner, force_owner
 
@@ -35,6 +35,8 @@ class PersonLine(msgspec.Struct, frozen=True, kw_only=True):
     owner: OwnerId
     contact_id: str | None = None
     password: str | None = None
+    reach: Reach = Reach()
+    """Of a coordinator or a person of a hub; a safeguarding lead is told where the contacts say."""
 
 
 def read_forces(file: bytes) -> Rows[ForceLine]:
@@ -82,6 +84,10 @@ def _person(fields: Fields) -> PersonLine:
     if owner is None:
         own = force_owner if role is Role.ENCOMPASS_COORDINATOR else authority_owner
         owner = own(fields.ods_code("at"))
+    reach = Reach(mailbox=fields.mailbox("mailbox"), mobile=fields.mobile("mobile"))
+    if role is Role.SAFEGUARDING_LEAD and reach != Reach():
+        told = "mailbox" if reach.mailbox else "mobile"
+        raise FieldProblem(told, "stands among the safeguarding contacts for a lead: leave it empty here")
     return PersonLine(
         login=fields.required("login"),
         name=fields.required("name"),
@@ -89,4 +95,5 @@ def _person(fields: Fields) -> PersonLine:
         owner=owner,
         contact_id=contact_id,
         password=fields.optional("password"),
+        reach=reach,
     )

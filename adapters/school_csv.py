@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import time, timedelta
 from typing import Final
 
-from adapters.csv_rows import FieldProblem, Fields, Rows, read_csv
+from adapters.csv_rows import MAILBOX, PRIVATE_PROVIDERS, FieldProblem, Fields, Rows, read_csv
 from schemas.encompass import (
     CalendarDays,
     ContactRole,
@@ -26,11 +26,6 @@ from schemas.identifiers import SchoolUrn, parse_school_urn
 _EARLIEST_START: Final = time(6, 0)
 _LATEST_START: Final = time(12, 0)
 _SPAN_MAX: Final = timedelta(days=200)
-_MAILBOX: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@([A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,63}", re.ASCII)
-_PERSONAL_PROVIDERS: Final = frozenset(
-    {"aol", "btinternet", "gmail", "googlemail", "gmx", "hotmail", "icloud", "live", "mail", "me", "msn", "outlook"}
-    | {"proton", "protonmail", "sky", "talktalk", "virginmedia", "yahoo", "ymail"}
-)
 
 
 def read_schools(file: bytes) -> Rows[Establishment]:
@@ -85,6 +80,7 @@ def _contact(fields: Fields) -> SafeguardingContact:
         name=name,
         mailbox=_check_mailbox(fields.required("mailbox"), name),
         telephone=fields.optional("telephone"),
+        mobile=fields.mobile("mobile"),
         confirmed_on=fields.optional_day("confirmed_date"),
         trained_on=fields.optional_day("trained_date"),
     )
@@ -92,12 +88,12 @@ def _contact(fields: Fields) -> SafeguardingContact:
 
 def _check_mailbox(mailbox: str, name: str) -> str:
     """A mailbox of the role: not at a provider of private mail, and not named after the person."""
-    if not _MAILBOX.fullmatch(mailbox):
+    if not MAILBOX.fullmatch(mailbox):
         raise FieldProblem("mailbox", "must be one mailbox like safeguarding@school.example.org")
     local, _, domain = mailbox.casefold().partition("@")
     words = re.split(r"[\W_]+", name.casefold())
     is_named = any(len(word) > 2 and word in re.split(r"[\W_0-9]+", local) for word in words)
-    if is_named or _PERSONAL_PROVIDERS.intersection(domain.split(".")):
+    if is_named or PRIVATE_PROVIDERS.intersection(domain.split(".")):
         raise FieldProblem("mailbox", "must be a role's mailbox such as safeguarding@, not a person's own")
     return mailbox
 

@@ -36,7 +36,8 @@ from broker.storage import audit, directory, establishments, logins
 from broker.storage.audit import Act
 from broker.storage.database import Database
 from broker.storage.directory import RecipientSecrets
-from schemas.directory import Person, Role
+from broker.storage.logins import NOWHERE
+from schemas.directory import Person, Reach, Role
 from schemas.encompass import CalendarDays, Establishment, Pupil, SafeguardingContact
 from schemas.identifiers import BROKER_OWNER, SchoolUrn, authority_owner, establishment_owner, organisation_owner
 
@@ -216,7 +217,7 @@ class DirectoryUpload:
             owner=authority_owner(line.worker.authority),
             worker=line.worker.code if line.role is Role.SOCIAL_WORKER else None,
         )
-        return await self._save_login(connection, person, line.password)
+        return await self._save_login(connection, person, line.password, line.reach)
 
     async def _save_clinician(self, connection: AsyncConnection, line: ClinicianLine) -> list[Issued]:
         if await directory.find_site(connection, line.organisation) is None:
@@ -271,19 +272,21 @@ class DirectoryUpload:
                 raise _Refused("contact_id", "is no contact of this establishment; import safeguarding-contacts first")
         self._check_password(line.password)
         person = Person(login=line.login, name=line.name, role=line.role, owner=line.owner, worker=line.contact_id)
-        return await self._save_login(connection, person, line.password)
+        return await self._save_login(connection, person, line.password, line.reach)
 
     def _check_password(self, password: str | None) -> None:
         """Called before anything of the row is written: a refused row leaves nothing behind."""
         if password and not self._demo_passwords:
             raise _Refused("password", "is for demonstrations only; leave it empty and one is made and shown once")
 
-    async def _save_login(self, connection: AsyncConnection, person: Person, password: str | None) -> list[Issued]:
+    async def _save_login(
+        self, connection: AsyncConnection, person: Person, password: str | None, reach: Reach = NOWHERE
+    ) -> list[Issued]:
         if not password and await logins.has_login(connection, person.login):
-            await logins.change_person(connection, self._keyring, person)
+            await logins.change_person(connection, self._keyring, person, reach)
             return []
         chosen = password or random_secrets.token_urlsafe(PASSWORD_BYTES)
-        await logins.save_login(connection, self._keyring, person, self._hasher.hash(chosen))
+        await logins.save_login(connection, self._keyring, person, self._hasher.hash(chosen), reach)
         return [] if password else [Issued(to=person.login, what="password", secret=chosen)]
 
 

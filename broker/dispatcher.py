@@ -24,11 +24,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.retry import NextStep, next_step, next_try_at
 from broker.keyring import Keyring
 from broker.ports import Channel, Clock
-from broker.storage import directory, establishments, outbox
+from broker.storage import directory, establishments, logins, outbox
 from broker.storage.database import Database
+from broker.storage.logins import NOWHERE
 from broker.storage.outbox import DueDelivery, LeasedLane, LeaseLost
 from broker.telemetry import DELIVERIES, LogEvent, log
 from schemas.delivery import ChannelName, DeliveryState, Outcome, OutcomeClass, Parcel
+from schemas.directory import Reach
 from schemas.identifiers import SchoolUrn
 
 Claimed = Sequence[Row[Any]]
@@ -194,6 +196,7 @@ class Dispatcher:
             recipient=lane.owner,
             content=delivery.content,
             content_type=delivery.content_type,
+            attempts=delivery.attempts,
         )
         try:
             async with asyncio.timeout(self._options.attempt_timeout_s):
@@ -247,9 +250,10 @@ class Dispatcher:
     async def _find_address(self, connection: AsyncConnection, lane: LeasedLane) -> Address | None:
         """Where the lane leads by today's directory: never by what was known when the delivery was written."""
         kind, _, code = lane.owner.partition(":")
-        if lane.channel is ChannelName.EMAIL:
-            mailbox = await self._find_mailbox(connection, code, lane.contact or "")
-            return Address(address=mailbox) if mailbox is not None else None
+        if lane.channel in (ChannelName.EMAIL, ChannelName.TEXT_MESSAGE):
+            reach = await self._find_reach(connection, lane.owner, lane.contact or "")
+            address = reach.mailbox if lane.channel is ChannelName.EMAIL else reach.mobile
+            return Address(address=address) if address is not None else None
         secrets = await directory.load_secrets(connection, self._keyring, lane.owner)
         if lane.channel is ChannelName.TOPIC:
             return Address(address=self._options.topics[kind], secret=secrets.topic)
@@ -264,13 +268,16 @@ class Dispatcher:
             return None
         return Address(address=f"{site.reply_host}:{site.reply_port}")
 
-    async def _find_mailbox(self, connection: AsyncConnection, urn: str, contact_id: str) -> str | None:
-        """The role mailbox of somebody in an establishment's verified directory, as it stands now."""
+    async def _find_reach(self, connection: AsyncConnection, owner: str, contact_id: str) -> Reach:
+        """Where a person is told to sign in, as it stands now: at a school by its verified directory."""
+        kind, _, urn = owner.partition(":")
+        if kind != "establishment":
+            return await logins.find_reach(connection, self._keyring, owner, contact_id)
         contacts = await establishments.load_contacts(connection, self._keyring, [SchoolUrn(urn)])
         for contact in contacts.get(SchoolUrn(urn), ()):
             if contact.contact_id == contact_id and contact.confirmed_on is not None:
-                return contact.mailbox
-        return None
+                return Reach(mailbox=contact.mailbox, mobile=contact.mobile)
+        return NOWHERE
 
     async def _wait(self) -> None:
         try:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker.domain.safeguarding import SkipReason
 from broker.keyring import Keyring
-from broker.storage import outbox
+from broker.storage import establishments, outbox
 from broker.storage.incidents import StoredNotice
 from broker.storage.outbox import NewDelivery
 from schemas.delivery import ChannelName
 from schemas.encompass import SchoolNoticeNudge
+from schemas.identifiers import OwnerId
 
 NUDGE_TYPE: Final = "uk.cpis-broker.school-notice.nudged.v1"
+NUDGING: Final = (ChannelName.EMAIL, ChannelName.TEXT_MESSAGE)
+"""The channels that say no more than "sign in"."""
 OCCASIONS: Final = ("sent", "reminded", "withdrawn")
+
+
+class Reached(NamedTuple):
+    """By what a person is told."""
+
+    email: bool
+    text_message: bool
 
 
 class NudgeRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +38,8 @@ class NudgeRules(msgspec.Struct, frozen=True, kw_only=True):
     """Where people sign in; the same for everybody."""
     topics_enabled: bool = False
     emails_enabled: bool = False
-    """Whether each lead and deputy who is told is sent an e-mail that says "sign in"."""
+    texts_enabled: bool = False
+    """Whether who is told is sent an e-mail that says "sign in", and a text message where a number is known."""
 
 
 async def nudge_school(
@@ -53,20 +65,44 @@ async def nudge_school(
                 content=msgspec.json.encode(nudge),
             )
         )
-    if rules.emails_enabled:
-        deliveries += [
-            NewDelivery(
-                id=derive_nudge_id(keyring, notice.id, notice.version, occasion, contact_id),
-                channel=ChannelName.EMAIL,
-                owner=notice.owner,
-                contact=contact_id,
-                event_type=NUDGE_TYPE,
-                content_type="text/plain",
-                content=f"{nudge.wording}\n\n{nudge.page}\n".encode(),
-            )
-            for contact_id in notice.telling.told
-        ]
+    mobiles = await _find_mobiles(connection, keyring, notice) if rules.texts_enabled else set()
+    for contact_id in notice.telling.told:
+        reach = Reached(email=rules.emails_enabled, text_message=contact_id in mobiles)
+        key = derive_nudge_id(keyring, notice.id, notice.version, occasion, contact_id)
+        deliveries += compose_nudges(keyring, nudge, reach, key=key, owner=notice.owner, contact=contact_id)
     await outbox.add_deliveries(connection, keyring, deliveries, now)
+
+
+async def _find_mobiles(connection: AsyncConnection, keyring: Keyring, notice: StoredNotice) -> set[str]:
+    """Who of the school has a telephone that takes texts, and that nobody who is excluded looks at as well."""
+    contacts = (await establishments.load_contacts(connection, keyring, [notice.urn])).get(notice.urn, [])
+    excluded = {each.contact_id for each in notice.telling.skipped if each.reason is SkipReason.EXCLUDED}
+    shared = {each.mobile for each in contacts if each.contact_id in excluded}
+    return {each.contact_id for each in contacts if each.mobile and each.mobile not in shared}
+
+
+def compose_nudges(
+    keyring: Keyring, nudge: SchoolNoticeNudge, reach: Reached, *, key: str, owner: OwnerId, contact: str
+) -> list[NewDelivery]:
+    """What one person is sent. The e-mail's id is ``key``, the text message's is derived from it."""
+    found = []
+    if reach.email:
+        text = f"{nudge.wording}\n\n{nudge.page}\n"
+        found.append((key, ChannelName.EMAIL, text))
+    if reach.text_message:
+        found.append((derive_text_id(keyring, key), ChannelName.TEXT_MESSAGE, f"{nudge.wording} {nudge.page}"))
+    return [
+        NewDelivery(
+            id=delivery_id,
+            channel=channel,
+            owner=owner,
+            contact=contact,
+            event_type=NUDGE_TYPE,
+            content_type="text/plain",
+            content=text.encode(),
+        )
+        for delivery_id, channel, text in found
+    ]
 
 
 async def forget_nudges(
@@ -82,15 +118,21 @@ async def forget_nudges(
 
 def derive_nudge_ids(keyring: Keyring, notice_id: str, version: int, contact_ids: Iterable[str]) -> list[str]:
     """The ids of every message that these people may have been sent of a notice up to a version."""
-    return [
+    emails = [
         derive_nudge_id(keyring, notice_id, each, occasion, contact_id)
         for contact_id in contact_ids
         for each in range(1, version + 1)
         for occasion in OCCASIONS
     ]
+    return [*emails, *(derive_text_id(keyring, each) for each in emails)]
 
 
 def derive_nudge_id(keyring: Keyring, notice_id: str, version: int, occasion: str, contact_id: str = "") -> str:
-    """The id of the message that says "sign in": the same for the same occasion, and the same mailbox if it has one."""
+    """The id of the message that says "sign in": the same for the same occasion, and the same person if it has one."""
     to = (contact_id,) if contact_id else ()
     return keyring.derive_id("school-nudge", notice_id, str(version), occasion, *to)
+
+
+def derive_text_id(keyring: Keyring, email_id: str) -> str:
+    """The id of the text message beside an e-mail."""
+    return keyring.derive_id("nudge-text", email_id)

@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.delivery import MailTls
 
+NOTIFY_URL = "https://api.notifications.service.gov.uk"
+
 
 class Environment(StrEnum):
     """Where this runs: unsafe defaults start only in development."""
@@ -155,11 +157,21 @@ class Settings(BaseSettings):
     smtp_username: str = Field(default="", description="Name to sign in with; empty: no sign-in")
     smtp_password: SecretStr = Field(default=SecretStr(""), description="Its password")
     smtp_sender: str = Field(default="", description="The address that e-mails come from")
-    smtp_give_up_hours: float = Field(
+    notify_api_key: SecretStr = Field(
+        default=SecretStr(""), description="API key of the service at GOV.UK Notify; empty: Notify sends nothing"
+    )
+    notify_email_template_id: str = Field(
+        default="", description="Its e-mail template, whose text is ((message)); empty: no e-mails by Notify"
+    )
+    notify_text_template_id: str = Field(
+        default="", description="Its text message template, whose text is ((message)); empty: no text messages"
+    )
+    notify_base_url: str = Field(default=NOTIFY_URL, description="Where Notify is; in development also on this machine")
+    nudge_give_up_hours: float = Field(
         default=24.0,
         gt=0,
         le=168,
-        description="An e-mail that could not be sent is tried so long: by then the bell has rung, and a person rings",
+        description="What says 'sign in' and could not be sent is tried so long: by then a person has rung",
     )
 
     mesh_url: str = Field(default="", description="Where MESH is; empty: no lists by MESH. Needs the extra mesh")
@@ -300,7 +312,17 @@ class Settings(BaseSettings):
     @property
     def emails_enabled(self) -> bool:
         """Whether people are nudged by e-mail."""
-        return bool(self.smtp_host and self.smtp_sender)
+        return bool(self.smtp_host and self.smtp_sender) or self.emails_by_notify
+
+    @property
+    def emails_by_notify(self) -> bool:
+        """Whether GOV.UK Notify sends the e-mails."""
+        return bool(self.notify_api_key.get_secret_value() and self.notify_email_template_id)
+
+    @property
+    def texts_enabled(self) -> bool:
+        """Whether people are nudged by text message."""
+        return bool(self.notify_api_key.get_secret_value() and self.notify_text_template_id)
 
     def name_on_log(self, name: str) -> str:
         """A topic's or group's name on the log of these settings."""

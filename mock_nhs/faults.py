@@ -48,6 +48,14 @@ pds.forget_tokens       every access token expires early; the request is answere
 pds.token.refuse_401    the token endpoint refuses the application
 pds.token.refuse_503    the token endpoint answers 503
 pds.token.slow          the access token comes after a pause
+notify.refuse_400       the message is not kept; 400, as for a number of a team's guest list that is not on it
+notify.refuse_403       the message is not kept; 403, as for a clock that is wrong
+notify.refuse_429       the message is not kept; 429 RateLimitError
+notify.refuse_500       the message is not kept; 500
+notify.slow             the message is kept; 201 after a pause
+notify.drop_after_read  the request is read whole, nothing is kept, and the connection closes without an answer
+notify.drop_after_keep  the message is kept, and the connection closes without an answer
+notify.half_response    the message is kept; the answer breaks off inside its header
 """
 
 from __future__ import annotations
@@ -59,7 +67,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-CATALOGUE: Final = frozenset(re.findall(r"^((?:ed|case|pds)\.[a-z0-9_.]+) ", __doc__, re.MULTILINE))
+CATALOGUE: Final = frozenset(re.findall(r"^((?:ed|case|pds|notify)\.[a-z0-9_.]+) ", __doc__, re.MULTILINE))
 """Every point there is: the names of the table above."""
 
 

@@ -16,6 +16,7 @@ class ChannelName(StrEnum):
     FHIR_REPLY = "fhir_reply"
     TOPIC = "topic"
     EMAIL = "email"
+    TEXT_MESSAGE = "text_message"
 
 
 class MailTls(StrEnum):
@@ -68,10 +69,12 @@ class Parcel(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     address: str
     """URL of a webhook or of a FHIR server's ``$process-message``, ``host:port`` of an MLLP listener, name of a
-    topic, a mailbox."""
+    topic, a mailbox, a mobile number (E.164)."""
     secret: bytes
     """The recipient's own secret: signs the webhook, encrypts the topic's value, is the bearer token of a FHIR
     server; empty where not used."""
     recipient: str
     content: bytes
     content_type: str
+    attempts: int = 0
+    """How often it was tried before, as far as is known."""

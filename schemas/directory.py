@@ -109,6 +109,15 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     """The events with which its system registers somebody. Empty: not known."""
 
 
+class Reach(msgspec.Struct, frozen=True, kw_only=True):
+    """Where somebody who signs in is told to do so; nothing else is ever sent there."""
+
+    mailbox: str | None = None
+    """At work."""
+    mobile: str | None = None
+    """A mobile number of the United Kingdom (E.164)."""
+
+
 class Person(msgspec.Struct, frozen=True, kw_only=True):
     """Someone who signed in: a named login with one role at one owner."""
 

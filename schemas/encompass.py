@@ -239,6 +239,8 @@ class SafeguardingContact(msgspec.Struct, frozen=True, kw_only=True):
     mailbox: str
     """A role mailbox, never a personal address."""
     telephone: str | None = None
+    mobile: str | None = None
+    """The telephone of the role that takes text messages (E.164)."""
     confirmed_on: date | None = None
     """When the establishment last said that this still stands."""
     trained_on: date | None = None

@@ -202,14 +202,22 @@ class Encompass:
 
 @asynccontextmanager
 async def open_encompass(
-    url: str, directory: Path, *, topics_enabled: bool = False, emails_enabled: bool = False
+    url: str,
+    directory: Path,
+    *,
+    topics_enabled: bool = False,
+    emails_enabled: bool = False,
+    texts_enabled: bool = False,
 ) -> AsyncIterator[Encompass]:
     """A small world with a force, schools and people."""
     async with open_world(url, directory) as world:
         world.clock.move_to(SATURDAY + timedelta(minutes=5))
         rules = NoticeRules(
             nudges=NudgeRules(
-                page="http://127.0.0.1:8000/school", topics_enabled=topics_enabled, emails_enabled=emails_enabled
+                page="http://127.0.0.1:8000/",
+                topics_enabled=topics_enabled,
+                emails_enabled=emails_enabled,
+                texts_enabled=texts_enabled,
             )
         )
         consumer = EncompassConsumer(

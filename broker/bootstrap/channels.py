@@ -57,8 +57,29 @@ def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
 
         channels[ChannelName.TOPIC] = TopicChannel(open_log(settings), TopicOptions())
     if settings.emails_enabled:
-        channels[ChannelName.EMAIL] = _open_email(settings)
+        by_notify = settings.emails_by_notify
+        email = _open_notify(settings, ChannelName.EMAIL) if by_notify else _open_email(settings)
+        channels[ChannelName.EMAIL] = email
+    if settings.texts_enabled:
+        channels[ChannelName.TEXT_MESSAGE] = _open_notify(settings, ChannelName.TEXT_MESSAGE)
     return channels
+
+
+def _open_notify(settings: Settings, name: ChannelName) -> Channel:
+    from adapters.exchange import ExchangeOptions
+    from adapters.govuk_notify import NotifyChannel, NotifyKind, NotifyOptions
+
+    is_email = name is ChannelName.EMAIL
+    options = NotifyOptions(
+        kind=NotifyKind.EMAIL if is_email else NotifyKind.SMS,
+        template_id=settings.notify_email_template_id if is_email else settings.notify_text_template_id,
+        base_url=settings.notify_base_url,
+        allow_loopback=settings.is_development,
+        exchange=ExchangeOptions(
+            read_timeout_s=settings.delivery_timeout_s, total_timeout_s=settings.delivery_timeout_s
+        ),
+    )
+    return NotifyChannel(options, api_key=settings.notify_api_key.get_secret_value(), now=SystemClock().now)
 
 
 def _open_email(settings: Settings) -> Channel:

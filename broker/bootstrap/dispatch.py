@@ -15,10 +15,10 @@ from broker.bootstrap.engines import open_watched_database
 from broker.bootstrap.safety import load_keyring
 from broker.clock import SystemClock
 from broker.dispatcher import Dispatcher, DispatchOptions
+from broker.nudges import NUDGING
 from broker.settings import Settings
 from broker.storage.database import Database
 from broker.storage.wakeups import listen_for_deliveries
-from schemas.delivery import ChannelName
 
 
 class DispatchPart:
@@ -70,7 +70,7 @@ async def open_part(settings: Settings) -> AsyncIterator[DispatchPart]:
             deliveries_max=settings.delivery_batch_max,
             attempt_timeout_s=settings.delivery_timeout_s,
             give_up=timedelta(hours=settings.delivery_give_up_hours),
-            give_up_on={ChannelName.EMAIL: timedelta(hours=settings.smtp_give_up_hours)},
+            give_up_on=dict.fromkeys(NUDGING, timedelta(hours=settings.nudge_give_up_hours)),
             poll_s=settings.dispatch_poll_s,
         )
         dispatcher = Dispatcher(database, load_keyring(settings), SystemClock(), channels, options)

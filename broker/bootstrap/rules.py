@@ -38,14 +38,20 @@ def rules_of(settings: Settings) -> Rules:
     )
 
 
+def nudge_rules_of(settings: Settings) -> NudgeRules:
+    """How people are told to sign in. The front page leads each to what is theirs."""
+    return NudgeRules(
+        page=f"{settings.public_url.rstrip('/')}/",
+        topics_enabled=bool(settings.kafka_bootstrap_servers),
+        emails_enabled=settings.emails_enabled,
+        texts_enabled=settings.texts_enabled,
+    )
+
+
 def notice_rules_of(settings: Settings) -> NoticeRules:
     """How establishments are told of police incidents."""
     return NoticeRules(
-        nudges=NudgeRules(
-            page=f"{settings.public_url.rstrip('/')}/school",
-            topics_enabled=bool(settings.kafka_bootstrap_servers),
-            emails_enabled=settings.emails_enabled,
-        ),
+        nudges=nudge_rules_of(settings),
         try_again=timedelta(minutes=settings.escalation_minutes),
         pupil_bits_min=settings.review_weight_bits_min,
     )

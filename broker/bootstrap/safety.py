@@ -16,6 +16,14 @@ KAFKA_REPLICAS_MIN: Final = 3
 """With ``acks=all`` and one replica allowed to be away, what was acknowledged survives the loss of a server."""
 
 
+_SERVICES: Final = (
+    ("pds_base_url", "PDS"),
+    ("pds_token_url", "PDS"),
+    ("mesh_url", "MESH"),
+    ("notify_base_url", "GOV.UK Notify"),
+)
+
+
 class ConfigurationError(Exception):
     """A setting is missing or unsafe; the text says which and what to do."""
 
@@ -57,7 +65,7 @@ def check_safety(settings: Settings) -> list[str]:
         problems.append("CPIS_KAFKA_SECURITY_PROTOCOL: without TLS only in development")
     if settings.kafka_bootstrap_servers and settings.kafka_replication_factor < KAFKA_REPLICAS_MIN:
         problems.append("CPIS_KAFKA_REPLICATION_FACTOR: an attendance that stands on fewer than 3 servers can be lost")
-    return problems + _check_mail(settings) + _check_national_services(settings)
+    return problems + _check_mail(settings) + _check_notify(settings) + _check_national_services(settings)
 
 
 def _check_mail(settings: Settings) -> list[str]:
@@ -69,9 +77,29 @@ def _check_mail(settings: Settings) -> list[str]:
     return problems
 
 
+def _check_notify(settings: Settings) -> list[str]:
+    problems = []
+    key = settings.notify_api_key.get_secret_value()
+    if bool(key) != bool(settings.notify_email_template_id or settings.notify_text_template_id):
+        problems.append(
+            "CPIS_NOTIFY_API_KEY and CPIS_NOTIFY_EMAIL_TEMPLATE_ID or CPIS_NOTIFY_TEXT_TEMPLATE_ID: one without the "
+            "other sends nothing"
+        )
+    if key:
+        from adapters.govuk_notify import BadApiKey, split_api_key
+
+        try:
+            split_api_key(key)
+        except BadApiKey:
+            problems.append("CPIS_NOTIFY_API_KEY: is no key of GOV.UK Notify (a name, two ids, hyphens between them)")
+    if settings.smtp_host and settings.emails_by_notify:
+        problems.append("CPIS_SMTP_HOST and CPIS_NOTIFY_EMAIL_TEMPLATE_ID: e-mails leave by one of the two")
+    return problems
+
+
 def _check_national_services(settings: Settings) -> list[str]:
     problems = []
-    for name, service in (("pds_base_url", "PDS"), ("pds_token_url", "PDS"), ("mesh_url", "MESH")):
+    for name, service in _SERVICES:
         address = getattr(settings, name)
         if address and not address.startswith("https://"):
             problems.append(f"CPIS_{name.upper()}: {service} must be asked by https")

@@ -53,6 +53,7 @@ class _ContactDetails(msgspec.Struct, frozen=True, array_like=True):
     name: str
     mailbox: str
     telephone: str | None
+    mobile: str | None = None
 
 
 # Forces
@@ -167,7 +168,7 @@ async def list_days(connection: AsyncConnection, authority: str) -> list[Calenda
 
 async def save_contact(connection: AsyncConnection, keyring: Keyring, contact: SafeguardingContact) -> None:
     """Add or replace a contact."""
-    details = _ContactDetails(contact.name, contact.mailbox, contact.telephone)
+    details = _ContactDetails(contact.name, contact.mailbox, contact.telephone, contact.mobile)
     values = {
         "urn": contact.urn,
         "contact_id": contact.contact_id,
@@ -197,6 +198,7 @@ async def load_contacts(
             name=details.name,
             mailbox=details.mailbox,
             telephone=details.telephone,
+            mobile=details.mobile,
             confirmed_on=row.confirmed_on,
             trained_on=row.trained_on,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import case, delete, literal, select, update
@@ -13,10 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.tables import LoginRow, SessionRow, table
-from schemas.directory import Person, Role
+from schemas.directory import Person, Reach, Role
 from schemas.identifiers import OwnerId
 
 _logins, _sessions = table(LoginRow), table(SessionRow)
+NOWHERE: Final = Reach()
+"""Of somebody who cannot be told."""
 
 
 class StoredLogin(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +31,19 @@ class StoredLogin(msgspec.Struct, frozen=True, kw_only=True):
     rests_until: datetime | None
 
 
-async def save_login(connection: AsyncConnection, keyring: Keyring, person: Person, password_hash: str) -> None:
+class Reachable(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who can sign in, and where they are told to."""
+
+    login: str
+    owner: str
+    role: Role
+    worker: str | None
+    reach: Reach
+
+
+async def save_login(
+    connection: AsyncConnection, keyring: Keyring, person: Person, password_hash: str, reach: Reach = NOWHERE
+) -> None:
     """Add or replace a login; a replaced one starts without failures and is signed out everywhere."""
     values = {
         "login": person.login,
@@ -36,6 +51,7 @@ async def save_login(connection: AsyncConnection, keyring: Keyring, person: Pers
         "role": person.role.value,
         "worker": person.worker,
         "sealed": keyring.seal(person.name.encode(), about=f"login/{person.login}"),
+        "reach_sealed": _seal_reach(keyring, person.login, reach),
         "password_hash": password_hash,
         "failures": 0,
         "rests_until": None,
@@ -46,7 +62,7 @@ async def save_login(connection: AsyncConnection, keyring: Keyring, person: Pers
     await connection.execute(delete(_sessions).where(_sessions.c.login == person.login))
 
 
-async def change_person(connection: AsyncConnection, keyring: Keyring, person: Person) -> None:
+async def change_person(connection: AsyncConnection, keyring: Keyring, person: Person, reach: Reach = NOWHERE) -> None:
     """Change who a login is, not its password; signed out everywhere, so that an old role ends at once."""
     await connection.execute(
         update(_logins)
@@ -56,6 +72,7 @@ async def change_person(connection: AsyncConnection, keyring: Keyring, person: P
             role=person.role.value,
             worker=person.worker,
             sealed=keyring.seal(person.name.encode(), about=f"login/{person.login}"),
+            reach_sealed=_seal_reach(keyring, person.login, reach),
         )
     )
     await connection.execute(delete(_sessions).where(_sessions.c.login == person.login))
@@ -73,6 +90,33 @@ async def find_login(connection: AsyncConnection, keyring: Keyring, login: str) 
         failures=row.failures,
         rests_until=row.rests_until,
     )
+
+
+async def find_reach(connection: AsyncConnection, keyring: Keyring, owner: str, login: str) -> Reach:
+    """Where somebody of this owner is told to sign in; nowhere when the login is gone or disabled."""
+    statement = select(_logins.c.reach_sealed).where(
+        _logins.c.login == login, _logins.c.owner == owner, _logins.c.disabled_at.is_(None)
+    )
+    return _open_reach(keyring, login, (await connection.execute(statement)).scalar_one_or_none())
+
+
+async def load_reachable(connection: AsyncConnection, keyring: Keyring, owners: Collection[str]) -> list[Reachable]:
+    """Who of these owners can sign in and can be told to."""
+    statement = (
+        select(_logins.c.login, _logins.c.role, _logins.c.worker, _logins.c.reach_sealed, _logins.c.owner)
+        .where(_logins.c.owner.in_(owners), _logins.c.disabled_at.is_(None), _logins.c.reach_sealed.is_not(None))
+        .order_by(_logins.c.login)
+    )
+    return [
+        Reachable(
+            login=row.login,
+            owner=row.owner,
+            role=Role(row.role),
+            worker=row.worker,
+            reach=_open_reach(keyring, row.login, row.reach_sealed),
+        )
+        for row in await connection.execute(statement)
+    ]
 
 
 async def has_login(connection: AsyncConnection, login: str) -> bool:
@@ -176,3 +220,15 @@ def _person(keyring: Keyring, row: Any) -> Person:
         owner=OwnerId(row.owner),
         worker=row.worker,
     )
+
+
+def _seal_reach(keyring: Keyring, login: str, reach: Reach) -> bytes | None:
+    if reach == NOWHERE:
+        return None
+    return keyring.seal(msgspec.json.encode(reach), about=f"reach/{login}")
+
+
+def _open_reach(keyring: Keyring, login: str, sealed: bytes | None) -> Reach:
+    if sealed is None:
+        return NOWHERE
+    return msgspec.json.decode(keyring.open(bytes(sealed), about=f"reach/{login}"), type=Reach)

@@ -9,14 +9,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
 from joserfc import jwe
 from joserfc.jwk import OctKey
 
 from adapters.errors import LogUnavailable, NotDurable
+from adapters.exchange import ExchangeOptions
 from adapters.fhir_reply import FhirReplyChannel
 from adapters.fhir_writer import build_reply_bundle
+from adapters.govuk_notify import NotifyChannel, NotifyKind, NotifyOptions
 from adapters.hl7v2 import build_ack, read_header
 from adapters.hl7v2_reply import Hl7v2ReplyChannel
 from adapters.mllp import MllpClient, MllpClientOptions, MllpOptions, MllpServer, Peer
@@ -27,6 +30,8 @@ from adapters.webhook import WebhookChannel, WebhookOptions
 from broker.ports import Channel
 from mock_nhs.faults import Faults
 from mock_nhs.fhir_listener import FhirListener, FhirListenerOptions
+from mock_nhs.govuk_notify import GovukNotify
+from mock_nhs.govuk_notify import NotifyOptions as MockNotifyOptions
 from mock_nhs.http_listener import Request as FhirRequest
 from mock_nhs.journal import Journal
 from mock_nhs.mail_server import MailServer
@@ -364,6 +369,61 @@ def open_email(server: MailServer) -> EmailChannel:
     )
 
 
+# GOV.UK Notify
+
+NOTIFY_KEY = "broker-26785a09-ab16-4eb0-8407-a37497a57506-3d844edf-8d35-48ac-975b-e847b4f122b0"
+TEMPLATES = {
+    NotifyKind.EMAIL: "9d751e0e-f929-4891-82a1-a3e1c3c18ee3",
+    NotifyKind.SMS: "f33517ff-2a88-4f6e-b855-c550268ce08a",
+}
+
+
+def open_notify(url: str, kind: NotifyKind, **changes: Any) -> NotifyChannel:
+    options = NotifyOptions(
+        kind=kind,
+        template_id=TEMPLATES[kind],
+        base_url=url,
+        allow_loopback=True,
+        exchange=ExchangeOptions(read_timeout_s=0.5),
+    )
+    return NotifyChannel(msgspec.structs.replace(options, **changes), api_key=NOTIFY_KEY, now=lambda: NOW)
+
+
+class Notified:
+    """The other side of GOV.UK Notify's two channels."""
+
+    content = NUDGE
+    secret = b""
+
+    def __init__(self, kind: NotifyKind) -> None:
+        self.address = "+447700900123" if kind is NotifyKind.SMS else School.address
+        self._kind = kind
+        templates = {template: kind.value for kind, template in TEMPLATES.items()}
+        self.service = GovukNotify(
+            MockNotifyOptions(api_key=NOTIFY_KEY, templates=templates, slow_pause_s=60), clock=lambda: NOW
+        )
+
+    @property
+    def received(self) -> list[bytes]:
+        return [each.message.encode() for each in self.service.kept]
+
+    async def start(self) -> None:
+        await self.service.start()
+        self.channel: Channel = open_notify(self.service.url, self._kind)
+
+    async def close(self) -> None:
+        await self.service.stop()
+
+    async def behave(self, how: str) -> None:
+        points = {"refuse_now": "refuse_429", "refuse_for_good": "refuse_400", "stay_silent": "slow"}
+        for point in points.values():
+            self.service.faults.disarm(f"notify.{point}")
+        if how in points:
+            self.service.faults.arm_times(f"notify.{points[how]}", 1_000)
+        if how == "be_gone":
+            await self.service.stop()
+
+
 @asynccontextmanager
 async def open_fhir_department(record: Path) -> AsyncIterator[FhirDepartment]:
     department = FhirDepartment(record)
@@ -392,6 +452,15 @@ async def open_other_side(name: str, directory: Path) -> AsyncIterator[OtherSide
         finally:
             await school.channel.close()
             await school.close()
+        return
+    if name in ("text_message", "email_by_notify"):
+        notified = Notified(NotifyKind.SMS if name == "text_message" else NotifyKind.EMAIL)
+        await notified.start()
+        try:
+            yield notified
+        finally:
+            await notified.channel.close()
+            await notified.close()
         return
     if name == "hl7v2_reply":
         department = Department()

@@ -59,7 +59,7 @@ async def kafka_engine(kafka_server: Kafka) -> AsyncIterator[KafkaEngine]:
     await engine.close()
 
 
-@pytest.fixture(params=[name.value for name in ChannelName])
+@pytest.fixture(params=[*(name.value for name in ChannelName), "email_by_notify"])
 async def other_side(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OtherSide]:
     async with open_other_side(request.param, tmp_path) as opened:
         yield opened

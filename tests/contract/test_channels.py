@@ -47,7 +47,7 @@ async def test_what_is_not_accepted_is_told_by_its_class(
     assert "TESTER" not in repr(outcome)
 
 
-@pytest.mark.parametrize("name", ["webhook", "hl7v2_reply", "fhir_reply", "email"])
+@pytest.mark.parametrize("name", ["webhook", "hl7v2_reply", "fhir_reply", "email", "text_message", "email_by_notify"])
 async def test_what_is_refused_for_good_is_not_to_be_tried_again(name: str, tmp_path: Path) -> None:
     async with open_other_side(name, tmp_path) as other_side:
         await other_side.behave("refuse_for_good")

@@ -57,7 +57,7 @@ _GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "encompass",
             "incident",
         ),
-        "E-mail": ("smtp",),
+        "Nudges": ("smtp", "notify", "nudge"),
         "Personal Demographics Service": ("pds",),
     }
 )

@@ -484,6 +484,14 @@ ROWS |= {
         "uploaded_at": NOW,
         "leased_until": NOW,
     },
+    "nudges": {
+        "item": "a1",
+        "delivery": "d1",
+        "kind": "alerts",
+        "owner": "authority:706",
+        "level": 0,
+        "nudged_at": NOW,
+    },
     "list_differences": {
         "id": "d1",
         "owner": "authority:706",

@@ -1,25 +1,30 @@
-"""Operation Encompass by e-mail: lead and deputies are told to sign in, and nothing hangs on whether that arrives."""
+"""People are told to sign in, by e-mail and text message, and nothing hangs on whether that arrives."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import func, select
 
+from adapters.govuk_notify import NotifyChannel, NotifyKind
+from adapters.govuk_notify import NotifyOptions as ChannelOptions
 from adapters.smtp import SUBJECT, EmailChannel, EmailOptions
 from broker.bootstrap.channels import open_channels
 from broker.bootstrap.rules import notice_rules_of
 from broker.bootstrap.safety import check_safety
 from broker.dispatcher import Dispatcher, DispatchOptions
+from broker.ports import Channel
 from broker.proof import tell_incident
 from broker.settings import Environment
 from broker.storage import outbox
 from broker.storage.tables import Delivery, table
+from mock_nhs.govuk_notify import GovukNotify, NotifyOptions
 from mock_nhs.mail_server import MailServer
 from schemas.delivery import ChannelName, DeliveryState, MailTls
 from schemas.encompass import NoticeState, TaskKind
@@ -27,13 +32,14 @@ from tests.encompass import Encompass, half_term, open_encompass
 from tests.factories import make_settings
 from tests.system import until
 
+NOTIFY_KEY = "broker-26785a09-ab16-4eb0-8407-a37497a57506-3d844edf-8d35-48ac-975b-e847b4f122b0"
 PERSONAL = ("Sample", "Jordan", "Sidney", "Morgan", "ZF1", "2016", "Mill Lane", "Eastmere", "Robin", "Alex", "police")
 
 
 @pytest.fixture
 async def encompass(world_url: str, tmp_path: Path) -> AsyncIterator[Encompass]:
     """The small world, with e-mails, on each engine."""
-    async with open_encompass(world_url, tmp_path, emails_enabled=True) as opened:
+    async with open_encompass(world_url, tmp_path, emails_enabled=True, texts_enabled=True) as opened:
         yield opened
 
 
@@ -53,21 +59,35 @@ async def states(encompass: Encompass) -> dict[DeliveryState, int]:
         return {DeliveryState(state): number for state, number in found}
 
 
+@pytest.fixture
+async def notify() -> AsyncIterator[GovukNotify]:
+    """GOV.UK Notify with a template for text messages."""
+    service = GovukNotify(NotifyOptions(api_key=NOTIFY_KEY, templates={"texts": "sms"}))
+    await service.start()
+    yield service
+    await service.stop()
+
+
 @asynccontextmanager
-async def dispatching(encompass: Encompass, post: MailServer) -> AsyncIterator[None]:
+async def dispatching(encompass: Encompass, post: MailServer, notify: GovukNotify | None = None) -> AsyncIterator[None]:
     world = encompass.world
     channel = EmailChannel(
         EmailOptions(host="127.0.0.1", port=post.port, sender="broker@example.org", tls=MailTls.NONE)
     )
     options = DispatchOptions(name="one", poll_s=0.02, give_up_on={ChannelName.EMAIL: timedelta(hours=24)})
-    dispatcher = Dispatcher(world.database, world.keyring, world.clock, {ChannelName.EMAIL: channel}, options)
+    channels: dict[ChannelName, Channel] = {ChannelName.EMAIL: channel}
+    if notify is not None:
+        sms = ChannelOptions(kind=NotifyKind.SMS, template_id="texts", base_url=notify.url, allow_loopback=True)
+        channels[ChannelName.TEXT_MESSAGE] = NotifyChannel(sms, api_key=NOTIFY_KEY, now=lambda: datetime.now(UTC))
+    dispatcher = Dispatcher(world.database, world.keyring, world.clock, channels, options)
     running = asyncio.create_task(dispatcher.run())
     try:
         yield
     finally:
         dispatcher.stop()
         await running
-        await channel.close()
+        for each in channels.values():
+            await each.close()
 
 
 async def until_they_are(encompass: Encompass, expected: dict[DeliveryState, int]) -> None:
@@ -93,7 +113,7 @@ async def test_who_is_told_is_sent_one_email_each_that_says_sign_in_and_nothing_
     for mail in post.kept:
         assert mail.message["Subject"] == SUBJECT
         text = " ".join(mail.message.get_content().split())
-        assert text == "There is a message for you. Sign in to read it. http://127.0.0.1:8000/school"
+        assert text == "There is a message for you. Sign in to read it. http://127.0.0.1:8000/"
         assert not any(word in mail.message.as_string().replace(mail.recipients[0], "") for word in PERSONAL)
     world = encompass.world
     notice = (await encompass.notices())["900002"]
@@ -101,6 +121,27 @@ async def test_who_is_told_is_sent_one_email_each_that_says_sign_in_and_nothing_
         record = await tell_incident(connection, world.keyring, notice.incident_id, world.clock.now())
     assert record is not None
     assert [len(each.deliveries) for each in record.notices] == [1, 1]
+
+
+async def test_a_text_message_goes_to_the_mobile_that_the_directory_has_and_to_none_that_somebody_excluded_looks_at(
+    encompass: Encompass, post: MailServer, notify: GovukNotify
+) -> None:
+    mobiles = """urn,contact_id,role,name,mailbox,mobile,confirmed_date,trained_date
+900001,A1,lead,Robin Sister,safeguarding@mill-lane.example.org,07700 900111,2026-01-10,2025-09-01
+900001,A2,deputy,Alex Porter,deputy@mill-lane.example.org,07700 900111,2026-01-10,2025-09-01
+900002,B1,lead,Bo Turner,safeguarding@eastmere.example.org,07700 900222,2026-01-10,2025-09-01
+"""
+    assert not (await encompass.upload("safeguarding_contacts", mobiles)).refused
+    await encompass.receive(half_term())
+    await encompass.run_jobs()
+    async with dispatching(encompass, post, notify):
+        await until_they_are(encompass, {DeliveryState.SENT: 3})
+    [text] = notify.kept
+    assert (text.to, text.message) == (
+        "+447700900222",
+        "There is a message for you. Sign in to read it. http://127.0.0.1:8000/",
+    )
+    assert len(post.kept) == 2
 
 
 async def test_an_email_that_is_refused_or_never_arrives_is_not_the_end_of_the_notice(
@@ -161,3 +202,22 @@ def test_emails_leave_only_where_a_server_and_a_sender_are_set_and_outside_devel
     assert not [problem for problem in check_safety(real) if "SMTP" in problem]
     for unsafe in ({"smtp_tls": MailTls.NONE}, {"smtp_sender": ""}):
         assert [problem for problem in check_safety(real.model_copy(update=unsafe)) if "SMTP" in problem]
+
+
+def test_notify_needs_a_key_of_its_own_and_a_template_and_leaves_by_https(tmp_path: Path) -> None:
+    off = make_settings(tmp_path)
+    both = {"notify_email_template_id": "one", "notify_text_template_id": "two"}
+    on = off.model_copy(update={"notify_api_key": SecretStr(NOTIFY_KEY), **both})
+    assert (on.emails_enabled, on.texts_enabled, off.texts_enabled) == (True, True, False)
+    channels = open_channels(on)
+    assert isinstance(channels[ChannelName.EMAIL], NotifyChannel)
+    assert ChannelName.TEXT_MESSAGE in channels
+    real = on.model_copy(update={"environment": Environment.PRODUCTION})
+    assert not [problem for problem in check_safety(real) if "NOTIFY" in problem]
+    for unsafe in (
+        {"notify_base_url": "http://notify.example.org"},
+        {"notify_api_key": SecretStr("a key")},
+        {"notify_api_key": SecretStr("")},
+        {"smtp_host": "mail.example.org", "smtp_sender": "broker@example.org"},
+    ):
+        assert [problem for problem in check_safety(real.model_copy(update=unsafe)) if "NOTIFY" in problem]

@@ -41,6 +41,7 @@ CONTACT = {
     "name": "Robin Reed",
     "mailbox": "deputy-dsl@mill.example.org",
     "telephone": "01632 960402",
+    "mobile": "07700 900123",
     "confirmed_date": "2026-09-01",
     "trained_date": "2025-06-01",
 }
@@ -119,6 +120,9 @@ def test_each_file_is_read_whole() -> None:
         (read_safeguarding_contacts, CONTACT, "mailbox", "a@mill.example.org b@mill.example.org", "mailbox"),
         (read_safeguarding_contacts, CONTACT, "mailbox", "a@mill.example.org;b@mill.example.org", "mailbox"),
         (read_safeguarding_contacts, CONTACT, "mailbox", "no mailbox", "mailbox"),
+        (read_safeguarding_contacts, CONTACT, "mobile", "01632 960402", "mobile"),
+        (read_safeguarding_contacts, CONTACT, "mobile", "07012 345678", "mobile"),
+        (read_safeguarding_contacts, CONTACT, "mobile", "07700 900123; 07700 900124", "mobile"),
         (read_safeguarding_contacts, CONTACT, "confirmed_date", "1/9/2026", "confirmed_date"),
         (read_pupils, PUPIL, "urns", "900001;900002", "urns"),
         (read_pupils, PUPIL, "birth_date", "", "birth_date"),
@@ -143,6 +147,11 @@ def test_a_wrong_field_is_named_without_its_value(
 )
 def test_the_mailbox_of_a_role_is_taken(mailbox: str) -> None:
     assert only(read_safeguarding_contacts, CONTACT | {"mailbox": mailbox}).mailbox == mailbox
+
+
+@pytest.mark.parametrize("mobile", ["07700 900123", "+44 7700 900123", "+44 (0)7700-900123", "00447700900123"])
+def test_a_mobile_number_is_one_however_it_is_written(mobile: str) -> None:
+    assert only(read_safeguarding_contacts, CONTACT | {"mobile": mobile}).mobile == "+447700900123"
 
 
 @settings(max_examples=200, deadline=None)

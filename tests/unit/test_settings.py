@@ -50,7 +50,7 @@ def test_every_number_has_limits_and_its_unit_in_its_name() -> None:
 def test_every_secret_is_kept_out_of_what_is_shown() -> None:
     mesh = {"mesh_password": "SECRET", "mesh_shared_key": "SECRET"}
     known = {"field_keys": "k1:SECRET", "index_key": "SECRET", "kafka_sasl_password": "SECRET", "pds_api_key": "SECRET"}
-    mail = {"smtp_password": "SECRET"}
+    mail = {"smtp_password": "SECRET", "notify_api_key": "SECRET"}
     shown = repr(production(**known, **mesh, **mail))
     assert "SECRET" not in shown
     secret = {name for name, field in Settings.model_fields.items() if field.annotation is SecretStr}

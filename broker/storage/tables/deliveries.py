@@ -28,6 +28,19 @@ class Lane(SQLModel, table=True):
     epoch: int = 0
 
 
+class Nudge(SQLModel, table=True):
+    """Somebody was told to sign in because something is open, or nobody could be (``delivery`` empty)."""
+
+    __tablename__: ClassVar[Any] = "nudges"
+    item: str = Field(primary_key=True)
+    """An alert, a review, a task; for what is not urgent, whose it is."""
+    delivery: str = Field(primary_key=True)
+    kind: str
+    owner: str = Field(sa_column=owner_column(indexed=False))
+    level: int
+    nudged_at: datetime = Field(sa_column=instant(nullable=False))
+
+
 class Delivery(SQLModel, table=True):
     """One thing on its way out; its id is the idempotency key."""
 

@@ -87,6 +87,8 @@ class LoginRow(SQLModel, table=True):
     role: str
     worker: str | None = None
     sealed: bytes = Field(sa_column=octets(nullable=False))
+    reach_sealed: bytes | None = Field(default=None, sa_column=octets(nullable=True))
+    """Where the person is told to sign in."""
     password_hash: str
     failures: int = 0
     rests_until: datetime | None = Field(default=None, sa_column=instant(nullable=True))
