@@ -19,6 +19,7 @@ from schemas.encompass import SchoolNoticeNudge
 from schemas.identifiers import OwnerId
 
 NUDGE_TYPE: Final = "uk.cpis-broker.school-notice.nudged.v1"
+PERSON_NUDGE_TYPE: Final = "uk.cpis-broker.person.nudged.v1"
 NUDGING: Final = (ChannelName.EMAIL, ChannelName.TEXT_MESSAGE)
 """The channels that say no more than "sign in"."""
 OCCASIONS: Final = ("sent", "reminded", "withdrawn")
@@ -40,6 +41,11 @@ class NudgeRules(msgspec.Struct, frozen=True, kw_only=True):
     emails_enabled: bool = False
     texts_enabled: bool = False
     """Whether who is told is sent an e-mail that says "sign in", and a text message where a number is known."""
+
+    @property
+    def reach_people(self) -> bool:
+        """Whether anybody can be told otherwise than by the page."""
+        return self.emails_enabled or self.texts_enabled
 
 
 async def nudge_school(
@@ -82,7 +88,14 @@ async def _find_mobiles(connection: AsyncConnection, keyring: Keyring, notice: S
 
 
 def compose_nudges(
-    keyring: Keyring, nudge: SchoolNoticeNudge, reach: Reached, *, key: str, owner: OwnerId, contact: str
+    keyring: Keyring,
+    nudge: SchoolNoticeNudge,
+    reach: Reached,
+    *,
+    key: str,
+    owner: OwnerId,
+    contact: str,
+    event_type: str = NUDGE_TYPE,
 ) -> list[NewDelivery]:
     """What one person is sent. The e-mail's id is ``key``, the text message's is derived from it."""
     found = []
@@ -97,7 +110,7 @@ def compose_nudges(
             channel=channel,
             owner=owner,
             contact=contact,
-            event_type=NUDGE_TYPE,
+            event_type=event_type,
             content_type="text/plain",
             content=text.encode(),
         )

@@ -15,6 +15,7 @@ from broker.jobs.coverage import count_coverage
 from broker.jobs.look_back import look_back
 from broker.jobs.missed import find_missed
 from broker.jobs.notices import tell_schools
+from broker.jobs.nudges import nudge_people
 from broker.jobs.retention import RetentionRules, drop_incidents, drop_replies, reduce_visits, trim_log
 from broker.jobs.tracing import Tracing
 from broker.keyring import Keyring
@@ -51,6 +52,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     forget_every: timedelta = timedelta(minutes=10)
     closed_max: int = 2000
     close_every: timedelta = timedelta(minutes=10)
+    nudges_max: int = 500
+    nudge_every: timedelta = timedelta(seconds=5)
     incidents_max: int = 50
     """Police incidents seen to in one round."""
 
@@ -95,6 +98,7 @@ class JobRunner:
         self._has_seeded = False
         self._forgot_at: datetime | None = None
         self._closed_at: datetime | None = None
+        self._nudged_at: datetime | None = None
         self.alive_at = self.worked_at = time.monotonic()
         """When the part last looked for work, and when it last could (monotonic seconds)."""
 
@@ -121,6 +125,7 @@ class JobRunner:
         works = (
             ("overdue", self._hand_over_overdue),
             ("encompass_due", self._tell_schools),
+            ("nudges", self._nudge_people),
             ("look_backs", self._run_look_backs),
             ("blocks", self._block_anew),
             ("missed", self._find_missed),
@@ -172,6 +177,24 @@ class JobRunner:
         return await tell_schools(
             self._database, self._keyring, self._notices, self._clock.now(), incidents_max=self._options.incidents_max
         )
+
+    async def _nudge_people(self) -> int:
+        """Whoever holds something that is open, and was not told. Looked for once in a while."""
+        now = self._clock.now()
+        if self._notices is None or not self._notices.nudges.reach_people:
+            return 0
+        if self._nudged_at is not None and now - self._nudged_at < self._options.nudge_every:
+            return 0
+        found = await nudge_people(
+            self._database,
+            self._keyring,
+            self._notices.nudges,
+            now,
+            proclaimed=self._rules.proclaimed_days,
+            rows_max=self._options.nudges_max,
+        )
+        self._nudged_at = now
+        return found
 
     async def _count_coverage(self) -> int:
         now = self._clock.now()

@@ -19,18 +19,23 @@ from broker.bootstrap.channels import open_channels
 from broker.bootstrap.rules import notice_rules_of
 from broker.bootstrap.safety import check_safety
 from broker.dispatcher import Dispatcher, DispatchOptions
+from broker.jobs.nudges import nudge_people
+from broker.nudges import PERSON_NUDGE_TYPE
 from broker.ports import Channel
 from broker.proof import tell_incident
 from broker.settings import Environment
 from broker.storage import outbox
-from broker.storage.tables import Delivery, table
+from broker.storage.alerts import acknowledge_alert
+from broker.storage.coverage import LIST_OFFICERS
+from broker.storage.tables import Delivery, Lane, ListDifference, ListEntry, table
 from mock_nhs.govuk_notify import GovukNotify, NotifyOptions
 from mock_nhs.mail_server import MailServer
 from schemas.delivery import ChannelName, DeliveryState, MailTls
 from schemas.encompass import NoticeState, TaskKind
-from tests.encompass import Encompass, half_term, open_encompass
+from tests.encompass import PEOPLE, Encompass, child, half_term, open_encompass
 from tests.factories import make_settings
 from tests.system import until
+from tests.world import CASEY, hl7
 
 NOTIFY_KEY = "broker-26785a09-ab16-4eb0-8407-a37497a57506-3d844edf-8d35-48ac-975b-e847b4f122b0"
 PERSONAL = ("Sample", "Jordan", "Sidney", "Morgan", "ZF1", "2016", "Mill Lane", "Eastmere", "Robin", "Alex", "police")
@@ -221,3 +226,101 @@ def test_notify_needs_a_key_of_its_own_and_a_template_and_leaves_by_https(tmp_pa
         {"smtp_host": "mail.example.org", "smtp_sender": "broker@example.org"},
     ):
         assert [problem for problem in check_safety(real.model_copy(update=unsafe)) if "NOTIFY" in problem]
+
+
+PEOPLE_TO_TELL = """code,authority,name,team,login,role,mailbox,mobile,password
+W1,706,Ash Worker,North,ash@706.example.org,social_worker,ash.worker@706.example.org,07700 900101,demo-password
+D1,706,Dee Duty,Duty,dee@706.example.org,duty_worker,duty@706.example.org,07700 900102,demo-password
+L1,706,Liz Lister,Lists,liz@706.example.org,list_officer,lists@706.example.org,,demo-password
+"""
+
+
+async def nudged(encompass: Encompass) -> list[str]:
+    """Who is told by the messages that wait, by channel and login."""
+    lanes, rows = table(Lane).c, table(Delivery).c
+    async with encompass.world.database.reading() as connection:
+        found = await connection.execute(
+            select(lanes.channel, lanes.contact)
+            .join_from(table(Delivery), table(Lane), rows.lane == lanes.id)
+            .where(rows.state == DeliveryState.WAITING.value, rows.event_type == PERSON_NUDGE_TYPE)
+        )
+        return sorted(f"{row.channel} {row.contact.partition('@')[0]}" for row in found)
+
+
+async def nudge(encompass: Encompass) -> int:
+    world = encompass.world
+    rules = encompass.rules.nudges
+    return await nudge_people(world.database, world.keyring, rules, world.clock.now(), proclaimed=(), rows_max=100)
+
+
+async def test_whoever_holds_an_alert_is_told_once_and_once_more_when_it_moves_up_until_somebody_takes_it(
+    encompass: Encompass, post: MailServer, notify: GovukNotify
+) -> None:
+    world = encompass.world
+    assert not (await encompass.upload("workers", PEOPLE_TO_TELL)).refused
+    await world.list_children(CASEY)
+    await world.receive(hl7(), hl7(visit="V2"))
+    assert (await nudge(encompass), await nudge(encompass)) == (2, 0)
+    # Two alerts at one moment are one message on each way; at night list officers are told nothing.
+    assert await nudged(encompass) == ["email ash", "text_message ash"]
+    async with dispatching(encompass, post, notify):
+        await until(lambda: bool(post.kept and notify.kept), limit_s=20, what="both messages", every_s=0.02)
+    assert [mail.recipients for mail in post.kept] == [("ash.worker@706.example.org",)]
+    assert [(text.to, text.message) for text in notify.kept] == [
+        ("+447700900101", "There is a message for you. Sign in to read it. http://127.0.0.1:8000/")
+    ]
+    assert "Tester" not in post.kept[0].message.as_string()
+
+    world.clock.advance(timedelta(minutes=15))
+    await world.run_jobs()
+    assert (await nudge(encompass), await nudge(encompass)) == (2, 0)
+    assert await nudged(encompass) == ["email dee", "text_message dee"]
+    first, second = await world.alerts()
+    for alert, waiting in ((first, ["email dee", "text_message dee"]), (second, [])):
+        async with world.database.writing() as connection:
+            alert_id, now = alert.alert.alert_id, world.clock.now()
+            assert await acknowledge_alert(connection, "authority:706", alert_id, by="ash@706.example.org", now=now)
+        await nudge(encompass)
+        # What was not sent yet is not sent any more once nothing of it is open.
+        assert await nudged(encompass) == waiting
+    world.clock.advance(timedelta(minutes=15))
+    await world.run_jobs()
+    assert await nudge(encompass) == 0
+
+
+async def test_the_desk_is_not_woken_for_what_can_wait_and_list_officers_are_told_once_on_a_working_day(
+    encompass: Encompass,
+) -> None:
+    world = encompass.world
+    assert not (await encompass.upload("workers", PEOPLE_TO_TELL)).refused
+    reached = PEOPLE.replace("contact_id,", "contact_id,mailbox,").replace("ZF1,,", "ZF1,,encompass@zf1.example.org,")
+    cora = [line for line in reached.splitlines() if line.startswith(("login", "cora"))]
+    assert not (await encompass.upload("encompass_people", "\n".join(cora))).refused
+    await encompass.receive(
+        half_term(children=[child("k3", "Morgan", home_educated=True, authority="706"), child("k4", "Lee")])
+    )
+    await world.list_children(CASEY)
+    async with world.database.writing() as connection:
+        difference = {"id": "d1", "owner": "authority:706", "authority": "706", "held_by": LIST_OFFICERS, "level": 0}
+        entry = (await connection.execute(select(table(ListEntry)))).first()
+        assert entry is not None
+        await connection.execute(
+            table(ListDifference)
+            .insert()
+            .values(
+                **difference,
+                entry_id=entry.id,
+                upload_id=entry.upload_id,
+                state="open",
+                opened_at=world.clock.now(),
+                due_by=world.clock.now() + timedelta(days=5),
+            )
+        )
+    # A look-up has its clock running: the coordinator is told at night as well.
+    await nudge(encompass)
+    assert await nudged(encompass) == ["email cora"]
+    world.clock.move_to(datetime(2026, 2, 16, 9, 5, tzinfo=UTC))
+    assert (await nudge(encompass), await nudge(encompass)) == (2, 0)
+    assert await nudged(encompass) == ["email cora", "email dee", "email liz", "text_message dee"]
+    world.clock.advance(timedelta(days=1))
+    assert await nudge(encompass) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import Column, ForeignKey, Index, String
+from sqlalchemy import Column, ForeignKey, Index, Integer, String
 from sqlmodel import Field, SQLModel
 
 from broker.storage.tables.columns import instant, octets, one_of, owner_column
@@ -34,10 +34,10 @@ class Nudge(SQLModel, table=True):
     __tablename__: ClassVar[Any] = "nudges"
     item: str = Field(primary_key=True)
     """An alert, a review, a task; for what is not urgent, whose it is."""
+    level: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
     delivery: str = Field(primary_key=True)
     kind: str
     owner: str = Field(sa_column=owner_column(indexed=False))
-    level: int
     nudged_at: datetime = Field(sa_column=instant(nullable=False))
 
 

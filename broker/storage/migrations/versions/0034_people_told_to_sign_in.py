@@ -18,13 +18,13 @@ def upgrade() -> None:
     op.create_table(
         "nudges",
         sa.Column("item", sa.String(), nullable=False),
+        sa.Column("level", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("delivery", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("owner", sa.String(), nullable=False),
-        sa.Column("level", sa.Integer(), nullable=False),
         sa.Column("nudged_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["owner"], ["owners.id"], name=op.f("fk_nudges_owner")),
-        sa.PrimaryKeyConstraint("item", "delivery", name=op.f("pk_nudges")),
+        sa.PrimaryKeyConstraint("item", "level", "delivery", name=op.f("pk_nudges")),
     )
     if op.get_bind().dialect.name == "sqlite":
         _make_lanes_anew()
