@@ -23,23 +23,27 @@ from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.patterns import name_patterns
-from broker.storage import accesses, alerts, audit, child_lists, directory, jobs, restrictions, reviews, visits
+from broker.storage import accesses, alerts, audit, child_lists, jobs, restrictions, reviews, visits
 from broker.storage.alerts import Ground, alert_role, derive_alert_id
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.database import Database
+from broker.storage.directory import Directory
 from broker.storage.jobs import ClaimedJob
 from broker.storage.tables import ENTRY_CORRECTED, ENTRY_TAKEN_BACK
 from broker.storage.visits import Thread
 from schemas.alert import ReplyOutcome
 
 
-async def look_back(database: Database, keyring: Keyring, rules: Rules, job: ClaimedJob, now: datetime) -> int:
+async def look_back(
+    database: Database, keyring: Keyring, rules: Rules, job: ClaimedJob, now: datetime, *, known: Directory
+) -> int:
     """Match one entry against recent visits; what it finds alerts late, once. Returns the alerts raised.
 
-    An entry that was taken back, or given another NHS number, withdraws the alerts that rest on nothing else.
+    An entry that was taken back, or given another NHS number, withdraws the alerts that rest on nothing else. ``known``
+    was read when the job was claimed: the entry's authority is in it.
     """
     async with database.writing() as connection:
-        occasion = open_occasion(keyring, await directory.load_directory(connection), rules, now)
+        occasion = open_occasion(keyring, known, rules, now)
         # A job that waited, through an outage it may be, still finds who came before its list changed.
         since = min(job.due_at, now) - rules.look_back
         told = await _take_up(connection, occasion, job.subject, since)

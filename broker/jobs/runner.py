@@ -161,9 +161,12 @@ class JobRunner:
             claimed = await jobs.claim_jobs(
                 connection, jobs_max=self._options.jobs_max, lease=self._options.lease, now=self._clock.now()
             )
+            if not claimed:
+                return 0
+            known = await directory.load_directory(connection)
         for job in claimed:
             try:
-                await look_back(self._database, self._keyring, self._rules, job, self._clock.now())
+                await look_back(self._database, self._keyring, self._rules, job, self._clock.now(), known=known)
             except Exception as error:
                 # The lease runs out and the job is claimed again.
                 log(LogEvent.JOB_FAILED, kind=job.kind, error=type(error).__name__)
