@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0034"
-down_revision = "0022"
+down_revision = "0033"
 
 CHANNELS = "channel IN ('webhook', 'hl7v2_reply', 'fhir_reply', 'topic', 'email', 'text_message')"
 COLUMNS = "id, channel, owner, contact, next_due_at, leased_by, leased_until, epoch"
