@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from broker import telemetry
-from broker.bootstrap.collector import calm_collector
+from broker.bootstrap.collector import calm_collector, slow_collector
 from broker.bootstrap.safety import ConfigurationError, check_safety
 from broker.liveness import Liveness, Vitals
 from broker.settings import Settings
@@ -42,6 +42,7 @@ class Part(Vitals, Protocol):
 
 def run_part(name: PartName, settings: Settings, *, beat_fd: int | None) -> int:
     """Run one part in this process until SIGTERM, or until its supervisor is gone; returns the exit code."""
+    slow_collector()
     telemetry.configure(name.value)
     log(LogEvent.PART_STARTED, part=name.value, pid=os.getpid())
     return asyncio.run(_run(name, settings, beat_fd))
