@@ -20,6 +20,7 @@ from broker.announcement import Announcement, Occasion, Rules, open_occasion, sa
 from broker.consumers.loop import Batch
 from broker.consumers.reading import ReadMessage, enclose_parts, leave_unread, part_records, read_record
 from broker.consumers.replaying import mark_messages, settle_replays
+from broker.domain.course import begins_day, choose_visit, goes_on
 from broker.domain.decision import Candidate, Decision
 from broker.domain.kinship import Kinship, Patient, former_of, own_patients, patient_of, relates
 from broker.domain.matching import visitor_blocks
@@ -37,7 +38,7 @@ from broker.storage.persons import index_patient
 from broker.storage.quarantine import NewQuarantined
 from broker.storage.visits import Thread, derive_former_visit_id, derive_next_visit_id, derive_visit_id
 from broker.telemetry import MESSAGES_HANDLED, LogEvent, log
-from schemas.attendance import Attendance
+from schemas.attendance import Attendance, Event
 from schemas.identifiers import BROKER_OWNER, NhsNumber
 from schemas.record import Partition, PositionOutcome
 
@@ -159,7 +160,9 @@ class AttendanceConsumer:
         kinship = await persons.load_kinship(connection, self._keyring, patients, since)
         news = [message for message in messages if _is_news(message)]
         placed = [each for each in messages if each.visit_id is not None or not is_of_person(_said(each))]
+        unnumbered = [each for each in placed if each.visit_id is None and _is_unnumbered(_said(each))]
         await self._assign_visits(connection, placed, kinship)
+        await self._place_unnumbered(connection, unnumbered, kinship, known)
         also = await self._find_visits(connection, news, kinship, since)
         threads = await self._load_threads(connection, placed, known, now, also)
         heard = _Heard(kinship, threads)
@@ -235,6 +238,71 @@ class AttendanceConsumer:
             own = {derive_visit_id(self._keyring, _said(message), message.marker, one) for _, one in family}
             first = derive_visit_id(self._keyring, _said(message), message.marker, root[1])
             message.visit_id = next((now_ for id_, now_ in standing.items() if id_ in own), first)
+
+    async def _place_unnumbered(
+        self, connection: AsyncConnection, messages: Sequence[ReadMessage], kinship: Kinship, known: Directory
+    ) -> None:
+        """Give what goes on without a visit number the visit in whose course it falls, in whatever order they come.
+
+        What was heard before its visit was registered stands by its own day: the registration moves it.
+        """
+        if not messages:
+            return
+        quiet, of_patient = self._rules.quiet, dict[Patient, list[ReadMessage]]()
+        for message in messages:
+            of_patient.setdefault(kinship.root(_patient_of(message)), []).append(message)
+        for patient, own in of_patient.items():
+            site = known.sites.get(patient[0])
+            registers_by = site.registers_by if site is not None else ()
+            numbers = [number for _, number in kinship.family(patient)]
+            ids = set[str]()
+            for message in own:
+                is_later = goes_on(_said(message), registers_by)
+                days = range(-quiet.admission.days, 1) if is_later else range(quiet.visit.days + 1)
+                ids |= visits.derive_day_visit_ids(self._keyring, _said(message), numbers, days)
+            standing = await visits.find_standing(connection, ids)
+            heard = await visits.load_said(connection, self._keyring, set(standing.values()))
+            for message in own:
+                message.visit_id = standing.get(message.visit_id or "", message.visit_id)
+            self._choose_visits(own, heard, registers_by)
+
+    def _choose_visits(
+        self, messages: Sequence[ReadMessage], heard: dict[str, list[Attendance]], registers_by: Sequence[Event]
+    ) -> None:
+        quiet = self._rules.quiet
+        begun = [each for each in messages if begins_day(_said(each), registers_by)]
+        waiting = {
+            visit_id: said
+            for visit_id, said in heard.items()
+            if said and all(goes_on(each, registers_by) for each in said)
+        }
+        for message in begun:
+            message.visit_id = self._choose_day(message, heard, registers_by)
+            heard.setdefault(message.visit_id, []).append(_said(message))
+        for message in messages:
+            if goes_on(_said(message), registers_by):
+                chosen = choose_visit(_said(message), heard, registers_by, quiet)
+                message.visit_id = message.visit_id if chosen is None else chosen
+        for message in begun:
+            for visit_id, said in sorted(waiting.items()):
+                chosen_of = {choose_visit(each, heard, registers_by, quiet) for each in said}
+                if chosen_of == {message.visit_id} and visit_id != message.visit_id:
+                    message.former_visit_id = visit_id
+
+    def _choose_day(
+        self, message: ReadMessage, heard: Mapping[str, Sequence[Attendance]], registers_by: Sequence[Event]
+    ) -> str:
+        """The visit that began on the day of a registration; another where what is there began on a day before."""
+        assert message.visit_id is not None
+        day, own = visit_slot(_said(message)), message.visit_id
+        days = {
+            visit_id: {visit_slot(each) for each in said if begins_day(each, registers_by)}
+            for visit_id, said in heard.items()
+        }
+        same = sorted(visit_id for visit_id, begun in days.items() if day in begun)
+        if same:
+            return own if own in same else same[0]
+        return derive_next_visit_id(self._keyring, own) if days.get(own) else own
 
     async def _find_moved(self, connection: AsyncConnection, message: ReadMessage, kinship: Kinship) -> None:
         """Which visit a message moves into its own: the one that was heard of, under any number of its patient."""
@@ -391,7 +459,7 @@ class _Heard:
 
     def __init__(self, kinship: Kinship, threads: Mapping[str, Thread]) -> None:
         self.kinship = kinship
-        self._threads = threads
+        self._threads = dict(threads)
         self._of: dict[Patient, dict[str, Thread]] = {}
         for thread in threads.values():
             for patient in own_patients(thread.messages):
@@ -448,6 +516,7 @@ class _Heard:
         if moved is not None:
             told.append(join_visits(occasion, *moved))
             self._bring_up_to_date(moved[0], parts=True)
+            self._threads[moved[1].visit_id] = moved[0]
             changed.add(moved[0].visit_id)
         if relates(said):
             for into, thread in self._find_same(concerned):
@@ -514,6 +583,16 @@ class _Heard:
 def _said(message: ReadMessage) -> Attendance:
     assert message.said is not None
     return message.said
+
+
+def _is_unnumbered(said: Attendance) -> bool:
+    return not said.visit_number and patient_of(said) is not None
+
+
+def _patient_of(message: ReadMessage) -> Patient:
+    patient = patient_of(_said(message))
+    assert patient is not None
+    return patient
 
 
 def _is_news(message: ReadMessage) -> bool:

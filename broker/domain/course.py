@@ -78,6 +78,51 @@ def begins_anew(said: Attendance, closed_at: datetime, registers_by: Collection[
     return at is not None and at > closed_at and _registers(said, registers_by)
 
 
+def begins_day(said: Attendance, registers_by: Collection[Event] = DEFAULT_HABITS) -> bool:
+    """Whether a message without a visit number says itself on which day its visit began."""
+    return said.arrived_at is not None or said.event is Event.ADMITTED or _registers(said, registers_by)
+
+
+def goes_on(said: Attendance, registers_by: Collection[Event] = DEFAULT_HABITS) -> bool:
+    """Whether a message without a visit number may be of a visit that began on a day before."""
+    return said.event in _GOES_ON and not begins_day(said, registers_by)
+
+
+def choose_visit(
+    said: Attendance,
+    known: Mapping[str, Collection[Attendance]],
+    registers_by: Collection[Event] = DEFAULT_HABITS,
+    quiet: Quiet | None = None,
+) -> str | None:
+    """Of a patient's visits without a number that in whose course a message falls; None: one of its own day.
+
+    The message ``goes_on``. It is of the visit that was registered last before it, and not longer ago than a visit may
+    be silent. Where nobody was registered nothing says that this is not the arrival.
+    """
+    at, limits = _instant_of(said), quiet or Quiet()
+    found: list[tuple[datetime, str]] = []
+    for visit_id, heard in known.items():
+        is_stay = any(each.event in (Event.ADMITTED, Event.MADE_INPATIENT) for each in heard)
+        limit = limits.admission if is_stay else limits.visit
+        for each in heard:
+            began_at = each.arrived_at or _instant_of(each)
+            if at and began_at and begins_day(each, registers_by) and began_at <= at <= began_at + limit:
+                found.append((began_at, visit_id))
+    return max(found)[1] if found else None
+
+
+def _instant_of(said: Attendance) -> datetime | None:
+    return said.event_at or said.message_at
+
+
+_GOES_ON: Final = frozenset(
+    {
+        *(Event.LEFT, Event.UPDATED, Event.TRANSFERRED, Event.MADE_INPATIENT, Event.MADE_OUTPATIENT),
+        *(Event.ADMISSION_CANCELLED, Event.TRANSFER_CANCELLED, Event.DISCHARGE_CANCELLED),
+    }
+)
+
+
 def is_after(said: Attendance, closed_at: datetime) -> bool:
     """Whether a message is of what came after a visit, where another visit has begun under its number."""
     at = said.arrived_at or said.event_at or said.message_at

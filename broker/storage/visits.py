@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -236,6 +236,16 @@ def derive_visit_id(keyring: Keyring, said: Attendance, marker: bytes, patient: 
     return keyring.derive_id("visit-alone", marker.hex())
 
 
+def derive_day_visit_ids(keyring: Keyring, said: Attendance, patients: Iterable[str], days: Iterable[int]) -> set[str]:
+    """The visits without a number of a patient on days around the one of a message."""
+    at = said.arrived_at or said.event_at or said.message_at
+    if at is None:
+        return set()
+    found = [(london_day(at) + timedelta(days=day)).isoformat() for day in days]
+    first = {keyring.derive_id("visit-day", said.sender, patient, day) for patient in patients for day in found}
+    return first | {derive_next_visit_id(keyring, visit_id) for visit_id in first}
+
+
 def derive_former_visit_id(keyring: Keyring, said: Attendance, marker: bytes, patient: str | None = None) -> str:
     """The visit that a message moves into its own (``moves_visit``), of the former patient or of ``patient``."""
     number = said.former_visit_number or said.visit_number
@@ -244,7 +254,7 @@ def derive_former_visit_id(keyring: Keyring, said: Attendance, marker: bytes, pa
 
 
 def derive_next_visit_id(keyring: Keyring, visit_id: str) -> str:
-    """The visit that begins under the number of one that has come to rest."""
+    """The visit that begins under the number of one that has come to rest, or on whose day one goes on from before."""
     return keyring.derive_id("visit-anew", visit_id)
 
 
@@ -435,6 +445,18 @@ async def find_standing(connection: AsyncConnection, visit_ids: Iterable[str]) -
         .order_by(_visits.c.opened_at, _visits.c.id)
     )
     return {row.id: row.joined_into or row.id for row in await connection.execute(statement)}
+
+
+async def load_said(
+    connection: AsyncConnection, keyring: Keyring, visit_ids: Collection[str]
+) -> dict[str, list[Attendance]]:
+    """What was said of each of these visits."""
+    found: dict[str, list[Attendance]] = {visit_id: [] for visit_id in visit_ids}
+    if found:
+        reads = _reads(connection.dialect.name)
+        for row in await connection.execute(reads.messages, {"ids": sorted(found)}):
+            found[row.visit_id].append(open_message(keyring, row))
+    return found
 
 
 async def find_by_person(

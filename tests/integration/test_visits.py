@@ -453,6 +453,43 @@ async def test_a_ward_may_be_silent_for_weeks_and_who_was_expected_comes_to_the_
     assert len(await closed_visits(world)) == 2
 
 
+MIDNIGHT = datetime(2026, 2, 14)  # noqa: DTZ001 - HL7 v2 writes local time
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_visit_without_a_number_goes_on_after_midnight(
+    sqlite_url: str, tmp_path: Path, order: Sequence[int], at_once: bool
+) -> None:
+    messages = [
+        hl7(visit="", at=MIDNIGHT - timedelta(hours=1)),
+        hl7("A08", visit="", at=MIDNIGHT + timedelta(minutes=20)),
+        hl7("A03", visit="", at=MIDNIGHT + timedelta(minutes=40)),
+    ]
+    async with open_world(sqlite_url, tmp_path) as world:
+        await world.list_children(CASEY)
+        for batch in [[messages[n] for n in order]] if at_once else [[messages[n]] for n in order]:
+            await world.receive(*batch)
+        assert list((await states_of(world)).values()) == ["left"]
+        assert [each.withdrawn_rule for each in await world.alerts()] == [None]
+        # Who is registered again on that day has come again; what is said afterwards is of that visit.
+        assert await world.receive(hl7(visit="", at=MIDNIGHT + timedelta(hours=2))) == [Outcome.ALERTED]
+        assert await world.receive(hl7("A03", visit="", at=MIDNIGHT + timedelta(hours=3))) == [Outcome.UPDATED]
+        assert await world.receive(hl7("A08", visit="", at=MIDNIGHT + timedelta(minutes=45))) == [Outcome.UPDATED]
+        assert list((await states_of(world)).values()) == ["left", "left"]
+
+
+async def test_without_a_number_or_a_registration_nothing_says_that_who_is_here_came_yesterday(world: World) -> None:
+    await world.list_children(CASEY)
+    days = [hl7("A08", visit="", at=MIDNIGHT + timedelta(hours=hours)) for hours in (-1, 1)]
+    assert await world.receive(*days) == [Outcome.ALERTED, Outcome.ALERTED]
+    late = hl7("A03", visit="", patient="K2", at=MIDNIGHT + timedelta(hours=1))
+    assert await world.receive(hl7(visit="", patient="K2", at=MIDNIGHT - timedelta(days=3)), late) == [
+        Outcome.ALERTED,
+        Outcome.ALERTED,
+    ]
+
+
 async def closed_visits(world: World) -> list[str]:
     """The visits that came to rest."""
     columns = table(Visit).c
