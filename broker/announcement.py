@@ -483,6 +483,8 @@ def _word(
     if outcome is not ReplyOutcome.MATCH:
         return taken_back + word_reply(outcome, lists, occasion.now)
     on = london_day(occasion.now)
+    if correction is not None and not taken_back:
+        taken_back = f"{correction.explain().strip()} "
     return (
         taken_back
         + word_match(

@@ -73,6 +73,9 @@ def treat_look_up(site: Site | None, is_unscheduled: bool | None) -> Treatment:
     by_site = treat_attendance(site)
     if by_site.notice is Notice.SUPPRESSED:
         return by_site
-    if is_unscheduled is None:
+    if is_unscheduled is None and by_site.is_told:
         return by_site
+    if is_unscheduled is None:
+        # As the national service reads the header: absent means unscheduled.
+        return UNSCHEDULED_LOOK_UP
     return UNSCHEDULED_LOOK_UP if is_unscheduled else SILENT_LOOK_UP

@@ -9,7 +9,7 @@ import pytest
 
 from broker.consumers.loop import Batch
 from broker.domain.alerts import DUTY_DESK
-from broker.storage import audit, handled, quarantine
+from broker.storage import audit, handled, quarantine, visits
 from broker.storage.handled import Fenced
 from broker.storage.tables import AlertState
 from schemas.alert import IdentityFact, ReplyOutcome
@@ -34,6 +34,9 @@ async def test_scenario_a_one_visit_many_messages_one_alert_one_reply(world: Wor
     assert reply.outcome is ReplyOutcome.MATCH
     assert reply.plans[0].emergency_telephone == "01632 960102"
     assert await world.delivery_count() == 2  # one webhook, one ORU
+    async with world.database.reading() as connection:
+        thread = await visits.load_messages(connection, world.keyring, alert.visit_id)
+    assert len(thread) == 28, "all of it stands in one thread"
 
 
 async def test_the_same_bytes_twice_count_once(world: World) -> None:

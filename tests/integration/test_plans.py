@@ -41,6 +41,8 @@ async def test_scenario_s_a_pregnant_girl_who_is_looked_after_and_then_her_newbo
     [alert] = await world.alerts()
     assert {plan.plan_type for plan in alert.alert.plans} == {PlanType.UNBORN, PlanType.LOOKED_AFTER}
     assert "unborn child plan is for her child" in alert.alert.reason
+    [answer] = await world.replies()
+    assert {plan.plan_type for plan in answer.plans} == {PlanType.UNBORN, PlanType.LOOKED_AFTER}, "both entries answer"
 
     born = hl7(nhs_number=BABY, given="BABY", birth_date=date(2026, 2, 13), visit="V2", patient="B1", mother=MOTHER)
     assert await world.receive(born) == [Outcome.ALERTED]

@@ -90,8 +90,13 @@ async def test_scenario_b_an_unknown_child_is_merged_into_a_listed_one_forty_min
     assert alert.alert.late
     assert "Identity corrected at 03:47 on 14 February 2026: records joined, A40." in alert.alert.reason
     assert alert.alert.identity_corrected_at is not None
-    replies = {reply.outcome for reply in await world.replies()}
-    assert replies == {ReplyOutcome.IDENTITY_TO_BE_CHECKED, ReplyOutcome.MATCH}
+    replies = {reply.outcome: reply.wording for reply in await world.replies()}
+    assert replies.keys() == {ReplyOutcome.IDENTITY_TO_BE_CHECKED, ReplyOutcome.MATCH}
+    marked = "Identity corrected at 03:47 on 14 February 2026: records joined, A40. This person is on"
+    assert replies[ReplyOutcome.MATCH].startswith(marked)
+    async with world.database.reading() as connection:
+        acts = (await connection.execute(select(table(AuditRow).c.action, table(AuditRow).c.reason))).all()
+    assert ("alert.raised", "identity_corrected A40") in {tuple(act) for act in acts}, "the cause is on record"
     # From now on the department speaks of the visit under the number that is left.
     assert await world.receive(hl7("A08", patient="K12345", at=after(50))) == [Outcome.UPDATED]
     assert len(await states_of(world)) == 1
@@ -224,7 +229,7 @@ async def test_scenario_r_a_child_who_leaves_before_treatment_is_the_duty_desks_
         [notice] = await alerts.load_notices(connection, alert.alert.alert_id)
     assert (notice.kind, notice.is_urgent) == (NoticeKind.LEFT_BEFORE_TREATMENT, True)
     assert (await events_sent(world)).count("alert.updated") == 1
-    # Said again, it is told once; acknowledged, nothing is urgent.
+    # Said again, it is told once.
     await world.receive(with_disposition(hl7("A08", at=after(11)), "12"))
     assert (await events_sent(world)).count("alert.updated") == 1
 

@@ -46,15 +46,14 @@ def test_a_site_that_nobody_knows_or_classified_notifies() -> None:
     [
         (site_of(CareSetting.EMERGENCY_DEPARTMENT), None, "unscheduled_care"),
         (site_of(CareSetting.EMERGENCY_DEPARTMENT), False, "scheduled_look_up"),
-        (CLINIC, None, "scheduled_care"),
+        (CLINIC, None, "unscheduled_look_up"),
+        (CLINIC, False, "scheduled_look_up"),
         (CLINIC, True, "unscheduled_look_up"),
         (PRIVATE, True, "suppressed_by_local_rule"),
         (None, None, "care_setting_not_classified"),
     ],
 )
-def test_a_look_up_is_what_it_says_it_is_and_else_what_its_site_is(
-    site: Site | None, said: bool | None, rule: str
-) -> None:
+def test_a_look_up_is_what_it_says_it_is_and_else_unscheduled(site: Site | None, said: bool | None, rule: str) -> None:
     assert treat_look_up(site, said).rule == rule
 
 
