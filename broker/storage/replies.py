@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.retention import DROPPED
-from broker.storage.rows import insert_rows
+from broker.storage.rows import insert_rows, is_among
 from broker.storage.tables import Reply, table
 from schemas.alert import ClinicianReply, ReplyOutcome
 from schemas.identifiers import organisation_owner
@@ -24,6 +24,13 @@ class NewReply(msgspec.Struct, frozen=True, kw_only=True):
 
     reply: ClinicianReply
     visit_id: str
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """Who of the department said first that they have seen a match, and when."""
+
+    at: datetime
+    by: str
 
 
 def derive_reply_id(keyring: Keyring, visit_id: str, outcome: ReplyOutcome, corrections: int = 0) -> str:
@@ -45,6 +52,23 @@ async def save_replies(connection: AsyncConnection, keyring: Keyring, replies: S
         for new in replies
     ]
     await insert_rows(connection, _replies, rows, ignore_existing=True)
+
+
+async def note_seen(connection: AsyncConnection, owner: str, reply_id: str, *, by: str, now: datetime) -> bool | None:
+    """A clinician has seen a match: whether they are the first; None when the department has no such match."""
+    of_match = (_replies.c.id == reply_id, _replies.c.owner == owner, _replies.c.outcome == ReplyOutcome.MATCH.value)
+    if (await connection.execute(select(_replies.c.id).where(*of_match))).one_or_none() is None:
+        return None
+    first = update(_replies).where(*of_match, _replies.c.seen_at.is_(None)).values(seen_at=now, seen_by=by)
+    return (await connection.execute(first)).rowcount == 1
+
+
+async def load_seen(connection: AsyncConnection, visit_ids: Collection[str]) -> dict[str, Seen]:
+    """The replies to these visits that were seen, by their id."""
+    statement = select(_replies.c.id, _replies.c.seen_at, _replies.c.seen_by).where(
+        is_among(connection, _replies.c.visit_id, sorted(visit_ids)), _replies.c.seen_at.is_not(None)
+    )
+    return {row.id: Seen(at=row.seen_at, by=row.seen_by) for row in await connection.execute(statement)}
 
 
 async def list_replies(

@@ -100,6 +100,7 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("GET", "/encompass-schools", proof.show_schools),
     ("POST", "/encompass-tasks/{task_id}/settle", force.settle_task),
     ("GET", "/replies", clinician.show_replies),
+    ("POST", "/replies/{reply_id}/seen", clinician.note_seen),
     ("GET", "/operations", operations.show_operations),
     ("GET", "/_ping", operations.ping),
     ("GET", "/_status", operations.show_status),

@@ -135,6 +135,7 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/hub/tasks/{task_id}/place"): _HUBS,
     ("POST", "/hub/attendances/{incident_id}/keep-back"): _HUBS,
     ("GET", "/replies"): _CLINICIANS,
+    ("POST", "/replies/{reply_id}/seen"): _CLINICIANS,
     ("GET", "/operations"): _OPERATORS,
     ("GET", "/_status"): _OPERATORS,
     ("GET", "/metrics"): _OPERATORS,

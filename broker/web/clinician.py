@@ -10,12 +10,13 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
-from fastapi import Request
-from starlette.responses import Response
+from fastapi import HTTPException, Request
+from starlette.responses import RedirectResponse, Response
 
 from broker.storage import alerts, audit, replies
 from broker.storage.alerts import AuthorityTold
 from broker.storage.audit import Act
+from broker.storage.replies import Seen
 from broker.web.auth import signed_in_of
 from broker.web.pages import pages_of
 from schemas.alert import ClinicianReply, ReplyOutcome
@@ -33,6 +34,7 @@ class VisitAnswered(msgspec.Struct, frozen=True, kw_only=True):
     reply: ClinicianReply
     replaced: tuple[ClinicianReply, ...]
     told: tuple[AuthorityTold, ...]
+    seen: Seen | None = None
 
 
 async def show_replies(request: Request) -> Response:
@@ -51,12 +53,13 @@ async def show_replies(request: Request) -> Response:
         shown = [each for part in found for each in part[:rows_max]]
         visit_ids = list(dict.fromkeys(visit_id for visit_id, _ in shown))
         told = await alerts.load_authorities_told(connection, person.owner, visit_ids)
+        seen = await replies.load_seen(connection, visit_ids)
         acts = [
             Act(owner=person.owner, actor=person.login, action="replies.listed", subject=visit_id)
             for visit_id in visit_ids
         ]
         await audit.record_acts(connection, acts, now)
-    visits = gather_visits(shown, told)
+    visits = gather_visits(shown, told, seen)
     return pages.render(
         request,
         "replies.html",
@@ -67,8 +70,24 @@ async def show_replies(request: Request) -> Response:
     )
 
 
+async def note_seen(request: Request, reply_id: str) -> Response:
+    """A clinician has seen a match. Said again it changes nothing; of another reply nobody is asked."""
+    pages, person = pages_of(request), signed_in_of(request).person
+    now = pages.clock.now()
+    async with pages.database.writing() as connection:
+        is_first = await replies.note_seen(connection, person.owner, reply_id, by=person.login, now=now)
+        if is_first is None:
+            raise HTTPException(404)
+        if is_first:
+            act = Act(owner=person.owner, actor=person.login, action="reply.seen", subject=reply_id)
+            await audit.record_acts(connection, [act], now)
+    return RedirectResponse("/replies", status_code=303)
+
+
 def gather_visits(
-    shown: Sequence[tuple[str, ClinicianReply]], told: Mapping[str, Sequence[AuthorityTold]]
+    shown: Sequence[tuple[str, ClinicianReply]],
+    told: Mapping[str, Sequence[AuthorityTold]],
+    seen: Mapping[str, Seen],
 ) -> list[VisitAnswered]:
     """One row for each visit, in the order of its first reply shown; the newest one stands."""
     by_visit: dict[str, list[ClinicianReply]] = {}
@@ -77,7 +96,14 @@ def gather_visits(
     gathered = []
     for visit_id, given in by_visit.items():
         standing, *replaced = sorted(given, key=_strength, reverse=True)
-        gathered.append(VisitAnswered(reply=standing, replaced=tuple(replaced), told=tuple(told.get(visit_id, ()))))
+        gathered.append(
+            VisitAnswered(
+                reply=standing,
+                replaced=tuple(replaced),
+                told=tuple(told.get(visit_id, ())),
+                seen=seen.get(standing.reply_id),
+            )
+        )
     return gathered
 
 

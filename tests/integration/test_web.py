@@ -315,6 +315,25 @@ async def test_a_match_takes_the_place_of_an_earlier_miss(pages: Pages) -> None:
     assert re.search(r"Takes the place of “Identity to be checked”, <time[^>]*>Saturday 14 February 2026, 03:12", shown)
 
 
+async def test_only_a_match_asks_whether_a_clinician_has_seen_it_and_the_first_who_says_so_stands(pages: Pages) -> None:
+    await pages.world.receive(hl7(nhs_number="", visit="V7", patient="K7"))
+    asked = r'action="(/replies/[0-9a-f]{32}/seen)"'
+    async with pages.signed_in(NIA) as clinician, pages.signed_in(OLU) as other, pages.signed_in(ASH) as worker:
+        shown = (await clinician.get("/replies")).text
+        assert "K7" in shown and "Identity to be checked" in shown
+        [address] = re.findall(asked, shown)
+        assert (await other.send_form(address)).status_code == 404, "of another department"
+        assert (await worker.send_form(address)).status_code == 403
+        assert (await clinician.send_form(address.replace(address[9:41], "0" * 32))).status_code == 404
+        pages.world.clock.advance(timedelta(minutes=2))
+        assert [(await clinician.send_form(address)).status_code for _ in range(2)] == [303, 303]
+        shown = (await clinician.get("/replies")).text
+    assert not re.findall(asked, shown)
+    assert re.search(rf"Seen <time[^>]*>Saturday 14 February 2026, 03:14</time>, {re.escape(NIA)}", shown)
+    acts = [each for each in await pages.acts("organisation:RZ1") if each[1] == "reply.seen"]
+    assert acts == [(NIA, "reply.seen", address[9:41])], "said twice, it is on record once"
+
+
 async def test_misses_cannot_push_a_match_off_the_page(sqlite_url: str, tmp_path: Path) -> None:
     async with open_pages(sqlite_url, tmp_path, limits=PageLimits(rows_max=2)) as pages:
         world = pages.world

@@ -53,7 +53,7 @@ async def visit_route(client: Client, method: str, path: str, alert: str) -> htt
     for parameter in ("{review_id}", "{missed_id}", "{item_id}", "{notice_id}", "{task_id}", "{incident_id}"):
         address = address.replace(parameter, "0" * 32)
     address = address.replace("{upload_id}", "0" * 32).replace("{difference_id}", "0" * 32)
-    address = address.replace("{decision}", "reject")
+    address = address.replace("{decision}", "reject").replace("{reply_id}", "0" * 32)
     address = address.replace("{kind}/{version}/{step}", "visits/1/off")
     assert "{" not in address, f"say what stands for the parameters of {path}"
     return await (client.post(address) if method == "POST" else client.get(address))

@@ -81,6 +81,9 @@ class Reply(SQLModel, table=True):
     outcome: str
     sealed: bytes = Field(sa_column=octets(nullable=False))
     replied_at: datetime = Field(sa_column=instant(nullable=False))
+    seen_at: datetime | None = Field(default=None, sa_column=instant(nullable=True))
+    """When a clinician said so of a match; nobody is asked to of another reply."""
+    seen_by: str | None = None
 
 
 class PatternRow(SQLModel, table=True):
