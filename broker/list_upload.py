@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from itertools import chain
@@ -26,10 +26,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from adapters.child_list_csv import MalformedFile
 from adapters.child_list_json import VersionNotSupported
 from broker.domain.visits import london_day
-from broker.keyring import Keyring
+from broker.keyring import Keyring, KeyringError
 from broker.list_comparison import Comparer, Comparison, Connect, UploadOptions, end_entry
 from broker.ports import Clock
-from broker.spool import SealedSpool
+from broker.spool import SealedSpool, SpoolFull
 from broker.storage import audit, child_lists, held_uploads, jobs, landings, list_differences
 from broker.storage.audit import Act
 from broker.storage.child_lists import SealedEntry, Upload, seal_entry
@@ -38,7 +38,7 @@ from broker.storage.held_uploads import NewHold, StoredHold
 from broker.storage.jobs import LOOK_BACK, derive_job_id
 from broker.storage.landings import Landing
 from broker.storage.list_differences import Difference, DifferenceDecision
-from broker.telemetry import LogEvent, log
+from broker.telemetry import LISTS_BLOCKED, LogEvent, innermost_line, log
 from schemas.identifiers import authority_owner
 from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport, UploadState
 
@@ -64,6 +64,14 @@ class NothingToDecide(Exception):
     """There is no such question, or somebody else has answered it."""
 
 
+class ListBlocked(Exception):
+    """A file that was sent before has landed in part, and the rest cannot: others for that list wait. Says why."""
+
+
+class StillLanding(Exception):
+    """Somebody lands the file just now: it need not be dropped."""
+
+
 async def upload_children(
     database: Database,
     keyring: Keyring,
@@ -81,7 +89,7 @@ async def upload_children(
 ) -> UploadReport:
     """Load a list; one that was ``sent_at`` an earlier time does not undo what later ones changed.
 
-    Raises MalformedFile or UnknownAuthority, and then nothing was stored.
+    Raises MalformedFile, UnknownAuthority or ListBlocked, and then nothing was stored.
     A file of which every row was refused is on record, but does not count as a confirmed list.
     """
     work = _Upload(
@@ -101,6 +109,17 @@ async def upload_children(
     with SealedSpool(keyring, bytes_max=len(file)) as spool:
         spool.write(file)
         return await work.take(spool, dry_run=dry_run)
+
+
+def report_blocked(authority: str, kind: UploadKind, error: ListBlocked) -> UploadReport:
+    """The answer for a file that cannot be loaded because of another."""
+    return UploadReport(
+        authority=authority,
+        kind=kind,
+        state=UploadState.REFUSED,
+        file_code=FileCode.NONE_LOADED,
+        problem=f"{error}; nothing was loaded",
+    )
 
 
 def report_malformed(authority: str, kind: UploadKind, error: MalformedFile) -> UploadReport:
@@ -132,22 +151,10 @@ async def confirm_upload(
     ``owner``: the authority of whoever decides; None for an operator, who decides for all.
     """
     held = await _load_hold(database, upload_id, owner)
+    confirmed = _Confirmed(held=held, by=by, reason=reason)
+    load_part = partial(held_uploads.load_part, keyring=keyring, upload_id=upload_id)
     options = options or UploadOptions()
-    work = _Upload(
-        database=database,
-        keyring=keyring,
-        clock=clock,
-        options=options,
-        authority=held.authority,
-        kind=held.kind,
-        form=held.format,
-        uploaded_by=held.uploaded_by,
-        sent_at=held.uploaded_at,
-        confirmed=_Confirmed(held=held, by=by, reason=reason),
-    )
-    with SealedSpool(keyring, bytes_max=options.bytes_max) as spool:
-        await _load_file(database, spool, partial(held_uploads.load_part, keyring=keyring, upload_id=upload_id))
-        return await work.take(spool)
+    return await _take_kept(database, keyring, clock, held, load_part, options=options, confirmed=confirmed)
 
 
 async def resume_landings(database: Database, keyring: Keyring, clock: Clock, options: UploadOptions) -> int:
@@ -156,39 +163,106 @@ async def resume_landings(database: Database, keyring: Keyring, clock: Clock, op
     One that cannot be landed keeps no other list waiting: it is said, and tried again when its lease has run out.
     """
     async with database.reading() as connection:
-        stranded = await landings.list_stranded(connection, clock.now())
+        found = await landings.list_landings(connection)
+    LISTS_BLOCKED.set(sum(bool(landing.problem) for landing in found))
     resumed = 0
-    for landing in stranded:
-        try:
+    for landing in found:
+        if landing.leased_until > clock.now():
+            continue
+        with suppress(ListBlocked):
             resumed += await _resume(database, keyring, clock, landing, options)
-        except Exception as error:
-            if is_database_outage(error):
-                raise
-            log(LogEvent.JOB_FAILED, kind="landings", error=type(error).__name__)
     return resumed
+
+
+async def drop_landing(
+    database: Database, clock: Clock, *, upload_id: str, by: str, reason: str = ""
+) -> tuple[Landing, int]:
+    """Give up the rest of a file; returns what it was, and of how many entries it is what the list says now.
+
+    These stay, look-backs judge by them, and other files are taken again. Raises NothingToDecide, or StillLanding for
+    one that nothing speaks against.
+    """
+    now = clock.now()
+    async with database.writing() as connection:
+        landing = await landings.load_landing(connection, upload_id)
+        if landing is None:
+            raise NothingToDecide(upload_id)
+        if not landing.problem and landing.leased_until > now:
+            raise StillLanding(upload_id)
+        landed = await landings.count_landed(connection, landing)
+        if not await landings.end_landing(connection, upload_id):
+            raise NothingToDecide(upload_id)
+        act = Act(
+            owner=authority_owner(landing.authority), actor=by, action="list.dropped", subject=upload_id, reason=reason
+        )
+        await audit.record_acts(connection, [act], now)
+    return landing, landed
 
 
 async def _resume(database: Database, keyring: Keyring, clock: Clock, landing: Landing, options: UploadOptions) -> bool:
     async with database.writing() as connection:
         if not await landings.take_over(connection, landing, clock.now() + options.landing_lease):
             return False
+    load_part = partial(landings.load_part, keyring=keyring, upload_id=landing.upload_id)
+    try:
+        await _take_kept(database, keyring, clock, landing, load_part, options=options, landing=landing)
+    except Exception as error:
+        if is_database_outage(error):
+            raise
+        problem = _explain_failure(error)
+        log(LogEvent.LIST_BLOCKED, authority=landing.authority, error=type(error).__name__)
+        async with database.writing() as connection:
+            await landings.note_failure(connection, landing.upload_id, problem, clock.now())
+        raise ListBlocked(_tell_blocked(problem)) from error
+    return True
+
+
+def _explain_failure(error: Exception) -> str:
+    """Why a file cannot be landed, without anything of its contents."""
+    match error:
+        case KeyringError():
+            return "it does not open: the key that it is kept under is not in CPIS_FIELD_KEYS, or it was damaged"
+        case SpoolFull():
+            return "it is larger than CPIS_LIST_UPLOAD_BYTES_MAX is now"
+        case MalformedFile():
+            return "it cannot be read any more"
+        case UnknownAuthority():
+            return "its authority is not in the directory any more"
+    return f"{type(error).__name__} at {innermost_line(error.__traceback__)}"
+
+
+def _tell_blocked(problem: str) -> str:
+    return f"a file that was sent before has landed in part, and the rest cannot: {problem}. Operators are told"
+
+
+async def _take_kept(
+    database: Database,
+    keyring: Keyring,
+    clock: Clock,
+    kept: StoredHold | Landing,
+    load_part: Callable[..., Awaitable[bytes | None]],
+    *,
+    options: UploadOptions,
+    confirmed: _Confirmed | None = None,
+    landing: Landing | None = None,
+) -> UploadReport:
+    """Load a file that was kept here: one that was held, or of which a part has landed."""
     work = _Upload(
         database=database,
         keyring=keyring,
         clock=clock,
         options=options,
-        authority=landing.authority,
-        kind=landing.kind,
-        form=landing.format,
-        uploaded_by=landing.uploaded_by,
-        sent_at=landing.uploaded_at,
+        authority=kept.authority,
+        kind=kept.kind,
+        form=kept.format,
+        uploaded_by=kept.uploaded_by,
+        sent_at=kept.uploaded_at,
+        confirmed=confirmed,
         landing=landing,
     )
     with SealedSpool(keyring, bytes_max=options.bytes_max) as spool:
-        load_part = partial(landings.load_part, keyring=keyring, upload_id=landing.upload_id)
         await _load_file(database, spool, load_part)
-        await work.take(spool)
-    return True
+        return await work.take(spool)
 
 
 async def _load_file(database: Database, spool: SealedSpool, load_part: Callable[..., Awaitable[bytes | None]]) -> None:
@@ -337,16 +411,18 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         return report
 
     async def _wait_for_others(self) -> None:
-        """Until no other file lands on this list; one that nobody goes on with is landed first."""
+        """Until no other file lands on this list; one that nobody goes on with is landed first. Raises ListBlocked."""
         while self.landing is None:
             async with self.database.reading() as connection:
                 other = await landings.find_landing(connection, self.authority)
             if other is None:
                 return
-            if other.leased_until > self.clock.now():
-                await asyncio.sleep(_LANDING_POLL_S)
-            else:
+            if other.leased_until <= self.clock.now():
                 await _resume(self.database, self.keyring, self.clock, other, self.options)
+            elif other.problem:
+                raise ListBlocked(_tell_blocked(other.problem))
+            else:
+                await asyncio.sleep(_LANDING_POLL_S)
 
     async def _try(
         self, spool: SealedSpool, reading: Connect, writing: Connect, *, dry_run: bool, in_slices: bool

@@ -63,6 +63,7 @@ class LogEvent(StrEnum):
     VISITS_CLOSED = "visits_closed"  # count
     TRACING_RESTS = "tracing_rests"  # code, seconds
     LIST_LATE = "list_late"  # authority, hours
+    LIST_BLOCKED = "list_blocked"  # authority, error
     MESH_UNAVAILABLE = "mesh_unavailable"  # error
     MESH_KEPT = "mesh_kept"  # owner, reason
     MESH_NOT_ANSWERED = "mesh_not_answered"  # code
@@ -150,4 +151,7 @@ BATCH_SECONDS = Histogram("cpis_batch_seconds", "One handled batch, from read to
 APPEND_SECONDS = Histogram("cpis_append_seconds", "One append, from bytes to durable")
 DELIVERIES = Counter("cpis_deliveries_total", "Attempts to deliver, by channel and outcome", ["channel", "outcome"])
 LAG = Gauge("cpis_lag_records", "Records the group has not handled yet", ["group"], multiprocess_mode="livemostrecent")
+LISTS_BLOCKED = Gauge(
+    "cpis_lists_blocked", "Lists of which a file cannot land, so that others wait", multiprocess_mode="livemostrecent"
+)
 LOG_GAPS = Counter("cpis_log_gaps_total", "Times the log did not hold what was expected")

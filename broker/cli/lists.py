@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import msgspec
 import typer
 
 from broker.cli.screen import (
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from broker.settings import Settings
     from broker.storage.database import Database
     from broker.storage.held_uploads import StoredHold
+    from broker.storage.landings import Landing
     from schemas.upload import UploadReport
 
 PIECE_BYTES: Final = 262_144
@@ -198,6 +201,85 @@ def decide_held(
         print_json(done)
     else:
         console.print("rejected; the file is forgotten and nothing of it counts")
+
+
+class LandingTold(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of which not all has landed. ``landed``: entries of which it is what the list says now."""
+
+    upload_id: str
+    authority: str
+    uploaded_by: str
+    uploaded_at: datetime
+    problem: str
+    failed_at: datetime | None
+    landed: int
+
+
+def list_landings(as_json: JsonOption = False) -> None:
+    """Long files of which not all has landed, and why not. Until it has, the list takes no other file."""
+    from broker.clock import SystemClock
+    from broker.storage import landings
+    from broker.terminal import show_age
+
+    async def load(_: Settings, database: Database) -> list[LandingTold]:
+        async with database.reading() as connection:
+            return [
+                _describe_landing(each, await landings.count_landed(connection, each))
+                for each in await landings.list_landings(connection)
+            ]
+
+    found = run(load)
+    if as_json:
+        print_json(found)
+        return
+    now = SystemClock().now()
+    for each in found:
+        console.print(f"{each.upload_id}  authority {each.authority}, {each.landed} entries have landed", markup=False)
+        console.print(f"  sent {show_age(now - each.uploaded_at)} ago by {each.uploaded_by}", markup=False)
+        if each.failed_at is not None:
+            console.print(f"  cannot land for {show_age(now - each.failed_at)}: {each.problem}", markup=False)
+    told = "cpis-broker children landings drop UPLOAD --by NAME gives up the rest of one that cannot land"
+    console.print(told if found else "every file has landed")
+
+
+def drop_landing(
+    upload_id: Annotated[str, typer.Argument(metavar="UPLOAD", help="As children landings list shows it.")],
+    by: ByOption = "",
+    why: WhyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Give up the rest of a file that cannot land. What has landed stays. It is audited with your name."""
+    from broker import list_upload
+    from broker.clock import SystemClock
+
+    named = person(by, "giving up a part of a list is audited")
+
+    async def drop(_: Settings, database: Database) -> LandingTold:
+        landing, landed = await list_upload.drop_landing(
+            database, SystemClock(), upload_id=upload_id, by=named, reason=why
+        )
+        return _describe_landing(landing, landed)
+
+    dropped = run(drop)
+    if as_json:
+        print_json(dropped)
+        return
+    console.print(
+        f"Dropped. {dropped.landed} entries of it have landed and stay, the others are as they were before. The list "
+        f"is not confirmed: have authority {dropped.authority} send it again."
+    )
+
+
+def _describe_landing(landing: Landing, landed: int) -> LandingTold:
+    return LandingTold(
+        upload_id=landing.upload_id,
+        authority=landing.authority,
+        uploaded_by=landing.uploaded_by,
+        uploaded_at=landing.uploaded_at,
+        problem=landing.problem,
+        failed_at=landing.failed_at,
+        landed=landed,
+    )
 
 
 def _tell_report(report: Any, *, dry_run: bool, as_json: bool) -> None:

@@ -49,7 +49,7 @@ def _explain(error: Exception) -> str | None:
 
     from adapters.child_list_csv import MalformedFile
     from adapters.errors import LogError, NotDurable
-    from broker.list_upload import NothingToDecide, UnknownAuthority
+    from broker.list_upload import ListBlocked, NothingToDecide, StillLanding, UnknownAuthority
     from broker.replay import ReplayRefused
     from broker.spool import SpoolFull
 
@@ -60,8 +60,12 @@ def _explain(error: Exception) -> str | None:
             return f"authority {error} is not in the directory: import it first; nothing was loaded"
         case SpoolFull():
             return "the file is larger than CPIS_LIST_UPLOAD_BYTES_MAX; nothing was loaded"
+        case ListBlocked():
+            return f"{error} (cpis-broker children landings list); nothing was loaded"
+        case StillLanding():
+            return f"{error} is landing just now, and nothing speaks against it: let it land"
         case NothingToDecide():
-            return f"{error} is not held, or somebody else has decided: see cpis-broker children held"
+            return f"{error} does not wait for anybody: see cpis-broker children held and children landings list"
         case ReplayRefused():
             return str(error)
         case NotDurable():

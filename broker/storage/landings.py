@@ -7,16 +7,16 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.storage.rows import insert_rows
-from broker.storage.tables import ListLanding, ListLandingPart, table
+from broker.storage.tables import ListEntry, ListLanding, ListLandingPart, table
 from schemas.identifiers import authority_owner
 from schemas.upload import UploadFormat, UploadKind
 
-_landings, _parts = table(ListLanding), table(ListLandingPart)
+_landings, _parts, _entries = table(ListLanding), table(ListLandingPart), table(ListEntry)
 
 
 class Landing(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +29,10 @@ class Landing(msgspec.Struct, frozen=True, kw_only=True):
     uploaded_by: str
     uploaded_at: datetime
     leased_until: datetime
+    problem: str = ""
+    """Why it could not be landed when it was last tried, without anything of its contents."""
+    failed_at: datetime | None = None
+    """Since when it cannot."""
 
 
 async def begin_landing(
@@ -60,10 +64,38 @@ async def find_landing(connection: AsyncConnection, authority: str) -> Landing |
     return None if row is None else _open(row)
 
 
-async def list_stranded(connection: AsyncConnection, now: datetime) -> list[Landing]:
-    """The files that nobody goes on with."""
-    statement = select(_landings).where(_landings.c.leased_until <= now).order_by(_landings.c.upload_id)
+async def list_landings(connection: AsyncConnection, owner: str | None = None) -> list[Landing]:
+    """Every file of which not all has landed; of one owner, or of all. An authority has one at a time."""
+    statement = select(_landings).order_by(_landings.c.uploaded_at, _landings.c.upload_id)
+    if owner is not None:
+        statement = statement.where(_landings.c.owner == owner)
     return [_open(row) for row in await connection.execute(statement)]
+
+
+async def count_blocked(connection: AsyncConnection) -> int:
+    """How many files cannot be landed."""
+    statement = select(func.count()).select_from(_landings).where(_landings.c.problem != "")
+    return int((await connection.execute(statement)).scalar_one())
+
+
+async def count_landed(connection: AsyncConnection, landing: Landing) -> int:
+    """How many entries of the list say what this file says of them."""
+    is_of_it = (_entries.c.authority == landing.authority, _entries.c.upload_id == landing.upload_id)
+    statement = select(func.count()).select_from(_entries).where(*is_of_it)
+    return int((await connection.execute(statement)).scalar_one())
+
+
+async def note_failure(connection: AsyncConnection, upload_id: str, problem: str, now: datetime) -> None:
+    """Say why a file could not be landed; since when stays as it was."""
+    failed_at = func.coalesce(_landings.c.failed_at, now)
+    statement = update(_landings).where(_landings.c.upload_id == upload_id)
+    await connection.execute(statement.values(problem=problem, failed_at=failed_at))
+
+
+async def load_landing(connection: AsyncConnection, upload_id: str) -> Landing | None:
+    """One file of which not all has landed."""
+    row = (await connection.execute(select(_landings).where(_landings.c.upload_id == upload_id))).one_or_none()
+    return None if row is None else _open(row)
 
 
 async def take_over(connection: AsyncConnection, landing: Landing, leased_until: datetime) -> bool:
@@ -103,4 +135,6 @@ def _open(row: Any) -> Landing:
         uploaded_by=row.uploaded_by,
         uploaded_at=row.uploaded_at,
         leased_until=row.leased_until,
+        problem=row.problem,
+        failed_at=row.failed_at,
     )

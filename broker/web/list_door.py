@@ -22,7 +22,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.attempts import Attempts
 from broker.list_comparison import upload_options_of
-from broker.list_upload import MalformedFile, UnknownAuthority, report_malformed, upload_children
+from broker.list_upload import (
+    ListBlocked,
+    MalformedFile,
+    UnknownAuthority,
+    report_blocked,
+    report_malformed,
+    upload_children,
+)
 from broker.senders import digest_credential
 from broker.spool import SealedSpool, SpoolFull
 from broker.storage import directory
@@ -100,6 +107,8 @@ async def accept_list(request: Request, authority: str) -> Response:
                 )
     except MalformedFile as error:
         report = report_malformed(authority, kind, error)
+    except ListBlocked as error:
+        return _respond(409, msgspec.json.encode(report_blocked(authority, kind, error)))
     except UnknownAuthority:
         raise HTTPException(401) from None
     except HTTPException:

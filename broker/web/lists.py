@@ -14,16 +14,18 @@ from starlette.responses import RedirectResponse, Response
 
 from broker.list_comparison import upload_options_of
 from broker.list_upload import (
+    ListBlocked,
     MalformedFile,
     NothingToDecide,
     confirm_upload,
     decide_difference,
     reject_upload,
+    report_blocked,
     report_malformed,
     upload_children,
 )
 from broker.spool import SealedSpool, SpoolFull
-from broker.storage import audit, child_lists, directory, held_uploads, list_differences
+from broker.storage import audit, child_lists, directory, held_uploads, landings, list_differences
 from broker.storage.audit import Act
 from broker.storage.list_differences import Difference, DifferenceDecision
 from broker.web.auth import field_of, read_form, signed_in_of
@@ -92,6 +94,8 @@ async def _take_file(request: Request, form: FormData) -> UploadReport:
             )
         except MalformedFile as error:
             return report_malformed(authority, kind, error)
+        except ListBlocked as error:
+            return report_blocked(authority, kind, error)
 
 
 async def decide_hold(request: Request, upload_id: str, decision: str) -> Response:
@@ -119,6 +123,8 @@ async def decide_hold(request: Request, upload_id: str, decision: str) -> Respon
     except (NothingToDecide, MalformedFile):
         # Somebody else decided meanwhile, and the file is gone.
         raise HTTPException(404) from None
+    except ListBlocked as error:
+        return await _show(request, report_blocked(authority_of(person.owner), UploadKind.CHANGES, error))
     return await _show(request, report)
 
 
@@ -149,6 +155,7 @@ async def _show(request: Request, report: UploadReport | None, *, is_noted: bool
     async with pages.database.writing() as connection:
         known = await directory.load_directory(connection)
         holds = await held_uploads.list_holds(connection, person.owner, rows_max=rows_max)
+        landing = await landings.list_landings(connection, person.owner)
         missing = await _load_missing(connection, pages, person)
         missing_count = await list_differences.count_differences(connection, person.owner)
         acts = [
@@ -166,6 +173,7 @@ async def _show(request: Request, report: UploadReport | None, *, is_noted: bool
         is_noted=is_noted,
         refused=report.refused[:rows_max] if report is not None else (),
         holds=holds,
+        landing=landing,
         missing=missing,
         missing_count=missing_count,
         confirmed_at=confirmed[0] if confirmed else None,

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import PlainTextResponse, Response
 
 from broker.domain.visits import london_day
-from broker.storage import directory, handled, outbox, quarantine, test_feeds
+from broker.storage import directory, handled, landings, outbox, quarantine, test_feeds
 from broker.storage.database import Database
 from broker.web.pages import pages_of
 
@@ -40,6 +40,8 @@ class ListsShown(msgspec.Struct, frozen=True, kw_only=True):
     authorities: int
     authorities_without_list: int
     oldest_confirmed_at: datetime | None
+    blocked: int
+    """Lists of which a file has landed in part and the rest cannot: they take no other."""
 
 
 class QuarantineShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +78,7 @@ async def compose_status(database: Database, parts: Sequence[PartShown]) -> Stat
             waiting, oldest_kept_at = await quarantine.count_open(connection)
             deliveries = await outbox.count_states(connection)
             gaps = await handled.count_gaps(connection)
+            blocked = await landings.count_blocked(connection)
     except (SQLAlchemyError, OSError) as error:
         return Status(ready=False, database=f"answers with {type(error).__name__}", parts=tuple(parts))
     confirmed = [each.confirmed_at for each in freshness if each.confirmed_at is not None]
@@ -87,6 +90,7 @@ async def compose_status(database: Database, parts: Sequence[PartShown]) -> Stat
             authorities=len(freshness),
             authorities_without_list=len(freshness) - len(confirmed),
             oldest_confirmed_at=min(confirmed, default=None),
+            blocked=blocked,
         ),
         quarantine=QuarantineShown(open=waiting, oldest_kept_at=oldest_kept_at),
         deliveries=deliveries,
@@ -121,6 +125,7 @@ async def show_operations(request: Request) -> Response:
         unclassified = await directory.list_not_classified(connection, rows_max=pages.limits.rows_max)
         unreached = await outbox.list_unreached(connection, rows_max=pages.limits.rows_max)
         since = london_day(pages.clock.now()) - timedelta(days=test_feeds.SHOWN_DAYS)
+        landing = await landings.list_landings(connection)
         marked = await test_feeds.list_test_feeds(connection, since=since, rows_max=pages.limits.rows_max)
     return pages.render(
         request,
@@ -129,6 +134,7 @@ async def show_operations(request: Request) -> Response:
         items=items,
         unclassified=unclassified,
         unreached=unreached,
+        landing=landing,
         marked=marked,
     )
 

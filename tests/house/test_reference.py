@@ -223,7 +223,7 @@ def test_every_status_of_the_doors_is_listed() -> None:
 
 def test_every_status_of_the_list_door_is_listed() -> None:
     rows = list(read_rows(f"{REFERENCE}/child-lists.md", "Doors"))
-    assert {int(row[0]) for row in rows if row[0].isdigit()} == {200, 202, 422, *list_door.WORDS}
+    assert {int(row[0]) for row in rows if row[0].isdigit()} == {200, 202, 409, 422, *list_door.WORDS}
 
 
 def test_every_code_of_an_upload_and_every_field_of_the_report_is_explained() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -11,11 +14,16 @@ import pytest
 from sqlalchemy import func, select
 
 from broker.directory_upload import DirectoryUpload
-from broker.storage.tables import ListEntry, ListUpload, table
+from broker.keyring import Keyring
+from broker.list_comparison import UploadOptions
+from broker.list_upload import ListBlocked, upload_children
+from broker.storage.tables import AuditRow, ListEntry, ListUpload, table
 from broker.web.list_door import create_list_door, join_list_door
 from tests.factories import PASSWORD, make_nhs_number, serve_app
-from tests.pages import ASH, LIZ, NORTHFOLD, Client, Pages, open_pages
-from tests.world import AUTHORITIES, CASEY, CHILDREN_COLUMNS
+from tests.integration.test_held_lists import Killed, dies_after
+from tests.integration.test_import_commands import run
+from tests.pages import ASH, LIZ, NORTHFOLD, PAT, Client, Pages, open_pages
+from tests.world import AUTHORITIES, CASEY, CHILDREN_COLUMNS, INDEX_KEY
 
 PERSONAL = ("Tester", "Casey", "9990000018", "2015-03-02")
 CSV = {"content-type": "text/csv; charset=utf-8"}
@@ -158,6 +166,39 @@ async def test_an_officer_sends_a_list_mends_two_rows_and_decides_what_waits(off
         assert (await officer.send_form(reject)).status_code == 404
     acts = [action for actor, action, _ in await office.acts(NORTHFOLD) if actor == LIZ]
     assert {"list.uploaded", "list.held", "list.confirmed", "difference.read", "difference.still_listed"} <= set(acts)
+
+
+async def test_a_file_that_cannot_land_shows_itself_and_a_person_drops_it(
+    office: Pages, door: httpx.AsyncClient
+) -> None:
+    world, rows = office.world, csv_of(*map(child, range(1, 4)))
+    sliced = UploadOptions(short_bytes_max=0, slice_rows=1)
+    load = partial(upload_children, world.database, clock=world.clock, authority="706", file=rows, uploaded_by=LIZ)
+    with pytest.raises(Killed):
+        await load(keyring=world.keyring, options=sliced, on_progress=dies_after(1))
+    world.clock.advance(sliced.landing_lease)
+    with pytest.raises(ListBlocked, match="CPIS_FIELD_KEYS"):
+        await load(keyring=Keyring({"t2": bytes(32)}, INDEX_KEY))
+    world.clock.advance(timedelta(minutes=1))
+
+    answer = await door.post("/child-lists/706", content=rows)
+    assert answer.status_code == 409 and "CPIS_FIELD_KEYS" in answer.json()["problem"]
+    async with office.signed_in(LIZ) as liz, office.signed_in(PAT) as pat:
+        for page in ((await liz.get("/lists")).text, (await pat.get("/operations")).text):
+            assert "CPIS_FIELD_KEYS" in page and "1 minute" in page
+        assert (await pat.get("/_status")).json()["lists"]["blocked"] == 1
+    [shown] = json.loads((await run(world, "children", "landings", "list", "--json")).stdout)
+    assert (shown["authority"], shown["landed"]) == ("706", 1)
+    drop = ("children", "landings", "drop", shown["upload_id"])
+    assert (await run(world, *drop)).exit_code == 2, "nobody drops a file without a name"
+    dropped = await run(world, *drop, "--by", "Pat Operator", "--why", "the key is gone")
+    assert dropped.stdout.startswith("Dropped. 1 entries of it have landed and stay")
+    assert (await run(world, *drop, "--by", "Pat Operator")).exit_code == 1, "it is gone"
+    async with world.database.reading() as connection:
+        acts = select(table(AuditRow).c.actor, table(AuditRow).c.reason)
+        [act] = (await connection.execute(acts.where(table(AuditRow).c.action == "list.dropped"))).all()
+    assert act.actor.startswith("Pat Operator") and act.reason == "the key is gone"
+    assert (await door.post("/child-lists/706", content=rows)).json()["changed"] == 2, "the list takes files again"
 
 
 async def test_a_file_without_the_forms_token_or_too_large_is_refused(office: Pages) -> None:

@@ -384,6 +384,7 @@ async def test_the_status_is_for_people_and_for_probes(sqlite_url: str, tmp_path
         "authorities": 2,
         "authorities_without_list": 1,
         "oldest_confirmed_at": "2026-02-14T03:12:00Z",
+        "blocked": 0,
     }
     assert status["quarantine"] == {"open": 1, "oldest_kept_at": "2026-02-14T04:12:00Z"}
     assert status["deliveries"] == {"waiting": 2}

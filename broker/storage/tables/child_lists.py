@@ -95,6 +95,10 @@ class ListLanding(SQLModel, table=True):
     uploaded_at: datetime = Field(sa_column=instant(nullable=False))
     leased_until: datetime = Field(sa_column=instant(nullable=False))
     """Until then whoever lands it is alive; afterwards another goes on."""
+    problem: str = Field(default="", sa_column=Column(String, nullable=False, server_default=text("''")))
+    """Why it could not be landed when it was last tried; empty while nothing speaks against it."""
+    failed_at: datetime | None = Field(default=None, sa_column=instant(nullable=True))
+    """Since when it cannot."""
 
 
 class ListLandingPart(SQLModel, table=True):

@@ -1,0 +1,15 @@
+"""why a list cannot land, and since when."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0035"
+down_revision = "0022"
+
+
+def upgrade() -> None:
+    """Step forward."""
+    op.add_column("list_landings", sa.Column("problem", sa.String(), server_default=sa.text("''"), nullable=False))
+    op.add_column("list_landings", sa.Column("failed_at", sa.DateTime(timezone=True), nullable=True))
