@@ -9,11 +9,11 @@ compute them from the few billion possible NHS numbers.
 from __future__ import annotations
 
 import base64
-import hmac
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 _FORMAT: Final = 1
 _NONCE_BYTES: Final = 12
 KEY_BYTES: Final = 32
+_BLOCK_BYTES: Final = 64
+"""Of SHA-256."""
 INDEX_BYTES: Final = 16
 """128 bits: no two of a nation's children meet by chance."""
 
@@ -63,7 +65,10 @@ class Keyring:
             raise KeyringError("a keyring needs at least one field key and a 32-byte index key")
         self.current = next(iter(field_keys))
         self._ciphers = {key_id: AESGCM(_subkey(key, b"envelope")) for key_id, key in field_keys.items()}
-        self._indexer = hmac.new(_subkey(index_key, b"index"), digestmod=sha256)
+        self._begun = lru_cache(maxsize=256)(self._begin)
+        # HMAC (RFC 2104) with both its beginnings made once: hmac's own object takes four times as long to copy.
+        padded = _subkey(index_key, b"index").ljust(_BLOCK_BYTES, b"\0")
+        self._inner, self._outer = (sha256(bytes(byte ^ pad for byte in padded)) for pad in (0x36, 0x5C))
         self._prefix = bytes((_FORMAT, len(self.current))) + self.current.encode()
 
     def seal(self, plain: bytes, *, about: str) -> bytes:
@@ -87,10 +92,17 @@ class Keyring:
     def index(self, kind: str, *values: str) -> bytes:
         """The blind index of ``values`` as a ``kind``: equal for equal values, meaningless without the key."""
         # Lengths before values: no value can pass for two.
-        message = "".join([f"{len(value)}:{value}" for value in (kind, *values)]).encode("utf-8", "surrogatepass")
-        digest = self._indexer.copy()
-        digest.update(message)
-        return digest.digest()[:INDEX_BYTES]
+        message = "".join([f"{len(value)}:{value}" for value in values]).encode("utf-8", "surrogatepass")
+        inner, outer = self._begun(kind).copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()[:INDEX_BYTES]
+
+    def _begin(self, kind: str) -> Any:
+        """The inner hash with a kind written to it: there are few, and each begins many indexes."""
+        inner = self._inner.copy()
+        inner.update(f"{len(kind)}:{kind}".encode("utf-8", "surrogatepass"))
+        return inner
 
     def derive_id(self, kind: str, *values: str) -> str:
         """An id that a replay derives again: 32 hexadecimal digits, the blind index of ``values``."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from itertools import islice
 from tempfile import SpooledTemporaryFile
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -38,7 +38,9 @@ HOLD_WINDOW: Final = timedelta(hours=24)
 Connect = Callable[[], AbstractAsyncContextManager[AsyncConnection]]
 """How to get a connection for a moment."""
 _PLAN_MEMORY_BYTES: Final = 4_194_304
-_LENGTH: Final = struct.Struct(">I")
+_PLACE: Final = struct.Struct(">QI")
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(SealedEntry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,10 @@ class UploadOptions:
     short_bytes_max: int = 131_072
     """A file of up to so much (about a thousand rows) is compared within the transaction that writes it."""
     slice_rows: int = 250
-    """What changes more of a list lands in slices of so many: others may write in between."""
+    """What changes more of a list lands in slices, the first of so many: others may write in between."""
+    slice_rows_max: int = 1_000
+    """... and the next of twice or half as many, so that none holds the database for longer than ``slice_s``."""
+    slice_s: float = 0.25
     landing_lease: timedelta = timedelta(seconds=120)
     """Whoever lands a file and says nothing for so long is taken for dead, and another goes on."""
     bytes_max: int = 67_108_864
@@ -78,24 +83,43 @@ def upload_options_of(settings: Settings) -> UploadOptions:
 
 
 class PlannedChanges:
-    """Entries that are to be written, in parts; they wait sealed."""
+    """Entries that are to be written; they wait sealed.
+
+    They come back in the order of their ids, which is that of most indexes they are written to: a database that takes
+    them as they stand in the file touches another page with each of them, and a long list takes twice as long.
+    """
 
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(max_size=_PLAN_MEMORY_BYTES)  # noqa: SIM115 - closed by ``close``
-        self.count = 0
+        self._places: list[bytes] = []
+        """Each entry's id, and where in the file it stands."""
+        self._end = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._places)
 
     def add(self, entries: Sequence[SealedEntry]) -> None:
         """Add a part."""
-        if entries:
-            encoded = msgspec.msgpack.encode(entries)
-            self._file.write(_LENGTH.pack(len(encoded)) + encoded)
-            self.count += len(entries)
+        encoded = [_ENCODER.encode(entry) for entry in entries]
+        self._file.seek(self._end)
+        self._file.write(b"".join(encoded))
+        for entry, its in zip(entries, encoded, strict=True):
+            self._places.append(bytes.fromhex(entry.id) + _PLACE.pack(self._end, len(its)))
+            self._end += len(its)
 
-    def parts(self) -> Iterator[list[SealedEntry]]:
-        """What was added, part by part."""
-        self._file.seek(0)
-        while head := self._file.read(_LENGTH.size):
-            yield msgspec.msgpack.decode(self._file.read(_LENGTH.unpack(head)[0]), type=list[SealedEntry])
+    def take(self, entries_max: Callable[[], int]) -> Iterator[list[SealedEntry]]:
+        """What was added, in parts of so many: asked before each."""
+        self._places.sort()
+        start = 0
+        while part := self._places[start : start + entries_max()]:
+            start += len(part)
+            yield [self._read(*_PLACE.unpack(place[-_PLACE.size :])) for place in part]
+
+    def _read(self, start: int, length: int) -> SealedEntry:
+        self._file.seek(start)
+        return _DECODER.decode(self._file.read(length))
 
     def close(self) -> None:
         """Forget everything."""
@@ -145,6 +169,12 @@ class Comparison:
         return bytes.fromhex(entry_id) in self.listed
 
 
+class _Row(NamedTuple):
+    number: int
+    entry: ChildListEntry
+    nhs_index: bytes
+
+
 class Comparer:
     """Compares one file with one authority's list."""
 
@@ -192,26 +222,28 @@ class Comparer:
 
     async def _compare_part(self, found: Comparison, part: Sequence[tuple[int, ChildListEntry | RowProblem]]) -> None:
         found.rows_read += len(part)
-        wanted: dict[str, tuple[int, ChildListEntry]] = {}
+        wanted: dict[str, _Row] = {}
         for number, row in part:
             if isinstance(row, RowProblem):
                 code = row.code if isinstance(row, ChildRowProblem) else RecordCode.NOT_LOADED
                 self._refuse(found, number, row.field, row.advice, code)
                 if isinstance(row, ChildRowProblem) and row.local_id:
                     found.unread.add(row.local_id)
-            elif self._is_first(found, number, row):
-                wanted[derive_entry_id(self._keyring, self._authority, row)] = (number, row)
+            else:
+                entry_id = derive_entry_id(self._keyring, self._authority, row)
+                own = _Row(number, row, index_nhs_number(self._keyring, row.nhs_number))
+                if self._is_first(found, entry_id, own):
+                    wanted[entry_id] = own
         if not wanted:
             return
         async with self._connect() as connection:
             stored = await child_lists.load_stored(connection, self._keyring, list(wanted))
-            new = {entry_id: row for entry_id, row in wanted.items() if entry_id not in stored}
-            numbers = [index_nhs_number(self._keyring, entry.nhs_number) for _, entry in new.values()]
+            numbers = [row.nhs_index for entry_id, row in wanted.items() if entry_id not in stored]
             known = await child_lists.find_by_nhs_number(connection, self._keyring, numbers)
         changed = []
-        for entry_id, (number, entry) in wanted.items():
-            before = stored.get(entry_id)
-            if before is None and self._lost_zeros(known, entry):
+        for entry_id, (number, entry, nhs_index) in wanted.items():
+            before, others = stored.get(entry_id), known.get(nhs_index, ())
+            if before is None and self._lost_zeros(others, entry):
                 advice = "differs from a listed one by zeros in front: a spreadsheet may have dropped them"
                 self._refuse(found, number, "local_id", advice)
                 found.unread.add(entry.local_id)
@@ -223,42 +255,44 @@ class Comparer:
             if before is not None and before.entry == entry:
                 found.repeated.append(bytes.fromhex(entry_id))
                 continue
-            found.doubles += before is None and self._is_listed(known, entry)
+            found.doubles += before is None and self._is_listed(others, entry)
             self._count(found, before, entry)
-            changed.append(seal_entry(self._keyring, self._authority, entry_id, entry, is_new=before is None))
+            sealed = seal_entry(
+                self._keyring, self._authority, entry_id, entry, is_new=before is None, nhs_index=nhs_index
+            )
+            changed.append(sealed)
         found.changes.add(changed)
 
-    def _is_first(self, found: Comparison, number: int, entry: ChildListEntry) -> bool:
+    def _is_first(self, found: Comparison, entry_id: str, row: _Row) -> bool:
         """One person may have one plan of each type: of two rows for the same one, the first stands."""
-        entry_id = bytes.fromhex(derive_entry_id(self._keyring, self._authority, entry))
-        person = self._keyring.index("listed", entry.nhs_number, entry.plan_type)
-        if entry_id in found.listed:
-            self._refuse(found, number, "local_id", "the same person and plan type stands in a row above")
+        listed, person = bytes.fromhex(entry_id), row.nhs_index + row.entry.plan_type.encode()
+        if listed in found.listed:
+            self._refuse(found, row.number, "local_id", "the same person and plan type stands in a row above")
             return False
-        found.listed.add(entry_id)
+        found.listed.add(listed)
         if person in found.persons:
-            self._refuse(found, number, "nhs_number", "the same number and plan type stands in a row above")
+            self._refuse(found, row.number, "nhs_number", "the same number and plan type stands in a row above")
             return False
         found.persons.add(person)
         return True
 
-    def _lost_zeros(self, known: dict[bytes, list[Candidate]], entry: ChildListEntry) -> bool:
+    def _lost_zeros(self, known: Sequence[Candidate], entry: ChildListEntry) -> bool:
         """Whether the same person and plan is listed under the same id with more or fewer zeros in front."""
         return any(
             other.authority == self._authority
             and other.entry.deleted_on is None
             and other.entry.plan_type is entry.plan_type
             and other.entry.local_id.lstrip("0") == entry.local_id.lstrip("0")
-            for other in known.get(index_nhs_number(self._keyring, entry.nhs_number), [])
+            for other in known
         )
 
-    def _is_listed(self, known: dict[bytes, list[Candidate]], entry: ChildListEntry) -> bool:
+    def _is_listed(self, known: Sequence[Candidate], entry: ChildListEntry) -> bool:
         """Whether the same person has a current plan of the same type already, under another id."""
         return any(
             other.authority == self._authority
             and other.entry.plan_type is entry.plan_type
             and self._is_current(other.entry)
-            for other in known.get(index_nhs_number(self._keyring, entry.nhs_number), [])
+            for other in known
         )
 
     def _count(self, found: Comparison, before: StoredEntry | None, entry: ChildListEntry) -> None:

@@ -13,11 +13,11 @@ left out (ADR 0045).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
-from itertools import chain
 from typing import Final
 
 import msgspec
@@ -27,7 +27,7 @@ from adapters.child_list_csv import MalformedFile
 from adapters.child_list_json import VersionNotSupported
 from broker.domain.visits import london_day
 from broker.keyring import Keyring, KeyringError
-from broker.list_comparison import Comparer, Comparison, Connect, UploadOptions, end_entry
+from broker.list_comparison import PART_ROWS, Comparer, Comparison, Connect, UploadOptions, end_entry
 from broker.ports import Clock
 from broker.spool import SealedSpool, SpoolFull
 from broker.storage import audit, child_lists, held_uploads, jobs, landings, list_differences
@@ -52,6 +52,7 @@ _LANDING_POLL_S: Final = 0.25
 _BREATH_S: Final = 0.01
 """Between slices: a file lock goes to whoever asks first, and whoever waits must have the time to ask."""
 _PART_IDS: Final = 500
+_SLICE_ROWS_MIN: Final = 20
 Progress = Callable[[int, int], None]
 """Called with how much was done, of how much."""
 
@@ -374,6 +375,24 @@ class _Confirmed(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class _Pace:
+    """How many rows the next slice has, so that it holds the database as long as is wished.
+
+    Doubled or halved: each size is another text of SQL, which the driver keeps.
+    """
+
+    def __init__(self, options: UploadOptions) -> None:
+        self._options = options
+        self.rows = options.slice_rows
+
+    def note(self, rows: int, seconds: float) -> None:
+        """A slice of so many rows held the database for so long."""
+        if seconds > self._options.slice_s:
+            self.rows = max(self.rows // 2, min(self.rows, _SLICE_ROWS_MIN))
+        elif rows == self.rows and seconds < self._options.slice_s / 3:
+            self.rows = min(2 * self.rows, self._options.slice_rows_max)
+
+
 class _Upload(msgspec.Struct, frozen=True, kw_only=True):
     """One file on its way to one list."""
 
@@ -480,7 +499,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             if is_usable:
                 await child_lists.record_upload(connection, self._describe_upload(upload_id, found, spool))
                 written = 0
-                for entries in found.changes.parts():
+                for entries in found.changes.take(lambda: PART_ROWS):
                     await _write_part(connection, self.keyring, self.authority, upload_id, entries, now=now)
                     written += len(entries)
                     self._tell_written(found, written)
@@ -519,9 +538,10 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _go_on(self, found: Comparison, landing: Landing, writing: Connect) -> bool:
         """Write what has not landed; False when somebody else changed the list meanwhile."""
-        version, written = found.version, 0
-        for entries in chain.from_iterable(map(self._slices_of, found.changes.parts())):
+        version, written, pace = found.version, 0, _Pace(self.options)
+        for entries in found.changes.take(lambda: pace.rows):
             async with writing() as connection:
+                began_at = time.monotonic()
                 if not await self._prolong(connection, landing):
                     return True
                 if not await child_lists.take_turn(connection, self.authority, version):
@@ -529,6 +549,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
                 await _write_part(
                     connection, self.keyring, self.authority, landing.upload_id, entries, now=self.clock.now()
                 )
+            pace.note(len(entries), time.monotonic() - began_at)
             version, written = version + 1, written + len(entries)
             self._tell_written(found, written)
             await asyncio.sleep(_BREATH_S)
@@ -545,10 +566,6 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
                 await self._conclude(connection, landing.upload_id, found, now)
                 await audit.record_acts(connection, self._find_acts(landing.upload_id, is_usable=True), now)
         return True
-
-    def _slices_of(self, entries: Sequence[SealedEntry]) -> Iterator[Sequence[SealedEntry]]:
-        size = self.options.slice_rows
-        return (entries[start : start + size] for start in range(0, len(entries), size))
 
     async def _prolong(self, connection: AsyncConnection, landing: Landing) -> bool:
         return await landings.prolong_landing(

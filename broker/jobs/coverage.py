@@ -16,13 +16,14 @@ from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.storage import audit, child_lists, coverage, directory, jobs, outbox, traces
 from broker.storage.audit import Act
+from broker.storage.child_lists import index_nhs_number
 from broker.storage.coverage import LIST_OFFICERS, CountedDay, StoredItem, derive_item_id
 from broker.storage.database import Database
 from broker.storage.directory import Directory
 from broker.storage.jobs import ClaimedJob
 from broker.storage.outbox import NewDelivery
 from broker.storage.tables import ItemState
-from broker.storage.traces import StoredTrace
+from broker.storage.traces import Identified, StoredTrace
 from broker.telemetry import LogEvent, log
 from schemas.alert import CoverageNotice
 from schemas.coverage import RECORD_CODES, CoverageReason
@@ -65,7 +66,7 @@ async def count_coverage(database: Database, keyring: Keyring, rules: Rules, job
     async with database.writing() as connection:
         if not await jobs.put_off_job(connection, job, now + rules.coverage.every):
             return  # the list changed while it was counted: it is counted again at once
-        untraced = {key: each.entry for key, each in counted.listed.items() if key not in counted.found}
+        untraced = [_identified(keyring, each) for key, each in counted.listed.items() if key not in counted.found]
         await traces.open_traces(connection, keyring, authority, untraced, now)
         await coverage.open_items(connection, owner, opened)
         await coverage.close_items(connection, gone, now)
@@ -113,6 +114,15 @@ async def _look_at(
         items=await coverage.load_items(connection, owner),
         confirmed_at=confirmed[0] if confirmed else None,
         directory=known,
+    )
+
+
+def _identified(keyring: Keyring, candidate: Candidate) -> Identified:
+    entry = candidate.entry
+    return Identified(
+        entry_id=candidate.entry_id,
+        nhs_index=index_nhs_number(keyring, entry.nhs_number),
+        identity=traces.index_identity(keyring, entry),
     )
 
 

@@ -20,6 +20,7 @@ from broker.storage.database import upsert
 from broker.storage.jobs import COVERAGE, derive_job_id
 from broker.storage.rows import insert_rows, is_among, is_among_given, update_rows
 from broker.storage.tables import AuthorityRow, EntryBlock, ListEntry, ListUpload, ListVersion, NumberAlias, table
+from broker.storage.traces import Identified
 from schemas.attendance import Attendance
 from schemas.child_list import ChildListEntry
 from schemas.identifiers import NhsNumber, authority_owner
@@ -74,6 +75,8 @@ class SealedEntry(msgspec.Struct, frozen=True, array_like=True):
     nhs_index: bytes
     sealed: bytes
     blocks: tuple[bytes, ...]
+    identity: bytes
+    """What a trace is about: see ``traces.index_identity``."""
     is_new: bool
     household_index: bytes | None = None
 
@@ -98,13 +101,22 @@ def index_household(keyring: Keyring, authority: str, household: str) -> bytes:
     return keyring.index("household", authority, household)
 
 
-def seal_entry(keyring: Keyring, authority: str, entry_id: str, entry: ChildListEntry, *, is_new: bool) -> SealedEntry:
-    """An entry as it is stored."""
+def seal_entry(
+    keyring: Keyring,
+    authority: str,
+    entry_id: str,
+    entry: ChildListEntry,
+    *,
+    is_new: bool,
+    nhs_index: bytes | None = None,
+) -> SealedEntry:
+    """An entry as it is stored; ``nhs_index`` when it is known already."""
     return SealedEntry(
         id=entry_id,
-        nhs_index=index_nhs_number(keyring, entry.nhs_number),
+        nhs_index=index_nhs_number(keyring, entry.nhs_number) if nhs_index is None else nhs_index,
         sealed=keyring.seal(msgspec.json.encode(entry), about=f"entry/{entry_id}"),
         blocks=tuple(index_block(keyring, block) for block in entry_blocks(entry)),
+        identity=traces.index_identity(keyring, entry),
         is_new=is_new,
         household_index=index_household(keyring, authority, entry.household) if entry.household else None,
     )
@@ -195,7 +207,7 @@ async def write_entries(
         for each in entries
     ]
     await insert_rows(connection, _versions, versions)
-    opened = {each.id: _open_entry(keyring, each.id, each.sealed) for each in entries}
+    opened = [Identified(entry_id=each.id, nhs_index=each.nhs_index, identity=each.identity) for each in entries]
     await traces.open_traces(connection, keyring, authority, opened, now)
 
 
@@ -424,15 +436,11 @@ def _open(keyring: Keyring, row: Any, pairs: Sequence[Alias] = ()) -> Candidate:
     return Candidate(
         entry_id=row.id,
         authority=row.authority,
-        entry=_open_entry(keyring, row.id, bytes(row.sealed)),
+        entry=msgspec.json.decode(keyring.open(row.sealed, about=f"entry/{row.id}"), type=ChildListEntry),
         aliases=tuple(_linked_with(row, pairs).values()),
         is_dead=row.dead_at is not None,
         is_restricted=row.is_restricted,
     )
-
-
-def _open_entry(keyring: Keyring, entry_id: str, sealed: bytes) -> ChildListEntry:
-    return msgspec.json.decode(keyring.open(sealed, about=f"entry/{entry_id}"), type=ChildListEntry)
 
 
 def _linked_with(row: Any, pairs: Sequence[Alias]) -> dict[bytes, NhsNumber]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Dialect, Table, any_, bindparam, literal
+from sqlalchemy import ColumnElement, Dialect, LargeBinary, Table, any_, bindparam, literal
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -222,7 +222,11 @@ def _plan_update(
 
 
 def _binders(dialect: Dialect, table: Table, names: tuple[str, ...]) -> tuple[Callable[[Any], Any] | None, ...]:
-    return tuple(table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names)
+    return tuple(
+        # SQLite takes bytes as they are; SQLAlchemy would wrap each value.
+        None if isinstance(type_, LargeBinary) else type_.dialect_impl(dialect).bind_processor(dialect)
+        for type_ in (table.c[name].type for name in names)
+    )
 
 
 def _unnest(dialect: Dialect, table: Table, names: tuple[str, ...], first: int) -> str:

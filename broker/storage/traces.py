@@ -58,25 +58,38 @@ class StoredTrace(msgspec.Struct, frozen=True, kw_only=True):
     next_at: datetime | None
 
 
+class Identified(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry whose identity is to be traced, without who it is."""
+
+    entry_id: str
+    nhs_index: bytes
+    identity: bytes
+
+
+def index_identity(keyring: Keyring, entry: ChildListEntry) -> bytes:
+    """What PDS is asked of an entry, hashed: when it changes, what was found before is of somebody else."""
+    compared = (entry.nhs_number, entry.name.family, entry.name.given, entry.birth_date.isoformat())
+    return keyring.index("identity", *compared)
+
+
 async def open_traces(
-    connection: AsyncConnection,
-    keyring: Keyring,
-    authority: str,
-    entries: Mapping[str, ChildListEntry],
-    now: datetime,
+    connection: AsyncConnection, keyring: Keyring, authority: str, entries: Sequence[Identified], now: datetime
 ) -> None:
-    """Have new and changed entries traced, by entry id. What was found stands until then, unless it was of another
+    """Have new and changed entries traced. What was found stands until then, unless it was of another
     number, name or date of birth; an entry with another number is no longer dead."""
     if not entries:
         return
     owner = authority_owner(authority)
-    rows = [_new_row(keyring, owner, entry_id, entry, now) for entry_id, entry in sorted(entries.items())]
+    rows = [_new_row(owner, each, now) for each in sorted(entries, key=lambda each: each.entry_id)]
     added = set(await insert_new(connection, _traces, rows, key="entry_id"))
     known = [row for row in rows if row["entry_id"] not in added]
     if known:
         await _open_again(connection, known)
     await jobs.add_jobs(
-        connection, TRACE, [(derive_job_id(keyring, TRACE, entry_id), owner, entry_id) for entry_id in entries], now
+        connection,
+        TRACE,
+        [(derive_job_id(keyring, TRACE, each.entry_id), owner, each.entry_id) for each in entries],
+        now,
     )
     await jobs.add_jobs(connection, COVERAGE, [(derive_job_id(keyring, COVERAGE, authority), owner, authority)], now)
 
@@ -151,15 +164,13 @@ async def _revive(connection: AsyncConnection, entry_ids: Sequence[str]) -> None
         )
 
 
-def _new_row(keyring: Keyring, owner: str, entry_id: str, entry: ChildListEntry, now: datetime) -> dict[str, Any]:
-    nhs_index = keyring.index("nhs", entry.nhs_number)
-    compared = (entry.nhs_number, entry.name.family, entry.name.given, entry.birth_date.isoformat())
+def _new_row(owner: str, entry: Identified, now: datetime) -> dict[str, Any]:
     return {
-        "entry_id": entry_id,
+        "entry_id": entry.entry_id,
         "owner": owner,
         "state": TraceState.UNVERIFIED.value,
-        "identity": keyring.index("identity", *compared),
-        "nhs_index": nhs_index,
+        "identity": entry.identity,
+        "nhs_index": entry.nhs_index,
         "sealed": None,
         "code": None,
         "attempts": 0,

@@ -244,7 +244,7 @@ async def test_a_person_says_what_became_of_who_is_missing(world: World, decisio
 
 # Long files
 
-SLICED = UploadOptions(short_bytes_max=0, slice_rows=2)
+SLICED = UploadOptions(short_bytes_max=0, slice_rows=2, slice_rows_max=2)
 
 
 class Killed(Exception):

@@ -172,7 +172,7 @@ async def test_a_file_that_cannot_land_shows_itself_and_a_person_drops_it(
     office: Pages, door: httpx.AsyncClient
 ) -> None:
     world, rows = office.world, csv_of(*map(child, range(1, 4)))
-    sliced = UploadOptions(short_bytes_max=0, slice_rows=1)
+    sliced = UploadOptions(short_bytes_max=0, slice_rows=1, slice_rows_max=1)
     load = partial(upload_children, world.database, clock=world.clock, authority="706", file=rows, uploaded_by=LIZ)
     with pytest.raises(Killed):
         await load(keyring=world.keyring, options=sliced, on_progress=dies_after(1))

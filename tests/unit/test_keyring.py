@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import traceback
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +111,13 @@ def test_one_value_never_passes_for_two(between: str) -> None:
     assert RING.index("kind", "a", "b") != RING.index("kind", f"a{between}b")
     assert RING.index("kind", "a") != RING.index(f"kind{between}a")
     assert RING.index("kind", f"a{between}", "b") != RING.index("kind", "a", f"{between}b")
+
+
+def test_a_blind_index_is_an_hmac_as_others_compute_it() -> None:
+    """RFC 2104, by the standard library: entries that stand in a database are found by it for ever."""
+    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"cpis-broker/index").derive(INDEX_KEY)
+    expected = hmac.digest(derived, b"3:nhs10:99900000181:x", "sha256")[:16]
+    assert RING.index("nhs", "9990000018", "x") == expected
 
 
 def test_without_the_index_key_nothing_can_be_computed() -> None:

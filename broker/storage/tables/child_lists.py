@@ -215,4 +215,4 @@ class EntryBlock(SQLModel, table=True):
     __tablename__: ClassVar[Any] = "entry_blocks"
     block: bytes = Field(sa_column=octets(primary_key=True))
     entry_id: str = Field(sa_column=Column(String, ForeignKey("list_entries.id"), primary_key=True, index=True))
-    owner: str = Field(sa_column=owner_column())
+    owner: str = Field(sa_column=owner_column(indexed=False))

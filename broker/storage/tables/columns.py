@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import CheckConstraint, Column, DateTime, Dialect, ForeignKey, LargeBinary, String, Table
@@ -43,7 +44,9 @@ def _unchanged(value: Any) -> Any:
     return value
 
 
+@lru_cache(maxsize=256)
 def _write_instant(value: datetime | None) -> str | None:
+    """One batch writes one instant into hundreds of rows."""
     if value is None:
         return None
     assert value.tzinfo is not None, "naive instant"

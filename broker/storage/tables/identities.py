@@ -21,7 +21,7 @@ class EntryTrace(SQLModel, table=True):
     __tablename__: ClassVar[Any] = "entry_traces"
     __table_args__ = (one_of("state", TraceState),)
     entry_id: str = Field(sa_column=Column(String, ForeignKey("list_entries.id"), primary_key=True))
-    owner: str = Field(sa_column=owner_column())
+    owner: str = Field(sa_column=owner_column(indexed=False))
     state: str
     identity: bytes = Field(sa_column=octets(nullable=False))
     nhs_index: bytes = Field(sa_column=octets(nullable=False))

@@ -131,7 +131,7 @@ class Job(SQLModel, table=True):
     __tablename__: ClassVar[Any] = "jobs"
     __table_args__ = (one_of("state", ItemState),)
     id: str = Field(primary_key=True)
-    owner: str = Field(sa_column=owner_column())
+    owner: str = Field(sa_column=owner_column(indexed=False))
     kind: str
     subject: str
     state: str

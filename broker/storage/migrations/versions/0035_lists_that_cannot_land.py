@@ -1,4 +1,4 @@
-"""why a list cannot land, and since when."""
+"""why a list cannot land, and since when; indexes that nobody asked, and every entry had to be written to."""
 
 from __future__ import annotations
 
@@ -13,3 +13,5 @@ def upgrade() -> None:
     """Step forward."""
     op.add_column("list_landings", sa.Column("problem", sa.String(), server_default=sa.text("''"), nullable=False))
     op.add_column("list_landings", sa.Column("failed_at", sa.DateTime(timezone=True), nullable=True))
+    for table in ("entry_blocks", "entry_traces", "jobs"):
+        op.drop_index(op.f(f"ix_{table}_owner"), table_name=table)
