@@ -27,6 +27,7 @@ from broker.exits import EXIT_NOT_WELL
 if TYPE_CHECKING:
     from broker.directory_upload import ImportReport
     from broker.settings import Settings
+    from broker.storage.coverage import CountedDay
     from broker.storage.database import Database
     from broker.storage.held_uploads import StoredHold
     from broker.storage.landings import Landing
@@ -328,8 +329,6 @@ def show_coverage(
         return
     from broker.domain.visits import LONDON  # loaded only for this command
 
-    if not report.is_tracing:
-        console.print("No Personal Demographics Service is configured (CPIS_PDS_BASE_URL): nothing is checked.")
     confirmed_at = report.list_confirmed_at
     console.print(
         f"List confirmed: {confirmed_at.astimezone(LONDON):%d %B %Y at %H:%M} (London)"
@@ -337,9 +336,17 @@ def show_coverage(
         else "List confirmed: never"
     )
     for day in report.days:
-        percent = f"{100 * day.covered / day.entries:.1f} %" if day.entries else "-"
-        console.print(f"{day.counted_on}  {day.entries} entries, {percent} covered, {day.unverified} not checked")
+        console.print(f"{day.counted_on}  {_tell_day(day, is_tracing=report.is_tracing)}")
     for item in report.items:
         code = f" ({item.record_code})" if item.record_code else ""
         console.print(f"  {item.reason.value.replace('_', ' ')}{code}: {item.age_days} days, with {item.held_by}")
     console.print(f"{len(report.items)} to be mended" + (", the oldest shown" if report.is_cut else ""))
+
+
+def _tell_day(day: CountedDay, *, is_tracing: bool) -> str:
+    able = "not counted how many" if day.can_alert is None else str(day.can_alert)
+    counted = f"{day.entries} entries, {able} can alert"
+    if not is_tracing:
+        return f"{counted}, not traced: no Personal Demographics Service is configured (CPIS_PDS_BASE_URL)"
+    percent = f"{100 * day.covered / day.entries:.1f} %" if day.entries else "-"
+    return f"{counted}, {percent} known to, {day.unverified} not checked"

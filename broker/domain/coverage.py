@@ -56,7 +56,9 @@ def assess_entry(identity: Identity, rules: CoverageRules, now: datetime) -> tup
     found = []
     if identity.state in _OF_STATES:
         found.append(_OF_STATES[identity.state])
-    if identity.state is TraceState.UNVERIFIED and now - identity.since > rules.unverified:
+    # Where nothing is ever traced, that is one fact for all, and no work for anybody.
+    is_overdue = rules.is_tracing and now - identity.since > rules.unverified
+    if identity.state is TraceState.UNVERIFIED and is_overdue:
         found.append(CoverageReason.UNVERIFIED)
     if not identity.has_route:
         found.append(CoverageReason.NO_ROUTE)
@@ -67,6 +69,11 @@ def is_covered(identity: Identity) -> bool:
     """Whether the entry is known to alert: its number is known to be right, or is followed, and somebody is asked."""
     is_followed = identity.state is TraceState.SUPERSEDED and identity.is_linked
     return identity.has_route and (is_followed or identity.state in (TraceState.VERIFIED, TraceState.RESTRICTED))
+
+
+def can_alert(identity: Identity) -> bool:
+    """Whether the entry alerts by all that is known: nothing speaks against its valid number, and somebody is asked."""
+    return is_covered(identity) or (identity.has_route and identity.state is TraceState.UNVERIFIED)
 
 
 def find_habit(confirmed: Sequence[datetime]) -> timedelta | None:

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.announcement import JSON, Rules, authority_channels
-from broker.domain.coverage import Identity, advise, assess_entry, is_covered, is_late
+from broker.domain.coverage import Identity, advise, assess_entry, can_alert, is_covered, is_late
 from broker.domain.decision import Candidate
 from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
@@ -106,6 +106,7 @@ async def _look_at(
         day=CountedDay(
             counted_on=on,
             entries=len(current),
+            can_alert=sum(can_alert(identity) for identity in current.values()),
             covered=sum(is_covered(identity) for identity in current.values()),
             unverified=sum(identity.state is TraceState.UNVERIFIED for identity in current.values()),
         ),

@@ -42,7 +42,10 @@ class CountedDay(msgspec.Struct, frozen=True, kw_only=True):
 
     counted_on: date
     entries: int
+    can_alert: int | None
+    """Nothing that is known speaks against them; None: it was not counted yet on that day."""
     covered: int
+    """... and PDS knows their number as theirs."""
     unverified: int
 
 
@@ -149,7 +152,13 @@ async def load_days(connection: AsyncConnection, authority: str, *, days_max: in
     """The last days that were counted, the oldest first."""
     statement = select(_days).where(_days.c.authority == authority).order_by(_days.c.counted_on.desc()).limit(days_max)
     found = [
-        CountedDay(counted_on=row.counted_on, entries=row.entries, covered=row.covered, unverified=row.unverified)
+        CountedDay(
+            counted_on=row.counted_on,
+            entries=row.entries,
+            can_alert=row.can_alert,
+            covered=row.covered,
+            unverified=row.unverified,
+        )
         for row in await connection.execute(statement)
     ]
     return found[::-1]

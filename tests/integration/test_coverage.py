@@ -43,7 +43,8 @@ async def test_a_list_officer_sees_who_cannot_alert_why_and_what_to_do(pages: Pa
     assert "Casey Tester" in text and "Details differ" in text and "CPR03" in text
     assert "The family name differs." in text
     assert f"{NEW[:3]} {NEW[3:6]} {NEW[6:]}" in text
-    assert "none is configured" in text or "0.0 %" in text
+    assert "<strong>0 of 1</strong> current entries can alert." in text, "the number is known to be another's"
+    assert "Not traced: no Personal Demographics Service is configured" in text and "%" not in text
     assert (LIZ, "coverage.listed") in {(actor, action) for actor, action, _ in await pages.acts(NORTHFOLD)}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from msgspec import structs
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from adapters.exchange import Exchange, ExchangeOptions
 from adapters.pds import PdsOptions, PdsTracer
@@ -21,7 +21,7 @@ from broker.jobs.tracing import Tracing, TracingOptions
 from broker.storage import aliases, audit, coverage, traces
 from broker.storage.child_lists import derive_entry_id
 from broker.storage.coverage import LIST_OFFICERS, StoredItem
-from broker.storage.tables import AuditRow, Delivery, NumberAlias, table
+from broker.storage.tables import AuditRow, Delivery, LoginRow, NumberAlias, table
 from mock_nhs.faults import Faults
 from mock_nhs.journal import read_journal
 from mock_nhs.pds import Pds, PdsRecord
@@ -32,6 +32,7 @@ from schemas.identifiers import NhsNumber, authority_owner
 from schemas.record import PositionOutcome
 from schemas.trace import TraceState
 from tests.factories import make_entry, make_nhs_number
+from tests.integration.test_import_commands import run
 from tests.world import CASEY, World, hl7
 
 NORTHFOLD = authority_owner("706")
@@ -127,7 +128,7 @@ async def test_a_number_that_bears_the_name_and_date_of_birth_is_verified_and_tr
     assert await side.reasons() == []
     async with side.world.database.reading() as connection:
         [day] = await coverage.load_days(connection, "706", days_max=9)
-    assert (day.entries, day.covered, day.unverified) == (1, 1, 0)
+    assert (day.entries, day.can_alert, day.covered, day.unverified) == (1, 1, 1, 0)
 
     assert await side.trace() == 0
     side.world.clock.advance(OPTIONS.verified_again)
@@ -369,16 +370,26 @@ async def test_while_pds_is_away_entries_stay_unverified_say_why_and_everything_
     assert await side.state() is TraceState.VERIFIED
 
 
-async def test_without_a_pds_entries_stay_unverified_and_are_on_the_worklist_after_a_week(world: World) -> None:
-    await world.list_children(CASEY)
+async def test_without_a_pds_nothing_is_traced_entries_with_somebody_to_ask_can_alert_and_nobody_is_alarmed(
+    world: World,
+) -> None:
+    await world.list_children(CASEY, CASEY.replace("L1,", "L2,").replace(OLD, OTHER).replace("W1", "nobody"))
+    async with world.database.writing() as connection:
+        await connection.execute(
+            update(table(LoginRow)).where(table(LoginRow).c.role == "duty_worker").values(disabled_at=world.clock.now())
+        )
     await world.run_jobs()
     world.clock.advance(timedelta(days=8))
     await world.run_jobs()
     async with world.database.reading() as connection:
         items = await coverage.load_items(connection, NORTHFOLD, only_open=True)
         days = await coverage.load_days(connection, "706", days_max=9)
-    assert {item.reason for item in items} == {CoverageReason.UNVERIFIED, CoverageReason.LIST_STALE}
-    assert [(day.entries, day.covered, day.unverified) for day in days] == [(1, 0, 1), (1, 0, 1)]
+    assert {item.reason for item in items} == {CoverageReason.NO_ROUTE, CoverageReason.LIST_STALE}
+    counted = [(day.entries, day.can_alert, day.covered, day.unverified) for day in days]
+    assert counted == [(2, 1, 0, 2), (2, 1, 0, 2)]
+    told = await run(world, "children", "coverage", "--authority", "706")
+    assert "2 entries, 1 can alert, not traced: no Personal Demographics Service is configured" in told.stdout
+    assert "%" not in told.stdout
 
 
 async def test_the_runner_traces_beside_its_other_work_until_it_is_stopped(

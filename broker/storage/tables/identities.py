@@ -80,5 +80,6 @@ class CoverageDay(SQLModel, table=True):
     counted_on: date = Field(sa_column=Column(Date, primary_key=True))
     owner: str = Field(sa_column=owner_column(indexed=False))
     entries: int
+    can_alert: int | None = None
     covered: int
     unverified: int

@@ -1,4 +1,4 @@
-"""why a list cannot land, and since when; indexes that nobody asked, and every entry had to be written to."""
+"""why a list cannot land, how many entries can alert, and indexes less that nobody asked."""
 
 from __future__ import annotations
 
@@ -13,5 +13,6 @@ def upgrade() -> None:
     """Step forward."""
     op.add_column("list_landings", sa.Column("problem", sa.String(), server_default=sa.text("''"), nullable=False))
     op.add_column("list_landings", sa.Column("failed_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("coverage_days", sa.Column("can_alert", sa.Integer(), nullable=True))
     for table in ("entry_blocks", "entry_traces", "jobs"):
         op.drop_index(op.f(f"ix_{table}_owner"), table_name=table)
