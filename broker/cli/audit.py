@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -11,9 +11,15 @@ from broker.cli.work import run
 from broker.exits import EXIT_NOT_WELL
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from broker.settings import Settings
     from broker.storage.database import Database
     from broker.storage.ledger import AlertLedger, NoticeLedger, TopicLedger
+
+
+_OF_INCIDENTS: Final = {"alerted": "told to a school or an officer"}
+"""A position has the same outcome whatever it holds; an incident alerts nobody, it leads to notices."""
 
 
 def show_ledger(as_json: JsonOption = False) -> None:
@@ -53,19 +59,25 @@ def verify_audit(as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_NOT_WELL)
 
 
-def _print_ledger(topic: TopicLedger, alerts: AlertLedger) -> None:
+def _print_offered(topic: TopicLedger, what: str, title: str, words: Mapping[str, str]) -> None:
     from rich.table import Table
 
-    shown = Table("messages", "count", title="Every message the log offered")
+    shown = Table(what, "count", title=title)
     shown.add_row("offered", str(topic.offered))
     shown.add_row("= waiting", str(topic.waiting))
     for outcome, count in topic.outcomes.items():
-        shown.add_row(f"+ {outcome.replace('_', ' ')}", str(count))
+        shown.add_row(f"+ {words.get(outcome, outcome.replace('_', ' '))}", str(count))
     for reason, count in topic.reasons.items():
         shown.add_row(f"    ignored: {reason.replace('_', ' ')}", str(count))
     if topic.skipped:
         shown.add_row("+ offsets without a message", str(topic.skipped))
     console.print(shown)
+
+
+def _print_ledger(topic: TopicLedger, alerts: AlertLedger) -> None:
+    from rich.table import Table
+
+    _print_offered(topic, "messages", "Every message the log offered", {})
     told = Table("alerts", "count", title="Every alert that was raised")
     told.add_row("raised", str(alerts.raised))
     told.add_row("= acknowledged by a person", str(alerts.acknowledged))
@@ -77,12 +89,7 @@ def _print_ledger(topic: TopicLedger, alerts: AlertLedger) -> None:
 def _print_encompass(incidents: TopicLedger, notices: NoticeLedger) -> None:
     from rich.table import Table
 
-    shown = Table("incidents", "count", title="Every police incident the log offered")
-    shown.add_row("offered", str(incidents.offered))
-    shown.add_row("= waiting", str(incidents.waiting))
-    for outcome, count in incidents.outcomes.items():
-        shown.add_row(f"+ {outcome.replace('_', ' ')}", str(count))
-    console.print(shown)
+    _print_offered(incidents, "incidents", "Every police incident the log offered", _OF_INCIDENTS)
     told = Table("notices", "count", title="Every notice that was planned")
     told.add_row("planned", str(notices.planned))
     told.add_row("= held", str(notices.held))

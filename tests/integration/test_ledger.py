@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import pytest
 from sqlalchemy import text
 
+from broker.cli import audit
+from broker.cli.screen import console
 from broker.storage import handled, ledger
 from broker.storage.handled import Place
 from broker.storage.ledger import TopicLedger
@@ -102,3 +104,20 @@ async def test_one_partition_that_is_read_again_after_a_gap_balances_beside_anot
         await handled.take_partition(connection, GROUP, PARTITION, again, known=known, now=busy.clock.now())
     counted = await count(busy, extent(4) | {other: PartitionExtent(log_id=LOG_ID, first=0, end=5)})
     assert (counted.offered, counted.waiting, counted.balances) == (4 + 4 + 5, 4 + 1, True)
+
+
+def test_of_an_incident_the_ledger_says_told_and_never_alerted() -> None:
+    topic = TopicLedger(
+        topic="police-incidents",
+        offered=3,
+        waiting=0,
+        skipped=0,
+        outcomes={"alerted": 2, "ignored": 1},
+        reasons={"repeated": 1},
+    )
+    notices = ledger.NoticeLedger(planned=2, held=0, waiting=0, sent=1, acknowledged=1, withdrawn=0, unattended=0)
+    with console.capture() as shown:
+        audit._print_encompass(topic, notices)
+    words = " ".join(shown.get().split())
+    assert "+ told to a school or an officer │ 2" in words and "ignored: repeated │ 1" in words
+    assert "alerted" not in words
