@@ -155,6 +155,9 @@ class JobRunner:
             await self._pause()
 
     async def _run_look_backs(self) -> int:
+        async with self._database.reading() as connection:
+            if not await jobs.find_due(connection, [jobs.LOOK_BACK], self._clock.now()):
+                return 0
         async with self._database.writing() as connection:
             await jobs.set_barriers(connection, self._clock.now())
         async with self._database.writing() as connection:
@@ -201,6 +204,9 @@ class JobRunner:
 
     async def _count_coverage(self) -> int:
         now = self._clock.now()
+        async with self._database.reading() as connection:
+            if self._has_seeded and not await jobs.find_due(connection, [COVERAGE], now):
+                return 0
         async with self._database.writing() as connection:
             if not self._has_seeded:
                 # Lists that were loaded before anybody counted them.
@@ -221,9 +227,13 @@ class JobRunner:
             HeldUpload: self._options.hold_limit,
             ListDifference: self._options.difference_limit,
         }
+        async with self._database.reading() as connection:
+            overdue = await deadlines.find_overdue(connection, now)
+        if not overdue:
+            return 0
         async with self._database.writing() as connection:
             moved = []
-            for kind in deadlines.HELD_AFTERWARDS:
+            for kind in overdue:
                 moved += await deadlines.hand_over_overdue(
                     connection, kind, now=now, limit=limits.get(kind, self._rules.escalation), rows_max=rows_max
                 )

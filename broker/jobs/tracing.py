@@ -104,6 +104,9 @@ class Tracing:
         now = self._clock.now()
         if self._rests_until is not None and now < self._rests_until:
             return 0
+        async with self._database.reading() as connection:
+            if not await jobs.find_due(connection, [TRACE], now):
+                return 0
         async with self._database.writing() as connection:
             claimed = await jobs.claim_jobs(
                 connection, jobs_max=self._options.jobs_max, lease=self._options.lease, now=now, kind=TRACE

@@ -51,6 +51,17 @@ class Overdue(msgspec.Struct, frozen=True, kw_only=True):
     level: int
 
 
+async def find_overdue(connection: AsyncConnection, now: datetime) -> list[type[SQLModel]]:
+    """The kinds of which something is overdue: who finds none need not write."""
+    found = []
+    for kind in HELD_AFTERWARDS:
+        source = table(kind)
+        first = select(source.c.id).where(source.c.state == "open", source.c.due_by <= now).limit(1)
+        if (await connection.execute(first)).one_or_none() is not None:
+            found.append(kind)
+    return found
+
+
 async def hand_over_overdue(
     connection: AsyncConnection, kind: type[SQLModel], *, now: datetime, limit: timedelta, rows_max: int
 ) -> list[Overdue]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import case, or_, select, text, update
+from sqlalchemy import Select, case, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
@@ -114,19 +114,27 @@ async def set_barriers(connection: AsyncConnection, now: datetime) -> None:
         await connection.execute(_SET_BARRIER, {"now": now})
 
 
-async def claim_jobs(
-    connection: AsyncConnection, *, jobs_max: int, lease: timedelta, now: datetime, kind: str = LOOK_BACK
-) -> list[ClaimedJob]:
-    """Claim jobs of a kind that are due; look-backs only behind their barrier, when all of their list has landed."""
+async def find_due(connection: AsyncConnection, kinds: Sequence[str], now: datetime) -> set[str]:
+    """Of these kinds, those of which there may be something to claim: who finds nothing need not write."""
+    return {kind for kind in kinds if (await connection.execute(_due(kind, now).limit(1))).one_or_none() is not None}
+
+
+def _due(kind: str, now: datetime) -> Select[Any]:
     free = or_(_jobs.c.leased_until.is_(None), _jobs.c.leased_until <= now)
     due = select(_jobs.c.id).where(
         _jobs.c.kind == kind, _jobs.c.state == ItemState.OPEN.value, _jobs.c.due_at <= now, free
     )
-    if kind == LOOK_BACK:
-        # Half a list may have a person under a number that the other half gives to somebody else.
-        due = due.where(_jobs.c.owner.not_in(select(_landings.c.owner)))
-        if connection.dialect.name == "postgresql":
-            due = due.where(_BARRIER_PASSED)
+    # Half a list may have a person under a number that the other half gives to somebody else.
+    return due.where(_jobs.c.owner.not_in(select(_landings.c.owner))) if kind == LOOK_BACK else due
+
+
+async def claim_jobs(
+    connection: AsyncConnection, *, jobs_max: int, lease: timedelta, now: datetime, kind: str = LOOK_BACK
+) -> list[ClaimedJob]:
+    """Claim jobs of a kind that are due; look-backs only behind their barrier, when all of their list has landed."""
+    due = _due(kind, now)
+    if kind == LOOK_BACK and connection.dialect.name == "postgresql":
+        due = due.where(_BARRIER_PASSED)
     due = due.order_by(_jobs.c.due_at, _jobs.c.id).limit(jobs_max).with_for_update(skip_locked=True)
     statement = (
         update(_jobs)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 from structlog.testing import capture_logs
 
 from broker.domain.alerts import DUTY_DESK
@@ -222,3 +223,26 @@ def test_everything_that_can_be_overdue_says_who_holds_it_then() -> None:
     # A notice that nobody has read at the bell becomes a task, which is what somebody holds; what was sent is a record.
     assert {table(model).name for model in deadlines.HELD_AFTERWARDS} == due - {"school_notices", "notice_sendings"}
     assert all(deadlines.HELD_AFTERWARDS.values())
+
+
+async def test_a_round_in_which_nothing_is_due_writes_nothing(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    idle = runner(world)
+    for _ in range(3):
+        await idle.run_once()
+    begun: list[str] = []
+    writer = world.database._writer.sync_engine
+    on_statement = partial(note_write, begun)
+    event.listen(writer, "before_cursor_execute", on_statement)
+    await idle.run_once()
+    assert begun == []
+    world.clock.advance(world.rules.escalation + timedelta(seconds=1))
+    await idle.run_once()
+    event.remove(writer, "before_cursor_execute", on_statement)
+    assert any("UPDATE alerts" in each for each in begun), "what is due is done"
+
+
+def note_write(begun: list[str], _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    if not statement.startswith("SELECT") or "FOR UPDATE" in statement:
+        begun.append(statement)

@@ -129,7 +129,7 @@ class Job(SQLModel, table=True):
     """Work for later, claimed like a lane."""
 
     __tablename__: ClassVar[Any] = "jobs"
-    __table_args__ = (one_of("state", ItemState),)
+    __table_args__ = (one_of("state", ItemState), Index("ix_jobs_kind_state_due_at", "kind", "state", "due_at"))
     id: str = Field(primary_key=True)
     owner: str = Field(sa_column=owner_column(indexed=False))
     kind: str
@@ -137,7 +137,7 @@ class Job(SQLModel, table=True):
     state: str
     barrier: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
     created_at: datetime = Field(sa_column=instant(nullable=False))
-    due_at: datetime = Field(sa_column=instant(nullable=False, index=True))
+    due_at: datetime = Field(sa_column=instant(nullable=False))
     leased_until: datetime | None = Field(default=None, sa_column=instant(nullable=True))
     epoch: int = 0
     done_at: datetime | None = Field(default=None, sa_column=instant(nullable=True))
