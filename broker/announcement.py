@@ -100,6 +100,8 @@ class Occasion(msgspec.Struct, frozen=True, kw_only=True):
     """When and under which directory and rules a decision is announced; one per transaction."""
 
     now: datetime
+    on: date
+    """The London day."""
     directory: Directory
     rules: Rules
     keyring: Keyring
@@ -112,7 +114,9 @@ def open_occasion(keyring: Keyring, directory: Directory, rules: Rules, now: dat
     match_rules = MatchRules(
         windows=rules.windows, quiet_when_ended=frozenset(quiet), review_bits_min=rules.review_bits_min
     )
-    return Occasion(now=now, directory=directory, rules=rules, keyring=keyring, match_rules=match_rules)
+    return Occasion(
+        now=now, on=london_day(now), directory=directory, rules=rules, keyring=keyring, match_rules=match_rules
+    )
 
 
 class Joined(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import msgspec
 from broker.announcement import Announcement, Joined, Occasion, announce, announce_notices, announce_withdrawal
 from broker.domain.alerts import Correction
 from broker.domain.decision import Candidate, Decision, decide
-from broker.domain.visits import is_merge, london_day
+from broker.domain.visits import is_merge
 from broker.storage.alerts import Withdrawal
 from broker.storage.tables import IDENTITY_CORRECTED, VISITS_JOINED
 from broker.storage.visits import Thread
@@ -48,9 +48,11 @@ def follow(
         if told or (thread.replied is ReplyOutcome.MATCH and _number_changed(before.facts, facts)):
             thread.take_answer_back()
             decision = _decide(occasion, thread, candidates, is_new=False)
-    is_late = (is_late or before.is_here) and bool(decision.to_alert)
-    told.append(announce(occasion, thread, facts, decision, late=is_late, correction=correction))
-    told.append(announce_notices(occasion, thread))
+    if not decision.is_silent:
+        is_late = (is_late or before.is_here) and bool(decision.to_alert)
+        told.append(announce(occasion, thread, facts, decision, late=is_late, correction=correction))
+    if thread.alerted:
+        told.append(announce_notices(occasion, thread))
     return decision, told
 
 
@@ -61,7 +63,7 @@ def _decide(occasion: Occasion, thread: Thread, candidates: Sequence[Candidate],
         candidates,
         thread.known(is_new=is_new),
         site=occasion.directory.sites.get(facts.sender),
-        on=london_day(occasion.now),
+        on=occasion.on,
         rules=occasion.match_rules,
     )
 

@@ -145,8 +145,9 @@ class AttendanceConsumer:
         """
         since = now - self._rules.look_back if since is None else since
         understood = [message for message in messages if message.said is not None]
-        patients = {index_patient(self._keyring, one) for message in understood for one in _named_by(message)}
-        await persons.lock_patients(connection, patients)
+        for message in understood:
+            message.patients = tuple(index_patient(self._keyring, one) for one in _named_by(message))
+        await persons.lock_patients(connection, {one for message in understood for one in message.patients})
         told: list[Announcement] = []
         for run in _split_at_merges(understood):
             told += await self._decide_run(connection, run, now, since)
@@ -156,7 +157,7 @@ class AttendanceConsumer:
         self, connection: AsyncConnection, messages: Sequence[ReadMessage], now: datetime, since: datetime
     ) -> list[Announcement]:
         known = await self._load_directory(connection, now)
-        patients = {index_patient(self._keyring, one) for message in messages for one in _named_by(message)}
+        patients = {one for message in messages for one in message.patients}
         kinship = await persons.load_kinship(connection, self._keyring, patients, since)
         news = [message for message in messages if _is_news(message)]
         placed = [each for each in messages if each.visit_id is not None or not is_of_person(_said(each))]
@@ -505,6 +506,8 @@ class _Heard:
         self, occasion: Occasion, message: ReadMessage, concerned: Sequence[Thread], told: list[Announcement]
     ) -> list[tuple[Thread, Before]]:
         """Add a message to the visits that it concerns; returns those to decide anew, as they were before."""
+        if message.former_visit_id is None and not _is_news(message) and not relates(_said(message)):
+            return self._take_up_alone(message)
         said, changed = _said(message), set[str]()
         before = {thread.visit_id: remember(thread) for thread in concerned}
         if _is_news(message):
@@ -527,6 +530,15 @@ class _Heard:
             changed |= {thread.visit_id for thread in standing if self._bring_up_to_date(thread, parts=relates(said))}
         return [(thread, before[thread.visit_id]) for thread in standing if thread.visit_id in changed]
 
+    def _take_up_alone(self, message: ReadMessage) -> list[tuple[Thread, Before]]:
+        """Add a message that speaks of its own visit and of no other, as nearly all do."""
+        if message.visit_id is None:
+            return []
+        thread = self._threads[message.visit_id]
+        before = remember(thread)
+        self._add_to_own(thread, message)
+        return [(thread, before)] if thread.joined_into is None else []
+
     def _find_moved(self, message: ReadMessage) -> tuple[Thread, Thread] | None:
         """The two visits that a message says are one: (the one that stays, the other)."""
         if message.visit_id is None or message.former_visit_id is None:
@@ -545,6 +557,7 @@ class _Heard:
             self._of.setdefault(patient, {})[thread.visit_id] = thread
         if is_first:
             self._bring_up_to_date(thread, parts=False)
+        thread.facts()  # a message that cannot be taken in costs only itself
 
     def _bring_up_to_date(self, thread: Thread, *, parts: bool) -> bool:
         """Take in what is said of the patients of a visit; with ``parts`` let go of what is not. Whether it changed."""
@@ -597,7 +610,7 @@ def _patient_of(message: ReadMessage) -> Patient:
 
 def _is_news(message: ReadMessage) -> bool:
     said = _said(message)
-    return patient_of(said) is not None and (is_of_person(said) or relates(said))
+    return bool(said.local_patient_id) and (is_of_person(said) or relates(said))
 
 
 def _named_by(message: ReadMessage) -> list[Patient]:
@@ -623,7 +636,7 @@ def _split_at_merges(messages: Sequence[ReadMessage]) -> list[list[ReadMessage]]
     return runs
 
 
-_STRENGTH: Final = (PositionOutcome.ALERTED, PositionOutcome.UNDER_REVIEW)
+_STRENGTH: Final = {PositionOutcome.ALERTED: 0, PositionOutcome.UNDER_REVIEW: 1}
 
 
 def _note_outcome(message: ReadMessage, decisions: Sequence[tuple[str, Decision]]) -> None:
@@ -631,8 +644,7 @@ def _note_outcome(message: ReadMessage, decisions: Sequence[tuple[str, Decision]
     if not decisions:
         message.outcome, message.reason = PositionOutcome.IGNORED, "person_without_visit"
         return
-    strengths = {outcome: rank for rank, outcome in enumerate(_STRENGTH)}
-    visit_id, decision = min(decisions, key=lambda pair: strengths.get(pair[1].outcome, len(strengths)))
+    visit_id, decision = min(decisions, key=lambda pair: _STRENGTH.get(pair[1].outcome, len(_STRENGTH)))
     message.visit_id = message.visit_id or visit_id
     message.outcome, message.reason = decision.outcome, decision.reason
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
@@ -25,6 +26,10 @@ PART_BYTES_MAX: Final = 4_000_000
 """Of one message of a batch: a record of the log takes no more, with room for the envelope."""
 
 
+_find_code: Final = lru_cache(maxsize=256)(parse_ods_code)
+"""Few send, and each of their messages says who."""
+
+
 class ReadMessage(msgspec.Struct, kw_only=True):
     """One record, read before the transaction, and what becomes of it."""
 
@@ -33,6 +38,8 @@ class ReadMessage(msgspec.Struct, kw_only=True):
     sender: str
     marker: bytes
     said: Attendance | None = None
+    patients: tuple[bytes, ...] = ()
+    """The blind indexes of the patients whom it names."""
     parts: Sequence[bytes] = ()
     """The messages of an HL7 v2 batch, each to be handled on its own."""
     replaying: Replaying | None = None
@@ -121,7 +128,7 @@ class _Opened(NamedTuple):
     @property
     def source(self) -> str:
         """Who put the record on the log, by its own word; empty when it does not say."""
-        return parse_ods_code(bytes(self.record.headers.get(SOURCE_HEADER, b"")).decode("ascii", "replace")) or ""
+        return _find_code(bytes(self.record.headers.get(SOURCE_HEADER, b"")).decode("ascii", "replace")) or ""
 
 
 def _read_hl7v2(opened: _Opened) -> ReadMessage:
@@ -129,7 +136,7 @@ def _read_hl7v2(opened: _Opened) -> ReadMessage:
         said = read_attendance(opened.body)
     except Exception as error:
         return _read_header_only(opened, error)
-    return _understand(opened, said, parse_ods_code(said.sender) or opened.source)
+    return _understand(opened, said, _find_code(said.sender) or opened.source)
 
 
 def _read_header_only(opened: _Opened, problem: Exception) -> ReadMessage:
@@ -154,7 +161,7 @@ def _read_fhir(opened: _Opened) -> ReadMessage:
 
 def _understand(opened: _Opened, said: Attendance, sender: str) -> ReadMessage:
     message = opened.read(sender, said.control_id)
-    message.said = msgspec.structs.replace(said, sender=sender)
+    message.said = said if said.sender == sender else msgspec.structs.replace(said, sender=sender)
     return message
 
 

@@ -86,6 +86,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     treatment: Treatment = treat_attendance(None)
     """Whether the care setting lets an authority be told."""
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody is told anything, and no list entry matched."""
+        return self.reply is None and not (self.to_alert or self.doubts or self.matched)
+
 
 def decide(
     facts: Attendance,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
+from operator import attrgetter
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -14,7 +15,6 @@ from schemas.attendance import Attendance, Event, NhsNumberProblem
 LONDON: Final = ZoneInfo("Europe/London")
 _AGE_MAX: Final = 130
 """Years. A date of birth that makes anybody older is a slip of the pen: it may be a child's."""
-_UNSAID: Final = (None, ())
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 _NOT_HERE: Final = frozenset(
     {
@@ -57,6 +57,7 @@ _OF_THE_PERSON: Final = (
     "is_deceased",
 )
 _LAST_WORD: Final = tuple(name for name in Attendance.__struct_fields__ if name not in _IDENTITY_OF_THE_MESSAGE)
+_read_last_word: Final = attrgetter(*_LAST_WORD)
 
 
 def fold_visit(messages: Iterable[tuple[bytes, Attendance]]) -> Attendance:
@@ -66,8 +67,7 @@ def fold_visit(messages: Iterable[tuple[bytes, Attendance]]) -> Attendance:
     then by marker, so every order of arrival gives the same visit. An invalid NHS number does not erase a valid one.
     """
     ordered = [message for _, message in sorted(messages, key=message_order)]
-    gone = moved_from(ordered)
-    if gone:
+    if gone := moved_from(ordered):
         ordered = [_without_person(message) if message.local_patient_id in gone else message for message in ordered]
     known = ordered[-1]
     if len(ordered) > 1:
@@ -85,16 +85,19 @@ def _without_person(said: Attendance) -> Attendance:
 
 def _gather_unsaid(ordered: Sequence[Attendance]) -> dict[str, object]:
     """What the latest message leaves unsaid, in the words of those before it."""
-    latest = ordered[-1]
-    wanted = [name for name in _LAST_WORD if getattr(latest, name) in _UNSAID]
+    wanted = [name for name, value in zip(_LAST_WORD, _read_last_word(ordered[-1]), strict=True) if _is_unsaid(value)]
     found: dict[str, object] = {}
     for message in ordered[-2::-1]:
         for name in wanted:
-            if name not in found and (value := getattr(message, name)) not in _UNSAID:
+            if name not in found and not _is_unsaid(value := getattr(message, name)):
                 found[name] = value
         if len(found) == len(wanted):
             break
     return found
+
+
+def _is_unsaid(value: object) -> bool:
+    return value is None or value == ()
 
 
 def _last_problem(ordered: Sequence[Attendance]) -> NhsNumberProblem:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import CompoundSelect, and_, bindparam, delete, func, or_, select, union_all, update
+from sqlalchemy import CompoundSelect, Select, and_, delete, func, or_, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.decision import Candidate
@@ -29,11 +29,9 @@ from schemas.upload import UploadKind
 _uploads, _entries, _blocks, _versions = table(ListUpload), table(ListEntry), table(EntryBlock), table(ListVersion)
 _authorities, _aliases = table(AuthorityRow), table(NumberAlias)
 _is_alive = _entries.c.dead_at.is_(None)
-_WITH_NUMBERS = select(_entries).where(_entries.c.nhs_index.in_(bindparam("indexes", expanding=True)), _is_alive)
-_IN_BLOCKS = (
-    select(_entries, _blocks.c.block)
-    .join(_blocks, _blocks.c.entry_id == _entries.c.id)
-    .where(_blocks.c.block.in_(bindparam("blocks", expanding=True)), _is_alive)
+_OF_CANDIDATE = (
+    *(_entries.c.id, _entries.c.owner, _entries.c.authority, _entries.c.nhs_index),
+    *(_entries.c.sealed, _entries.c.dead_at, _entries.c.is_restricted),
 )
 QUERY_VALUES_MAX = 500
 """Values in one IN list; SQLite and PostgreSQL both take more, plans stay cacheable."""
@@ -297,12 +295,19 @@ async def find_by_nhs_number(
     for part in _parts(sorted(set(indexes))):
         pairs = await find_aliases(connection, keyring, part)
         linked = {index for pair in pairs for index in (pair.old_index, pair.new_index)}
-        for row in await connection.execute(_WITH_NUMBERS, {"indexes": [*part, *(linked - set(part))]}):
+        for row in await connection.execute(
+            _with_numbers(connection.dialect.name), {"indexes": [*part, *(linked - set(part))]}
+        ):
             candidate = _open(keyring, row, pairs)
             own = bytes(row.nhs_index)
             for index in {own, *_linked_with(row, pairs)} & set(part):
                 found.setdefault(index, []).append(candidate)
     return found
+
+
+@cache
+def _with_numbers(dialect_name: str) -> Select[Any]:
+    return select(*_OF_CANDIDATE).where(is_among_given(dialect_name, _entries.c.nhs_index, "indexes"), _is_alive)
 
 
 async def find_listed(
@@ -324,24 +329,15 @@ def open_listed(keyring: Keyring, rows: Iterable[Any]) -> dict[bytes, list[Candi
 @cache
 def select_listed(dialect_name: str) -> CompoundSelect[Any]:
     """The entries of ``indexes`` and of the numbers linked with them."""
-    columns = (
-        _entries.c.id,
-        _entries.c.owner,
-        _entries.c.authority,
-        _entries.c.nhs_index,
-        _entries.c.sealed,
-        _entries.c.dead_at,
-        _entries.c.is_restricted,
-    )
     asked = [
-        select(_entries.c.nhs_index.label("asked"), *columns).where(
+        select(_entries.c.nhs_index.label("asked"), *_OF_CANDIDATE).where(
             is_among_given(dialect_name, _entries.c.nhs_index, "indexes"), _is_alive
         )
     ]
     for one, other in ((_aliases.c.old_index, _aliases.c.new_index), (_aliases.c.new_index, _aliases.c.old_index)):
         linked = and_(_entries.c.nhs_index == other, _entries.c.owner == _aliases.c.owner)
         asked.append(
-            select(one.label("asked"), *columns)
+            select(one.label("asked"), *_OF_CANDIDATE)
             .join_from(_aliases, _entries, linked)
             .where(is_among_given(dialect_name, one, "indexes"), _aliases.c.undone_at.is_(None), _is_alive)
         )
@@ -354,9 +350,18 @@ async def find_by_block(
     """Entries by keyed block."""
     found: dict[bytes, list[Candidate]] = {}
     for part in _parts(sorted(set(blocks))):
-        for row in await connection.execute(_IN_BLOCKS, {"blocks": part}):
+        for row in await connection.execute(_in_blocks(connection.dialect.name), {"blocks": part}):
             found.setdefault(bytes(row.block), []).append(_open(keyring, row))
     return found
+
+
+@cache
+def _in_blocks(dialect_name: str) -> Select[Any]:
+    return (
+        select(*_OF_CANDIDATE, _blocks.c.block)
+        .join(_blocks, _blocks.c.entry_id == _entries.c.id)
+        .where(is_among_given(dialect_name, _blocks.c.block, "blocks"), _is_alive)
+    )
 
 
 async def find_candidates(connection: AsyncConnection, keyring: Keyring, facts: Attendance) -> list[Candidate]:

@@ -11,9 +11,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Dialect, LargeBinary, Table, any_, bindparam, literal
+import msgspec
+from sqlalchemy import ColumnElement, Dialect, LargeBinary, String, Table, TypeDecorator, any_, bindparam, literal, text
+from sqlalchemy import column as sql_column
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.keyring import INDEX_BYTES
 
 SQLITE_VALUES_MAX: Final = 30_000
 """Bound values of one statement; SQLite's own limit is 32,766."""
@@ -30,11 +34,49 @@ def is_among(connection: AsyncConnection, column: ColumnElement[Any], values: Co
 def is_among_given(dialect: str, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     """As ``is_among``, for a statement that is built once: its values are given under ``name`` when it is executed.
 
-    Building a statement takes SQLAlchemy three times as long as executing one that it has seen before.
+    Building a statement takes SQLAlchemy three times as long as executing one that it has seen before. SQLite takes
+    all values as one, texts as JSON and blind indexes one behind the other: a list of any length is the same statement.
     """
     if dialect == "postgresql":
         return column == any_(bindparam(name, type_=ARRAY(column.type)))
-    return column.in_(bindparam(name, expanding=True))
+    if isinstance(column.type, LargeBinary):
+        taken_apart = text(_INDEXES_TAKEN_APART.format(name=name, size=INDEX_BYTES))
+        given = taken_apart.bindparams(bindparam(name, type_=_Indexes))
+    else:
+        given = text(_TEXTS_TAKEN_APART.format(name=name)).bindparams(bindparam(name, type_=_Texts))
+    return column.in_(given.columns(sql_column("value", column.type)))
+
+
+_TEXTS_TAKEN_APART: Final = "SELECT value FROM json_each(:{name})"
+_INDEXES_TAKEN_APART: Final = (
+    "WITH RECURSIVE part(start) AS"
+    " (SELECT 1 UNION ALL SELECT start + {size} FROM part WHERE start + {size} <= length(:{name}))"
+    " SELECT substr(:{name}, start, {size}) FROM part"
+)
+
+
+class _Indexes(TypeDecorator[Collection[bytes]]):
+    """Blind indexes, all of one length, as one value."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Collection[bytes] | None, dialect: Dialect) -> bytes:
+        """One behind the other."""
+        indexes = value or ()
+        assert all(len(index) == INDEX_BYTES for index in indexes), "not blind indexes"
+        return b"".join(indexes)
+
+
+class _Texts(TypeDecorator[Collection[str]]):
+    """Texts as one value."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: Collection[str] | None, dialect: Dialect) -> str:
+        """A JSON array."""
+        return msgspec.json.encode(list(value or ())).decode()
 
 
 async def insert_rows(
@@ -222,8 +264,8 @@ def _plan_update(
 
 
 def _binders(dialect: Dialect, table: Table, names: tuple[str, ...]) -> tuple[Callable[[Any], Any] | None, ...]:
+    """What has to be made of each value first. Both drivers take bytes as they are."""
     return tuple(
-        # SQLite takes bytes as they are; SQLAlchemy would wrap each value.
         None if isinstance(type_, LargeBinary) else type_.dialect_impl(dialect).bind_processor(dialect)
         for type_ in (table.c[name].type for name in names)
     )

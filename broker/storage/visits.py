@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Select, bindparam, case, delete, exists, func, or_, select, tuple_, update
+from sqlalchemy import Select, Update, bindparam, case, delete, exists, func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.course import Quiet, VisitState, begins_anew, is_after, says_present, visit_state
@@ -127,8 +127,8 @@ class Thread(msgspec.Struct, kw_only=True):
             return is_after(said, self.closed_at)
         return self.is_here and begins_anew(said, self.closed_at, self.registers_by)
 
-    def add(self, marker: bytes, said: Attendance) -> Attendance:
-        """Add a message, or replace what was read of it before; returns the visit as it is now known."""
+    def add(self, marker: bytes, said: Attendance) -> None:
+        """Add a message, or replace what was read of it before."""
         former = dict(self.messages).get(marker) if self.messages else None
         if former is None:
             self.messages.append((marker, said))
@@ -137,7 +137,6 @@ class Thread(msgspec.Struct, kw_only=True):
             self.replaced.setdefault(marker, former)
             self._put(marker, said)
         self.folded = None
-        return self.facts()
 
     @property
     def is_here(self) -> bool:
@@ -339,6 +338,8 @@ class _Reads(NamedTuple):
     messages: Select[Any]
     alerts: Select[Any]
     reviews: Select[Any]
+    standing: Select[Any]
+    by_patients: Select[Any]
 
 
 @lru_cache
@@ -354,6 +355,14 @@ def _reads(dialect: str) -> _Reads:
         messages=messages.where(is_among_given(dialect, _messages.c.visit_id, "ids")),
         alerts=alerts.where(is_among_given(dialect, _alerts.c.visit_id, "ids")),
         reviews=reviews.where(is_among_given(dialect, _reviews.c.visit_id, "ids"), stands),
+        standing=select(_visits.c.id, _visits.c.joined_into)
+        .where(is_among_given(dialect, _visits.c.id, "ids"))
+        .order_by(_visits.c.opened_at, _visits.c.id),
+        by_patients=select(_visits.c.id).where(
+            is_among_given(dialect, _visits.c.patient_index, "ids"),
+            _visits.c.heard_at >= bindparam("since"),
+            _visits.c.joined_into.is_(None),
+        ),
     )
 
 
@@ -429,22 +438,15 @@ async def find_by_patients(connection: AsyncConnection, patient_indexes: Iterabl
     wanted = sorted(set(patient_indexes))
     if not wanted:
         return []
-    statement = select(_visits.c.id).where(
-        is_among(connection, _visits.c.patient_index, wanted),
-        _visits.c.heard_at >= since,
-        _visits.c.joined_into.is_(None),
-    )
-    return sorted((await connection.execute(statement)).scalars())
+    statement = _reads(connection.dialect.name).by_patients
+    return sorted((await connection.execute(statement, {"ids": wanted, "since": since})).scalars())
 
 
 async def find_standing(connection: AsyncConnection, visit_ids: Iterable[str]) -> dict[str, str]:
     """Of these visits those that were heard of, oldest first, and the visit that each one is now."""
-    statement = (
-        select(_visits.c.id, _visits.c.joined_into)
-        .where(is_among(connection, _visits.c.id, sorted(set(visit_ids))))
-        .order_by(_visits.c.opened_at, _visits.c.id)
-    )
-    return {row.id: row.joined_into or row.id for row in await connection.execute(statement)}
+    wanted = {"ids": sorted(set(visit_ids))}
+    standing = await connection.execute(_reads(connection.dialect.name).standing, wanted)
+    return {row.id: row.joined_into or row.id for row in standing}
 
 
 async def load_said(
@@ -549,10 +551,14 @@ async def _write_blocks(connection: AsyncConnection, keyring: Keyring, threads: 
 async def _note_heard(connection: AsyncConnection, visit_ids: Sequence[str], now: datetime) -> None:
     """A visit that had come to rest is under way again, unless another has begun under its number."""
     if visit_ids:
-        closed = case((_visits.c.continued_as.is_(None), None), else_=_visits.c.closed_at)
-        await connection.execute(
-            update(_visits).where(is_among(connection, _visits.c.id, visit_ids)).values(heard_at=now, closed_at=closed)
-        )
+        await connection.execute(_heard(connection.dialect.name), {"ids": visit_ids, "now": now})
+
+
+@lru_cache
+def _heard(dialect: str) -> Update:
+    closed = case((_visits.c.continued_as.is_(None), None), else_=_visits.c.closed_at)
+    among = is_among_given(dialect, _visits.c.id, "ids")
+    return update(_visits).where(among).values(heard_at=bindparam("now"), closed_at=closed)
 
 
 async def close_quiet(connection: AsyncConnection, quiet: Quiet, *, now: datetime, rows_max: int) -> int:

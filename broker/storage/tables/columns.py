@@ -50,7 +50,13 @@ def _write_instant(value: datetime | None) -> str | None:
     if value is None:
         return None
     assert value.tzinfo is not None, "naive instant"
-    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    return _write_utc(value.astimezone(UTC))
+
+
+@lru_cache(maxsize=64)
+def _write_utc(value: datetime) -> str:
+    """Most instants of a batch are the one at which it is handled."""
+    return value.replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def table(model: type[SQLModel]) -> Table:
