@@ -48,6 +48,8 @@ class Kinship:
 
     def reach(self, patients: Iterable[Patient]) -> set[Patient]:
         """The patients themselves, and whoever they were merged into."""
+        if not self._merges:
+            return {*patients}
         found, waiting = set[Patient](), [*patients]
         while waiting:
             if (patient := waiting.pop()) not in found:
@@ -57,6 +59,8 @@ class Kinship:
 
     def family(self, patient: Patient) -> set[Patient]:
         """Everybody whom merges that stand connect with a patient."""
+        if not self._merges:
+            return {patient}
         found, waiting = set[Patient](), [patient]
         while waiting:
             if (one := waiting.pop()) not in found:
@@ -71,6 +75,8 @@ class Kinship:
 
     def news_of(self, patients: Iterable[Patient]) -> dict[bytes, Attendance]:
         """What was said of the patients and of whoever they were merged into. A merge that was undone says nothing."""
+        if not self._said:
+            return {}
         reached = self.reach(patients)
         markers = {marker for one in reached for marker in self._of.get(one, ())}
         return {marker: self._said[marker] for marker in markers if self._stands(marker)}

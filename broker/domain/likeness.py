@@ -158,7 +158,7 @@ def compare_described(one: Described, other: Described) -> Likeness:
     names = _see_names(one.names, other.names)
     born = _see_birth_dates(one.birth_date, other.birth_date)
     postcode = _see_postcodes(one.postcode, other.postcode)
-    reasons = [_weigh(sight) for sight in (*names, born, postcode, _see_sexes(one.sex, other.sex)) if sight]
+    reasons = [_REASONS[sight] for sight in (*names, born, postcode, _see_sexes(one.sex, other.sex)) if sight]
     return Likeness(
         weight=round(sum(reason.weight for reason in reasons), 1),
         reasons_for=_sort(reason for reason in reasons if reason.weight >= 0),
@@ -167,9 +167,10 @@ def compare_described(one: Described, other: Described) -> Likeness:
     )
 
 
-def _weigh(sight: Sight) -> Reason:
-    field = _FIELDS[sight.name.partition("_")[0]]
-    return Reason(field=field, wording=sight.value, weight=WEIGHTS[sight].weight)
+_REASONS: Final = {
+    sight: Reason(field=_FIELDS[sight.name.partition("_")[0]], wording=sight.value, weight=shares.weight)
+    for sight, shares in WEIGHTS.items()
+}
 
 
 def _sort(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
@@ -205,7 +206,7 @@ def _see_name(one: tuple[str, str], other: tuple[str, str]) -> list[tuple[Sight,
 
 
 def _sum(sights: Iterable[Sight]) -> float:
-    return sum(WEIGHTS[sight].weight for sight in sights)
+    return sum(_REASONS[sight].weight for sight in sights)
 
 
 def _see_surnames(one: str, other: str) -> Sight:

@@ -85,19 +85,16 @@ def _without_person(said: Attendance) -> Attendance:
 
 def _gather_unsaid(ordered: Sequence[Attendance]) -> dict[str, object]:
     """What the latest message leaves unsaid, in the words of those before it."""
-    wanted = [name for name, value in zip(_LAST_WORD, _read_last_word(ordered[-1]), strict=True) if _is_unsaid(value)]
+    said = zip(_LAST_WORD, _read_last_word(ordered[-1]), strict=True)
+    wanted = [name for name, value in said if value is None or value == ()]
     found: dict[str, object] = {}
     for message in ordered[-2::-1]:
         for name in wanted:
-            if name not in found and not _is_unsaid(value := getattr(message, name)):
+            if name not in found and (value := getattr(message, name)) is not None and value != ():
                 found[name] = value
         if len(found) == len(wanted):
             break
     return found
-
-
-def _is_unsaid(value: object) -> bool:
-    return value is None or value == ()
 
 
 def _last_problem(ordered: Sequence[Attendance]) -> NhsNumberProblem:
