@@ -70,6 +70,7 @@ class WebPart:
 async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
     """The pages, and the doors of HTTP in front of them."""
     database, log_, keyring = open_database(settings), open_log(settings), load_keyring(settings)
+    incidents = IncidentIntake(log_, settings.name_on_log(topics.INCIDENTS), keyring, SystemClock())
     pages = create_app(
         database=database,
         keyring=keyring,
@@ -77,6 +78,7 @@ async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
         settings=settings,
         rules=rules_of(settings),
         notice_rules=notice_rules_of(settings),
+        incidents=incidents,
         status=lambda: read_status(settings, database),
     )
     senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
@@ -89,7 +91,6 @@ async def open_part(settings: Settings) -> AsyncIterator[WebPart]:
         requests_max=settings.fhir_requests_max,
     )
     forces = Senders(settings.data_dir / FORCES_SNAPSHOT_NAME, keyring)
-    incidents = IncidentIntake(log_, settings.name_on_log(topics.INCIDENTS), keyring, SystemClock())
     doors = join_doors(create_doors(intake, senders, limits), pages, reads, PATHS)
     app = join_list_door(
         create_list_door(pages.state.pages, pages.state.password_check),

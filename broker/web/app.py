@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.announcement import Rules
+from broker.incident_intake import IncidentIntake
 from broker.keyring import Keyring
 from broker.notices import NoticeRules
 from broker.nudges import NudgeRules
@@ -84,6 +85,7 @@ _ROUTES: Final[tuple[tuple[str, str, Callable[..., Any]], ...]] = (
     ("POST", "/school/notices/{notice_id}/not-our-pupil", school.refuse_pupil),
     ("POST", "/school/notices/{notice_id}/record", school.write_record),
     ("GET", "/force", force.show_force),
+    ("POST", "/force/incidents", force.upload_incidents),
     ("POST", "/force/tasks/{task_id}/release", force.release_incident),
     ("POST", "/force/tasks/{task_id}/place", force.place_child),
     ("POST", "/force/incidents/{incident_id}/suppress", force.suppress_incident),
@@ -136,6 +138,7 @@ def create_app(
     rules: Rules,
     limits: PageLimits | None = None,
     notice_rules: NoticeRules | None = None,
+    incidents: IncidentIntake | None = None,
 ) -> FastAPI:
     """The pages. Raises RuntimeError when a route has no access rule, or a rule no route.
 
@@ -154,6 +157,7 @@ def create_app(
         settings=settings,
         rules=rules,
         notice_rules=notice_rules or NoticeRules(nudges=NudgeRules(page=f"{settings.public_url}/school")),
+        incidents=incidents,
         limits=limits,
         templates=surroundings.load_templates(static_files),
         static_files=static_files,
@@ -170,7 +174,10 @@ def create_app(
         Guard,
         headers=_HEADERS if settings.is_development else {**_HEADERS, **_TLS_ONLY},
         body_bytes_max=settings.http_body_bytes_max,
-        upload_bytes_max=settings.list_upload_bytes_max + FORM_BYTES_MAX,
+        file_bytes_max={
+            auth.LIST_PATH: settings.list_upload_bytes_max + FORM_BYTES_MAX,
+            auth.INCIDENTS_PATH: settings.fhir_bundle_bytes_max + FORM_BYTES_MAX,
+        },
         program_answered_s=limits.program_answered_s,
     )
     return app
@@ -188,13 +195,13 @@ class Guard:
         *,
         headers: Mapping[str, str],
         body_bytes_max: int,
-        upload_bytes_max: int,
+        file_bytes_max: Mapping[str, int],
         program_answered_s: float,
     ) -> None:
         self._app = app
         self._headers = headers
         self._body_bytes_max = body_bytes_max
-        self._upload_bytes_max = upload_bytes_max
+        self._file_bytes_max = file_bytes_max
         self._program_answered_s = program_answered_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,7 +222,7 @@ class Guard:
 
         request = Request(scope, receive)
         try:
-            bytes_max = self._upload_bytes_max if request.url.path == auth.UPLOAD_PATH else self._body_bytes_max
+            bytes_max = self._file_bytes_max.get(request.url.path, self._body_bytes_max)
             if _declared_length(request) > bytes_max:
                 await _draw_error(request, 413)(scope, receive, send_guarded)
                 return

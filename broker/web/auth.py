@@ -119,6 +119,7 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/school/notices/{notice_id}/not-our-pupil"): _SAFEGUARDING_LEADS,
     ("POST", "/school/notices/{notice_id}/record"): _SAFEGUARDING_LEADS,
     ("GET", "/force"): _COORDINATORS,
+    ("POST", "/force/incidents"): _COORDINATORS,
     ("POST", "/force/tasks/{task_id}/release"): _COORDINATORS,
     ("POST", "/force/tasks/{task_id}/place"): _COORDINATORS,
     ("POST", "/force/incidents/{incident_id}/suppress"): _COORDINATORS,
@@ -142,8 +143,10 @@ ACCESS: Final[Mapping[tuple[str, str], Rule]] = {
 }
 """Who may ask for what, by method and path of the route."""
 
-UPLOAD_PATH: Final = "/lists"
-"""The one form that has a file."""
+LIST_PATH: Final = "/lists"
+INCIDENTS_PATH: Final = "/force/incidents"
+FILE_PATHS: Final = frozenset({LIST_PATH, INCIDENTS_PATH})
+"""The forms that have a file."""
 
 PROGRAMS: Final = frozenset({"/_status", "/metrics"})
 """Routes that a program may ask with an operator's login by HTTP basic. They only read."""
@@ -231,9 +234,9 @@ def is_automatic(request: Request) -> bool:
 
 
 async def read_form(request: Request) -> FormData:
-    """The form that was sent; read once. Only the form of lists may have a file, which stays in memory."""
+    """The form that was sent; read once. Only few forms may have a file, which stays in memory."""
     limits = pages_of(request).limits
-    is_upload = request.scope["route"].path == UPLOAD_PATH
+    is_upload = request.scope["route"].path in FILE_PATHS
     if not is_upload or not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return await request.form(max_files=0, max_fields=limits.form_fields_max)
     form: FormData | None = getattr(request.state, "form", None)

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Final
 
 import msgspec
 from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
+from broker.incident_intake import NOT_DURABLE, IncidentFileAnswer
 from broker.notices import replan
 from broker.storage import audit, incidents
 from broker.storage.audit import Act
 from broker.storage.incidents import HUB_KINDS, Found, StoredIncident, StoredNotice, StoredTask
 from broker.storage.tables import ItemState
+from broker.telemetry import LogEvent, log
 from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.pages import Pages, pages_of
 from broker.web.sign_in import HOMES
-from schemas.directory import Person, Role
+from schemas.directory import Person, Role, Sender
 from schemas.encompass import NoticeState, SuppressionReason, TaskKind
 from schemas.identifiers import parse_school_urn
 
@@ -60,6 +64,35 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
 
 async def show_force(request: Request) -> Response:
     """What waits for the coordinator, and who has not read, with the clock."""
+    return await _draw_force(request, None)
+
+
+async def upload_incidents(request: Request) -> Response:
+    """Take the CSV file that a force exports; the answer names every row that was not taken, and how to mend it.
+
+    It goes the way of the door for incidents: appended to the log, and planned when the consumer reads it.
+    """
+    pages, person = pages_of(request), signed_in_of(request).person
+    form = await read_form(request)
+    try:
+        sent = form.get("file")
+        if not isinstance(sent, UploadFile) or pages.incidents is None:
+            raise HTTPException(400)
+        file = await sent.read()
+    finally:
+        await form.close()
+    now, code = pages.clock.now(), person.owner.removeprefix("force:")
+    async with pages.database.writing() as connection:
+        act = _act(person, "incidents.imported", sha256(file).hexdigest())
+        await audit.record_acts(connection, [act], now)
+    sender = Sender(code=code, credential_digest=b"")
+    answer = await pages.incidents.accept_file(file, sender, dry_run=bool(field_of(form, "dry_run")))
+    if answer.status == NOT_DURABLE:
+        log(LogEvent.MESSAGE_NOT_DURABLE, sender=code)
+    return await _draw_force(request, answer, is_trial=bool(field_of(form, "dry_run")))
+
+
+async def _draw_force(request: Request, answer: IncidentFileAnswer | None, *, is_trial: bool = False) -> Response:
     pages, person = pages_of(request), signed_in_of(request).person
     now, rows_max = pages.clock.now(), pages.limits.rows_max
     async with pages.database.writing() as connection:
@@ -75,6 +108,11 @@ async def show_force(request: Request) -> Response:
     return pages.render(
         request,
         "force.html",
+        answer=answer,
+        is_trial=is_trial,
+        is_durable=answer is None or answer.status != NOT_DURABLE,
+        takes_files=pages.incidents is not None,
+        refused=answer.refused[:rows_max] if answer is not None else (),
         tasks=[TaskRow(stored=each, is_urgent=each.due_by <= now or each.level > 0) for each in tasks],
         rows=[row for row in rows if row.stored.state is not NoticeState.WITHDRAWN],
         reasons=[reason.value for reason in SuppressionReason],

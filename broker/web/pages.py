@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from broker.announcement import Rules
+from broker.incident_intake import IncidentIntake
 from broker.keyring import Keyring
 from broker.notices import NoticeRules
 from broker.ports import Clock
@@ -72,6 +73,8 @@ class Pages:
     """How people are told of what is decided on a page."""
     notice_rules: NoticeRules
     """How schools are told of what is decided on a page."""
+    incidents: IncidentIntake | None
+    """Where a coordinator's file goes; None: the page has no form for it."""
     limits: PageLimits
     templates: Environment
     static_files: Mapping[str, StaticFile]

@@ -64,6 +64,7 @@ async def open_served(url: str, directory: Path) -> AsyncIterator[Served]:
             settings=settings,
             status=ask_status,
             rules=world.rules,
+            incidents=encompass.intake,
         )
         await encompass.receive(half_term())
         await encompass.run_jobs()

@@ -12,13 +12,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, ViewportSize
+from playwright.async_api import Browser, FilePayload, Page, ViewportSize
 from sqlalchemy import select
 
 from broker.storage.tables import NoticeRow, table
+from broker.topics import INCIDENTS
 from schemas.encompass import NoticeState, TaskKind
 from tests.encompass import Encompass, at_school, child, half_term
 from tests.integration.test_encompass_pages import ALEX, CORA, DEMO, Served, open_served
+from tests.integration.test_incident_files import BAD, JORDAN, OTHERS, SIDNEY, file_of
 from tests.integration.test_officers_monday import enter
 from tests.integration.test_referrals import HUB_PEOPLE, PUPILS, TRAINED, Hub, coded
 
@@ -169,6 +171,22 @@ async def test_a_coordinator_sees_who_has_not_read_releases_and_suppresses(
         await enter(row.get_by_role("button", name="Suppress"))
         assert "Mill Lane" not in await page.locator("main").inner_text()
         await assert_readable(page, "/force")
+        # The file that the force exports: what is in order is kept, every other row is named with how to mend it.
+        for trial, kept in ((True, 0), (False, 1)):
+            file: FilePayload = {
+                "name": "export.csv",
+                "mimeType": "text/csv",
+                "buffer": file_of(JORDAN, SIDNEY, BAD, OTHERS),
+            }
+            await page.get_by_label("CSV file that your system exports").set_input_files(file)
+            await page.get_by_label("Only check the file").set_checked(trial)
+            await enter(page.get_by_role("button", name="Send the file"))
+            assert sum(extent.end for extent in (await encompass.log.extents(INCIDENTS)).values()) == kept
+            text = await page.locator("main").inner_text()
+            assert ("nothing was kept" in text) is trial and "Rows to mend: 2." in text
+            assert "Row 4" in await page.get_by_role("row").filter(has_text="birth_date").inner_text()
+            assert "Morgan" not in text and "5 April" not in text
+            await assert_readable(page, "/force/incidents")
     async with encompass.world.database.reading() as connection:
         rows = table(NoticeRow).c
         found = await connection.execute(select(rows.state).where(rows.urn == "900001"))
