@@ -589,6 +589,8 @@ async def _settle_tasks(planner: _Planner, notices: Mapping[SchoolUrn, StoredNot
             continue
         if task.kind is TaskKind.CONTRADICTION or task.kind is TaskKind.DISCLOSED:
             continue  # only a person can see to these
+        if task.kind is TaskKind.TAKEN_BACK and incident.suppressed_by is None:
+            continue  # nor is this answered by anything but a withdrawal
         if task.kind is _RUNG and task.urn is not None:
             notice = notices.get(task.urn)
             if notice is not None and notice.state is NoticeState.SENT:

@@ -543,3 +543,5 @@ class TaskKind(StrEnum):
     """A contact has the surname of an adult of the incident."""
     DISCLOSED = "disclosed"
     """Somebody who is excluded now had been told of an earlier version."""
+    TAKEN_BACK = "taken_back"
+    """The department has taken back the attendance that the hub released: say whether the notice stands."""

@@ -16,6 +16,7 @@ from broker.jobs.look_back import look_back
 from broker.jobs.missed import find_missed
 from broker.jobs.notices import tell_schools
 from broker.jobs.nudges import nudge_people
+from broker.jobs.referrals import ask_about_taken_back
 from broker.jobs.retention import RetentionRules, drop_incidents, drop_replies, reduce_visits, trim_log
 from broker.jobs.tracing import Tracing
 from broker.keyring import Keyring
@@ -52,6 +53,12 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     forget_every: timedelta = timedelta(minutes=10)
     closed_max: int = 2000
     close_every: timedelta = timedelta(minutes=10)
+    released_max: int = 200
+    released_watched: timedelta = timedelta(days=7)
+    """How long after its release an attendance is looked at again."""
+    ask_every: timedelta = timedelta(seconds=60)
+    taken_back_limit: timedelta = timedelta(hours=1)
+    """How long the hub has to say whether a notice stands."""
     nudges_max: int = 500
     nudge_every: timedelta = timedelta(seconds=5)
     incidents_max: int = 50
@@ -99,6 +106,7 @@ class JobRunner:
         self._forgot_at: datetime | None = None
         self._closed_at: datetime | None = None
         self._nudged_at: datetime | None = None
+        self._asked_at: datetime | None = None
         self.alive_at = self.worked_at = time.monotonic()
         """When the part last looked for work, and when it last could (monotonic seconds)."""
 
@@ -125,6 +133,7 @@ class JobRunner:
         works = (
             ("overdue", self._hand_over_overdue),
             ("encompass_due", self._tell_schools),
+            ("taken_back", self._ask_about_taken_back),
             ("nudges", self._nudge_people),
             ("look_backs", self._run_look_backs),
             ("blocks", self._block_anew),
@@ -182,6 +191,21 @@ class JobRunner:
             return 0
         return await tell_schools(
             self._database, self._keyring, self._notices, self._clock.now(), incidents_max=self._options.incidents_max
+        )
+
+    async def _ask_about_taken_back(self) -> int:
+        """What a hub released and the department has taken back. Looked for once in a while."""
+        now = self._clock.now()
+        if self._asked_at is not None and now - self._asked_at < self._options.ask_every:
+            return 0
+        self._asked_at = now
+        return await ask_about_taken_back(
+            self._database,
+            self._keyring,
+            now,
+            released_since=now - self._options.released_watched,
+            limit=self._options.taken_back_limit,
+            rows_max=self._options.released_max,
         )
 
     async def _nudge_people(self) -> int:

@@ -43,6 +43,7 @@ _incidents, _versions, _notices = table(Incident), table(IncidentVersion), table
 _tasks, _records = table(EncompassTask), table(SchoolRecord)
 HUB_KINDS: Final = frozenset(
     {TaskKind.LOOK_UP, TaskKind.RELEASE, TaskKind.CONTRADICTION, TaskKind.CONFLICT, TaskKind.DISCLOSED}
+    | {TaskKind.TAKEN_BACK}
 )
 """What whoever answers for an incident decides: a force's coordinator, or of an attendance an authority's hub. The
 other kinds are an authority's officer's, who learns nothing of the attendance."""
@@ -292,6 +293,29 @@ async def release_referral(
         "release_sealed": keyring.seal(reason.encode(), about=f"release/{incident.id}"),
     }
     await connection.execute(update(_incidents).where(_incidents.c.id == incident.id).values(values))
+
+
+async def list_released_referrals(
+    connection: AsyncConnection, keyring: Keyring, released_since: datetime, *, rows_max: int
+) -> list[StoredIncident]:
+    """Attendances that a hub let a school know of, not withdrawn, about which it was not asked again; newest first."""
+    is_asked = (
+        select(_tasks.c.id)
+        .where(_tasks.c.incident_id == _incidents.c.id, _tasks.c.kind == TaskKind.TAKEN_BACK.value)
+        .exists()
+    )
+    statement = (
+        select(_incidents)
+        .where(
+            _incidents.c.referral_sealed.is_not(None),
+            _incidents.c.released_at >= released_since,
+            _incidents.c.suppressed_by.is_(None),
+            ~is_asked,
+        )
+        .order_by(_incidents.c.released_at.desc(), _incidents.c.id)
+        .limit(rows_max)
+    )
+    return [read_incident_row(keyring, row) for row in await connection.execute(statement)]
 
 
 async def find_incidents(

@@ -57,15 +57,18 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_unread(connection: AsyncConnection, *, rows_max: int) -> list[Unread]:
-    """What was not told yet, of each kind what is urgent and then what is due first."""
+    """What was not told yet, of each kind what is urgent and then what is due first.
+
+    Doubts and tasks move up by the quarter of an hour, too: of these the first step is told, and no further one.
+    """
     is_urgent_task = or_(_tasks.c.kind.not_in([kind.value for kind in _NOT_FOR_THE_NIGHT]), _tasks.c.level > 0)
     is_of_hub = _tasks.c.kind.in_([kind.value for kind in HUB_KINDS])
     is_unopened = or_(_alerts.c.opened_at.is_(None), _alerts.c.level > 0)
     found = []
     for statement in (
         _select_unread(_alerts, _alerts.c.role != LOOK_UP_ROLE, rows_max).where(is_unopened),
-        _select_unread(_reviews, _reviews.c.state == "open", rows_max),
-        _select_unread(_tasks, is_urgent_task, rows_max, is_of_hub),
+        _select_unread(_reviews, _reviews.c.state == "open", rows_max).where(_reviews.c.level <= 1),
+        _select_unread(_tasks, is_urgent_task, rows_max, is_of_hub).where(_tasks.c.level <= 1),
     ):
         found += [
             Unread(

@@ -15,11 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
-from broker.domain.course import VisitState, visit_state
-from broker.domain.visits import fold_visit
-from broker.storage import audit, incidents, visits
+from broker.referrals import TakenBack, find_taken_back
+from broker.storage import audit, incidents
 from broker.storage.audit import Act
-from broker.storage.child_lists import find_by_nhs_number, index_nhs_number
+from broker.storage.child_lists import find_by_nhs_number
 from broker.storage.incidents import HUB_KINDS, StoredIncident, StoredNotice
 from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.force import TaskRow, UnreadRow, load_incident, load_task, plan_anew
@@ -43,6 +42,13 @@ GATEWAYS: Final[Mapping[LawfulGateway, str]] = {
     LawfulGateway.COURT_ORDER: "An order of a court",
 }
 """What the form says of each."""
+
+
+_SINCE: Final[Mapping[TakenBack, str]] = {
+    TakenBack.CANCELLED: "The department has cancelled this visit since: it may have been registered in error.",
+    TakenBack.ANOTHER_PERSON: "The department has corrected since who attended: it was another person.",
+}
+_UNCLEAR: Final = "The department had taken this back, and has taken that back too: look at it again."
 
 
 class HeldRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +76,22 @@ class HeldRow(msgspec.Struct, frozen=True, kw_only=True):
         return [DOMESTIC_ABUSE_CODES[code] for code in self.incident.referral.codes]
 
 
+class ReleasedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An attendance that was released, and that the department has taken back since."""
+
+    task: TaskRow
+    incident: StoredIncident
+    schools: tuple[str, ...]
+    """Who was told, or is about to be, and has not acknowledged."""
+    since: str
+
+    @property
+    def child(self) -> IncidentChild:
+        """Of whom it is."""
+        assert isinstance(self.incident.message, PoliceIncident)
+        return self.incident.message.children[0]
+
+
 async def show_hub(request: Request) -> Response:
     """What waits for the hub's decision, the one due first at the top, and which schools have not read."""
     pages, person = pages_of(request), signed_in_of(request).person
@@ -78,7 +100,7 @@ async def show_hub(request: Request) -> Response:
         tasks = await incidents.list_tasks(connection, pages.keyring, person.owner, kinds=HUB_KINDS, rows_max=rows_max)
         known = await incidents.find_incidents(connection, pages.keyring, {task.incident_id for task in tasks})
         restricted = await _find_restricted(connection, pages, known.values())
-        since = {each.id: await _tell_since(connection, pages, each) for each in known.values()}
+        taken_back = {each.id: await find_taken_back(connection, pages.keyring, each) for each in known.values()}
         notices = await incidents.list_force_notices(connection, pages.keyring, person.owner, rows_max=rows_max)
         acts = [_act(person, "referral.read", task.incident_id) for task in tasks if task.kind is TaskKind.RELEASE]
         await audit.record_acts(connection, [_act(person, "hub.listed", person.owner), *acts], now)
@@ -91,13 +113,23 @@ async def show_hub(request: Request) -> Response:
                 task=row,
                 incident=known[row.stored.incident_id],
                 schools=_schools(notices, row.stored.incident_id),
-                since=since[row.stored.incident_id],
+                since=_tell(taken_back[row.stored.incident_id]),
                 is_withheld=row.stored.incident_id in restricted,
             )
             for row in rows
             if row.is_release
         ],
-        tasks=[row for row in rows if not row.is_release],
+        taken_back=[
+            ReleasedRow(
+                task=row,
+                incident=known[row.stored.incident_id],
+                schools=_schools(notices, row.stored.incident_id),
+                since=_tell(taken_back[row.stored.incident_id]) or _UNCLEAR,
+            )
+            for row in rows
+            if row.stored.kind is TaskKind.TAKEN_BACK
+        ],
+        tasks=[row for row in rows if row.stored.kind not in (TaskKind.RELEASE, TaskKind.TAKEN_BACK)],
         rows=[UnreadRow(stored=each, is_urgent=each.due_by <= now) for each in notices if each.hold is None],
         gateways=[(gateway.value, words) for gateway, words in GATEWAYS.items()],
         reasons=[reason.value for reason in SuppressionReason],
@@ -137,18 +169,8 @@ async def _find_restricted(connection: AsyncConnection, pages: Pages, held: Iter
     return frozenset(incident_id for incident_id, index in records.items() if index in restricted)
 
 
-async def _tell_since(connection: AsyncConnection, pages: Pages, held: StoredIncident) -> str:
-    """Whether the department has cancelled the visit, or corrected who came, since it wrote the code."""
-    if held.referral is None:
-        return ""
-    heard = await visits.load_messages(connection, pages.keyring, held.referral.visit)
-    said = [(number.to_bytes(4, "big"), each) for number, (_, each) in enumerate(heard)]
-    if visit_state(said) is VisitState.CANCELLED:
-        return "The department has cancelled this visit since: it may have been registered in error."
-    number = fold_visit(said).nhs_number if said else None
-    if held.referral.record and number and index_nhs_number(pages.keyring, number).hex() != held.referral.record:
-        return "The department has corrected since who attended: it was another person."
-    return ""
+def _tell(taken_back: TakenBack | None) -> str:
+    return _SINCE[taken_back] if taken_back is not None else ""
 
 
 def _schools(notices: list[StoredNotice], incident_id: str) -> tuple[str, ...]:

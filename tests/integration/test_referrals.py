@@ -17,6 +17,7 @@ from broker.consumers.loop import Batch
 from broker.consumers.referral import ReferralConsumer
 from broker.doors import DoorLimits, create_doors, create_incident_door, join_doors, join_incident_door
 from broker.intake import Intake
+from broker.jobs.referrals import ask_about_taken_back
 from broker.proof import Month, report_month
 from broker.senders import Senders
 from broker.storage import handled, outbox
@@ -97,6 +98,18 @@ class Hub:
         batch = Batch(group=REFERRALS_GROUP, partition=partition, log_id=LOG_ID, records=records, expected=self.offset)
         await self.consumer.handle(batch)
         self.offset = batch.next_offset
+
+    async def ask_again(self) -> int:
+        """What the jobs part looks for."""
+        now = self.world.clock.now()
+        return await ask_about_taken_back(
+            self.world.database,
+            self.world.keyring,
+            now,
+            released_since=now - timedelta(days=7),
+            limit=timedelta(hours=1),
+            rows_max=100,
+        )
 
     async def count(self, model: type) -> int:
         async with self.world.database.reading() as connection:
@@ -302,6 +315,41 @@ async def test_the_hub_is_told_what_the_department_has_taken_back_before_it_deci
         shown = (await hal.get("/hub")).text
         assert shown.count("has cancelled this visit since") == 1
         assert shown.count("has corrected since who attended") == 1
+
+
+async def test_what_the_department_takes_back_after_the_release_is_put_before_the_hub_once_to_withdraw_or_to_let_stand(
+    hub: Hub,
+) -> None:
+    await hub.receive(coded(), coded(visit="V2", given="ROWAN", patient="K2"))
+    await hub.world.receive(coded(), hl7(visit="V2", given="ROWAN", patient="K2"))
+    given = {"gateway": "children_act_1989_section_47", "reason": "Strategy meeting agreed."}
+    async with open_doors(hub) as address, signed_in(address, "hal@706.example.org") as hal:
+        for task in [task for task in await hub.encompass.tasks() if task.kind is TaskKind.RELEASE]:
+            await hal.send_form(f"/hub/tasks/{task.id}/release", **given)
+        await hub.encompass.run_jobs()
+        assert [notice.state for notice in await hub.encompass.notices_of("900003")] == [NoticeState.SENT]
+        assert await hub.ask_again() == 0
+        later = datetime(2026, 2, 14, 4, 0)  # noqa: DTZ001 - HL7 v2 writes local time
+        await hub.world.receive(hl7("A11", at=later), hl7("A11", at=later, visit="V2", given="ROWAN", patient="K2"))
+        assert (await hub.ask_again(), await hub.ask_again()) == (2, 0)
+        shown = (await hal.get("/hub")).text
+        assert shown.count("has cancelled this visit since") == 2 and "Hill Top School" in shown
+        for task in [task for task in await hub.encompass.tasks() if task.kind is TaskKind.TAKEN_BACK]:
+            is_told = task.incident_id == (await hub.encompass.notices())["900003"].incident_id
+            path = f"/hub/attendances/{task.incident_id}/keep-back" if is_told else f"/encompass-tasks/{task.id}/settle"
+            assert (await hal.send_form(path, reason="other")).status_code == 303
+        assert "Taken back after your release" not in (await hal.get("/hub")).text
+        assert await hub.ask_again() == 0
+    [notice] = await hub.encompass.notices_of("900003")
+    assert notice.state is NoticeState.WITHDRAWN and notice.telling.withdrawn is not None
+    assert not [task for task in await hub.encompass.tasks() if task.kind is TaskKind.TAKEN_BACK]
+    rows = table(AuditRow).c
+    async with hub.world.database.reading() as connection:
+        found = await connection.execute(select(rows.actor, rows.action, rows.reason))
+        audited = {(row.actor, row.action, row.reason) for row in found}
+    assert ("broker", "taken_back.asked", "cancelled") in audited
+    assert ("hal@706.example.org", "incident.suppressed", "other") in audited
+    assert ("hal@706.example.org", "taken_back.seen_to", "") in audited
 
 
 async def test_nobody_else_learns_from_a_report_that_an_attendance_was_held(hub: Hub) -> None:
