@@ -1,4 +1,4 @@
-"""What questions about people ask of PostgreSQL and leave there: one round trip for each, a hit like a miss (ADR 0062).
+"""What questions about people ask of PostgreSQL and leave there: one round trip for each, a hit like a miss (ADR 0051).
 
 Reading locks nothing. What follows is written in one statement, a transaction of its own, if what it rests on is still
 so; else nothing is, and the caller does it under locks.

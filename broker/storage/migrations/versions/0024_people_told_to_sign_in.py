@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0034"
-down_revision = "0033"
+revision = "0024"
+down_revision = "0023"
 
 CHANNELS = "channel IN ('webhook', 'hl7v2_reply', 'fhir_reply', 'topic', 'email', 'text_message')"
 COLUMNS = "id, channel, owner, contact, next_due_at, leased_by, leased_until, epoch"

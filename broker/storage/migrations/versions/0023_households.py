@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0033"
+revision = "0023"
 down_revision = "0022"
 
 KINDS = "kind IN ('visits', 'sites', 'left_before_treatment', 'sibling_visits')"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0035"
-down_revision = "0034"
+revision = "0026"
+down_revision = "0025"
 
 KINDS = (
     "kind IN ('look_up', 'tell_officer', 'no_route', 'ring_school', 'release', 'contradiction', 'conflict', "
