@@ -19,6 +19,7 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     CompoundSelect,
+    Dialect,
     FromClause,
     LargeBinary,
     String,
@@ -26,7 +27,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     func,
-    literal,
+    literal_column,
     null,
     or_,
     select,
@@ -35,6 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
 from broker.domain.decision import Candidate
@@ -92,7 +94,8 @@ async def load_known(connection: AsyncConnection, keyring: Keyring, asked: Asked
         "counted_since": asked.counted_since,
         "told_since": asked.told_since,
     }
-    rows = await connection.execute(_everything(asked.accesses_max), values)
+    statement, given = _everything(connection.dialect, asked.accesses_max)
+    rows = await connection.exec_driver_sql(statement, tuple({**given, **values}[name] for name in given))
     parts = {part: list(of_part) for part, of_part in groupby(sorted(rows, key=_place), key=lambda row: row.part)}
     return Known(
         found=child_lists.open_listed(keyring, parts.get(_LISTED, ())),
@@ -128,8 +131,14 @@ _LISTED, _HISTORY, _TOLD, _HEADS = range(4)
 
 
 @cache
-def _everything(rows_max: int) -> CompoundSelect[Any]:
-    """Four parts in rows of one form."""
+def _everything(dialect: Dialect, rows_max: int) -> tuple[str, Mapping[str, Any]]:
+    """Four parts in rows of one form; as the driver takes it, with its parameters in their order (see ``rows``)."""
+    compiled = _select_everything(rows_max).compile(dialect=dialect)
+    assert isinstance(compiled, SQLCompiler) and compiled.positiontup is not None
+    return str(compiled), {name: compiled.params[name] for name in compiled.positiontup}
+
+
+def _select_everything(rows_max: int) -> CompoundSelect[Any]:
     listed = child_lists.select_listed(_DIALECT).cte("listed")
     indexes = bindparam("indexes", type_=ARRAY(LargeBinary))
     met = _accesses.c.nhs_index == any_(
@@ -172,7 +181,7 @@ def _as_part(part: int, rows: FromClause) -> Any:
     columns: list[ColumnElement[Any]] = [
         rows.c[name] if name in rows.c else cast(null(), type_).label(name) for name, type_ in _FORM.items()
     ]
-    return select(literal(part, BigInteger, literal_execute=True).label("part"), *columns)
+    return select(literal_column(str(part), BigInteger).label("part"), *columns)
 
 
 def _array_of(column: ColumnElement[Any]) -> ColumnElement[Any]:
