@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from broker.domain.patterns import PatternKind
 from broker.storage import tables
-from broker.storage.database import Database
+from broker.storage.database import POSTGRES_SETTINGS, Database
 from broker.storage.migrations import _config, migrate, schema
 from broker.storage.revision import is_current, newest
 from broker.storage.tables import Owner, StoredOffset, table
@@ -134,6 +134,23 @@ async def test_processes_that_start_together_may_all_migrate(database_url: str) 
     async with asyncio.timeout(60):
         answers = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
     assert [said.decode().strip() for said, _ in answers] == [newest()] * 2
+
+
+async def test_who_waits_for_another_to_migrate_waits_longer_than_for_any_other_lock(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(POSTGRES_SETTINGS, "lock_timeout", "50ms")
+    first, second = Database(postgres_url), Database(postgres_url)
+    try:
+        async with first.writing() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(7215041)"))
+            waiting = asyncio.create_task(migrate(second))
+            done, _ = await asyncio.wait([waiting], timeout=1)
+            assert not done
+        assert await waiting == newest()
+    finally:
+        await first.close()
+        await second.close()
 
 
 async def test_a_step_that_fails_leaves_nothing_half_done(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

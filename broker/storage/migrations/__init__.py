@@ -38,8 +38,10 @@ def _config(connection: Connection | None = None) -> Config:
 
 def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
-        # Two parts that start together must not both create the tables.
+        # Two parts that start together must not both create the tables: the second waits as long as the first takes.
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '10min'")
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7215041)")
+        connection.exec_driver_sql("SET LOCAL lock_timeout TO DEFAULT")
     command.upgrade(_config(connection), "head")
 
 
