@@ -6,6 +6,9 @@ SHELL := /usr/bin/env bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
+# Else each of hundreds of processes would compile the product anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Arguments for cpis-broker demo, such as --once, for the benchmarks, and for pytest, such as tests/unit or --soak.
 ARGS ?=
 PYTEST_ARGS ?=
