@@ -209,7 +209,7 @@ def part_is_ready(system: System, part: str) -> bool:
     return bool(found) and all(is_ready(status, now=time.time(), silent_s=NOT_READY_S) for status in found)
 
 
-async def until_ready(system: System, *parts: str, limit_s: float = 60.0) -> float:
+async def until_ready(system: System, *parts: str, limit_s: float = 100.0) -> float:
     """Wait until all these parts are ready; returns after how many seconds they were."""
     return await until(
         lambda: all(part_is_ready(system, part) for part in parts), limit_s=limit_s, what=f"{parts} ready"
