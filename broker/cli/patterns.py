@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from broker.storage.tables import PatternState
 
 Authority = Annotated[str, typer.Argument(help="ODS code of the authority whose rule it is.")]
-Kind = Annotated[str, typer.Argument(help="visits, sites or left_before_treatment.")]
+Kind = Annotated[str, typer.Argument(help="visits, sites, left_before_treatment or sibling_visits.")]
 Version = Annotated[int, typer.Argument(help="The version, as patterns list shows it.")]
 By = Annotated[str, typer.Option(help="Your name, for the record.")]
 
