@@ -39,6 +39,8 @@ class CoverageReport(msgspec.Struct, frozen=True, kw_only=True):
     is_tracing: bool
     """Whether a Personal Demographics Service is configured."""
     list_confirmed_at: datetime | None
+    refused_rows: int
+    """Of the file that was loaded last: whoever stands in them is not on the list."""
     days: tuple[CountedDay, ...]
     items: tuple[ItemTold, ...]
     is_cut: bool
@@ -50,6 +52,7 @@ async def read_coverage(settings: Settings, database: Database, authority: str) 
     async with database.reading() as connection:
         days = await coverage.load_days(connection, authority, days_max=DAYS_MAX)
         confirmed = await coverage.load_confirmations(connection, authority)
+        refused = await coverage.find_refused(connection, authority)
         items = await coverage.load_items(
             connection, authority_owner(authority), only_open=True, rows_max=ITEMS_MAX + 1
         )
@@ -57,6 +60,7 @@ async def read_coverage(settings: Settings, database: Database, authority: str) 
         authority=authority,
         is_tracing=bool(settings.pds_base_url),
         list_confirmed_at=confirmed[0] if confirmed else None,
+        refused_rows=refused,
         days=tuple(days),
         items=tuple(
             ItemTold(

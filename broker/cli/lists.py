@@ -335,6 +335,10 @@ def show_coverage(
         if confirmed_at
         else "List confirmed: never"
     )
+    if report.refused_rows:
+        console.print(
+            f"Rows of the last file that could not be loaded, and are not counted here: {report.refused_rows}"
+        )
     for day in report.days:
         console.print(f"{day.counted_on}  {_tell_day(day, is_tracing=report.is_tracing)}")
     for item in report.items:

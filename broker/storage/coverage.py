@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.keyring import Keyring
 from broker.storage.database import upsert
 from broker.storage.rows import is_among
-from broker.storage.tables import CoverageDay, CoverageItem, ItemState, ListConfirmation, table
+from broker.storage.tables import CoverageDay, CoverageItem, ItemState, ListConfirmation, ListUpload, table
 from schemas.coverage import CoverageReason
 from schemas.identifiers import authority_owner
 
@@ -21,6 +21,7 @@ LIST_OFFICERS = "list_officers"
 CONFIRMATIONS_MAX = 11
 """Ten intervals tell a habit."""
 _items, _days, _confirmations = table(CoverageItem), table(CoverageDay), table(ListConfirmation)
+_uploads = table(ListUpload)
 
 
 class StoredItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,6 +163,13 @@ async def load_days(connection: AsyncConnection, authority: str, *, days_max: in
         for row in await connection.execute(statement)
     ]
     return found[::-1]
+
+
+async def find_refused(connection: AsyncConnection, authority: str) -> int:
+    """How many rows of the file that was loaded last were refused: whoever stands in them is not on the list."""
+    statement = select(_uploads.c.rows_refused).where(_uploads.c.authority == authority)
+    statement = statement.order_by(_uploads.c.uploaded_at.desc(), _uploads.c.id).limit(1)
+    return (await connection.execute(statement)).scalar_one_or_none() or 0
 
 
 async def note_confirmation(connection: AsyncConnection, authority: str, now: datetime) -> None:

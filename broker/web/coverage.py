@@ -63,6 +63,7 @@ async def show_coverage(request: Request) -> Response:
         rows = await _describe(connection, pages.keyring, shown, now)
         days = await coverage.load_days(connection, authority, days_max=_DAYS_SHOWN)
         confirmed = await coverage.load_confirmations(connection, authority)
+        refused = await coverage.find_refused(connection, authority)
         acts = [_act(person, "coverage.listed", item.entry_id or item.id) for item in shown]
         await audit.record_acts(connection, acts, now)
     return pages.render(
@@ -73,6 +74,7 @@ async def show_coverage(request: Request) -> Response:
         days=days,
         confirmed_at=confirmed[0] if confirmed else None,
         habit=find_habit(confirmed),
+        refused=refused,
         is_tracing=bool(pages.settings.pds_base_url),
     )
 

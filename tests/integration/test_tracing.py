@@ -373,7 +373,8 @@ async def test_while_pds_is_away_entries_stay_unverified_say_why_and_everything_
 async def test_without_a_pds_nothing_is_traced_entries_with_somebody_to_ask_can_alert_and_nobody_is_alarmed(
     world: World,
 ) -> None:
-    await world.list_children(CASEY, CASEY.replace("L1,", "L2,").replace(OLD, OTHER).replace("W1", "nobody"))
+    invalid = CASEY.replace("L1,", "L3,").replace(OLD, "9990000019")
+    await world.list_children(CASEY, CASEY.replace("L1,", "L2,").replace(OLD, OTHER).replace("W1", "nobody"), invalid)
     async with world.database.writing() as connection:
         await connection.execute(
             update(table(LoginRow)).where(table(LoginRow).c.role == "duty_worker").values(disabled_at=world.clock.now())
@@ -388,6 +389,7 @@ async def test_without_a_pds_nothing_is_traced_entries_with_somebody_to_ask_can_
     counted = [(day.entries, day.can_alert, day.covered, day.unverified) for day in days]
     assert counted == [(2, 1, 0, 2), (2, 1, 0, 2)]
     told = await run(world, "children", "coverage", "--authority", "706")
+    assert "could not be loaded, and are not counted here: 1" in told.stdout
     assert "2 entries, 1 can alert, not traced: no Personal Demographics Service is configured" in told.stdout
     assert "%" not in told.stdout
 
