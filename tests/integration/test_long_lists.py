@@ -13,6 +13,7 @@ MEMORY_MIB_MAX = 40
 PROGRAM = """
 import asyncio, json, sys
 from pathlib import Path
+from broker.storage import database as engines
 from broker.clock import SystemClock
 from broker.keyring import Keyring
 from broker.list_upload import upload_children
@@ -27,6 +28,8 @@ def read_peak_kib():
     # Not getrusage: there a child begins with the peak of its parent.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+engines.SQLITE_CACHE_KIB = 2048  # what SQLite keeps of its file does not grow with the list, and hides what does
 
 async def main(place, rows):
     database = Database(f"sqlite+aiosqlite:///{place}/b.sqlite")
