@@ -144,7 +144,7 @@ def test_settling_leads_to_every_state_that_retry_chooses() -> None:
 
 
 def test_every_outcome_of_an_attempt_is_explained() -> None:
-    rows = [row for row in read_rows(STATES, "Deliveries") if len(row) == 6]
+    rows = [row for row in read_rows(STATES, "Deliveries") if len(row) == 7]
     assert [read_code(row[0])[0] for row in rows] == [outcome.value for outcome in OutcomeClass]
 
 
