@@ -127,7 +127,7 @@ class LookBacks:
 
     async def work(self) -> None:
         """Do some of what was claimed before, then claim more; now and then a worker dies."""
-        await self._do([job for job in self._claimed if self._chance.random() < 0.9])
+        await self._do([job for job in self._claimed if self._chance.random() < 0.7])
         self._claimed = []
         if self._chance.random() < 0.5:
             claimed = await self._claim(self._chance.choice([1, 20, 200, 1_000]))

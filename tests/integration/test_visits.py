@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import msgspec
 import pytest
 from sqlalchemy import select
 
@@ -258,97 +257,6 @@ async def test_news_of_a_person_counts_before_and_after_they_come(world: World) 
     early = hl7("A31", visit="", at=after(-30))
     assert await world.receive(early) == [Outcome.IGNORED]
     assert await world.receive(hl7(nhs_number="")) == [Outcome.ALERTED]
-
-
-async def final_state(world: World) -> object:
-    """Everything that stands: of each visit what is known, and of whom is alerted and how they are answered."""
-    columns = table(Visit).c
-    async with world.database.writing() as connection:
-        ids = (await connection.execute(select(columns.id).where(columns.joined_into.is_(None)))).scalars()
-        threads = await visits.load_known_threads(connection, world.keyring, [*ids])
-    known = []
-    for thread in threads.values():
-        facts = thread.facts() if thread.messages else None
-        if facts is not None and thread.is_here:
-            facts = msgspec.structs.replace(facts, control_id="")
-            known.append((repr(facts), thread.state(), sorted(thread.alerted), thread.replied))
-    return sorted(known)
-
-
-def a_day() -> list[bytes]:
-    """A recorded day of one department: registrations, updates, corrections, merges, partings, cancellations."""
-    alma: dict[str, object] = {"nhs_number": "9990000026", "given": "ALMA", "birth_date": datetime(2014, 5, 6)}  # noqa: DTZ001
-    return [
-        # Casey, registered three times, updated, admitted.
-        *(hl7(at=after(number), control_id=f"D{number}") for number in range(3)),
-        *(hl7("A08", at=after(10 + number), complaint=f"fall {number}") for number in range(4)),
-        hl7("A31", visit="", at=after(20)),
-        hl7("A01", at=after(30)),
-        # Somebody unknown who turns out to be Alma, in two steps, and leaves before treatment.
-        hl7(patient="U1", visit="V2", at=after(1), **UNKNOWN),  # type: ignore[arg-type]
-        merge("U2", "U1", at=after(15), **UNKNOWN),
-        merge("K2", "U2", at=after(25), **alma),
-        hl7("A08", patient="K2", visit="V2", at=after(35), **alma),  # type: ignore[arg-type]
-        with_disposition(hl7("A03", patient="K2", visit="V2", at=after(45), **alma), "12"),  # type: ignore[arg-type]
-        # Casey's number by mistake, corrected to Alma's; the visit is cancelled and comes back.
-        hl7(patient="K3", visit="V3", at=after(2)),
-        hl7("A08", patient="K3", visit="V3", at=after(12), **alma),  # type: ignore[arg-type]
-        hl7("A11", patient="K3", visit="V3", at=after(22), **alma),  # type: ignore[arg-type]
-        hl7("A04", patient="K3", visit="V3", at=after(32), **alma),  # type: ignore[arg-type]
-        # Merged into Casey in error.
-        hl7(patient="U4", visit="V4", at=after(3), nhs_number="9990000034", given="SAM"),
-        merge("K12345", "U4", at=after(13)),
-        unmerge("K12345", "U4", at=after(23)),
-        # Discharged, and not after all.
-        hl7(patient="K5", visit="V5", nhs_number="9990000042", given="JO", at=after(4)),
-        hl7("A03", patient="K5", visit="V5", nhs_number="9990000042", given="JO", at=after(14)),
-        hl7("A13", patient="K5", visit="V5", nhs_number="9990000042", given="JO", at=after(24)),
-        # Renumbered.
-        hl7(patient="K6", visit="V6", nhs_number="9990000050", given="LOU", at=after(5)),
-        move("A50", "V6", patient="K6", former="K6", visit="V66", nhs_number="9990000050", given="LOU", at=after(15)),
-        hl7("A08", patient="K6", visit="V66", nhs_number="9990000050", given="LOU", complaint="cut", at=after(25)),
-        # Registered under Casey's record, and moved to Alma's.
-        hl7(visit="V7", at=after(6)),
-        move("A45", "V7", patient="K7", visit="V7", at=after(16), **alma),  # type: ignore[arg-type]
-        hl7("A03", patient="K7", visit="V7", at=after(26), **alma),  # type: ignore[arg-type]
-    ]
-
-
-async def play(directory: Path, messages: Sequence[bytes], sizes: random.Random | None) -> object:
-    """The final state after a day in this order, in batches of random sizes; replayed from the start nothing is new."""
-    directory.mkdir()
-    async with open_world(f"sqlite+aiosqlite:///{directory / 'broker.sqlite'}", directory) as world:
-        await world.list_children(CASEY)
-        await world.list_children(ALMA, authority="707")
-        at = 0
-        while at < len(messages):
-            size = sizes.choice([1, 2, 5, 30]) if sizes is not None else len(messages)
-            await world.receive(*messages[at : at + size])
-            at += size
-        state, sent = await final_state(world), await world.delivery_count()
-        if sizes is None:
-            assert set(await world.receive(*messages)) == {Outcome.IGNORED}
-            assert await world.delivery_count() == sent
-        return state
-
-
-async def _shuffle(directory: Path, count: int, seed: int) -> None:
-    messages = a_day()
-    expected = await play(directory / "in-order", messages, None)
-    chance = random.Random(seed)
-    for number in range(count):
-        shuffled = [*messages, *chance.sample(messages, 5)]
-        chance.shuffle(shuffled)
-        assert await play(directory / str(number), shuffled, chance) == expected, f"shuffle {number} of seed {seed}"
-
-
-async def test_thirty_shuffles_of_a_day_end_in_the_same_state(tmp_path: Path) -> None:
-    await _shuffle(tmp_path, 30, 7)
-
-
-@pytest.mark.soak
-async def test_a_thousand_shuffles_of_a_day_end_in_the_same_state(tmp_path: Path) -> None:
-    await _shuffle(tmp_path, 1000, 77)
 
 
 FEED = {"A08": 0.48, "A31": 0.31, "A04": 0.17}
