@@ -225,6 +225,7 @@ async def upload(world: World, rows: list[str]) -> None:
     assert report.state is UploadState.LOADED
 
 
+@pytest.mark.timeout(600)
 async def test_2_000_interleavings_of_list_and_visit_steps_end_as_a_serial_order(
     world_url: str, tmp_path: Path
 ) -> None:
@@ -238,6 +239,7 @@ async def test_100_interleavings_one_step_at_a_time_end_as_a_serial_order(world_
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(100, 110))
 async def test_20_000_interleavings(world_url: str, tmp_path: Path, seed: int) -> None:
     async with open_world(world_url, tmp_path, inline=True) as world:

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import msgspec
+import pytest
 from sqlalchemy import select
 
 from broker.directory_upload import DirectoryUpload
@@ -184,5 +185,6 @@ async def furnish_departments(world: World, senders: Sequence[Sender]) -> None:
         assert (await world.list_children(*rows, authority=authority)).loaded == len(senders)
 
 
+@pytest.mark.timeout(600)
 async def test_a_thousand_shuffles_of_a_day_end_in_the_same_state(tmp_path: Path) -> None:
     await shuffle(tmp_path, DAYS, 77)
