@@ -10,7 +10,10 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from broker.storage import rows
+from broker.storage.child_lists import select_listed
+from broker.storage.database import Database
 from broker.storage.directory import ensure_owners
+from broker.storage.migrations import migrate
 from broker.storage.rows import Row, Write, insert_new, insert_rows, is_among, update_rows, write_together
 from broker.storage.tables import HandledMarker, Lane, Visit, VisitBlock, table
 from schemas.identifiers import organisation_owner
@@ -120,3 +123,18 @@ async def test_a_row_that_another_transaction_inserts_is_waited_for(world: World
         done, _ = await asyncio.wait({second}, timeout=0.3)
         assert not done
     assert await second == [marker(2)["marker"]]
+
+
+async def test_nobody_is_looked_for_by_going_through_a_whole_list(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    try:
+        await migrate(database)
+        async with database.reading() as connection:
+            statement = str(select_listed("sqlite").compile(dialect=connection.dialect))
+            values = (b"\0" * 16,) * statement.count("?")
+            plan = [step.detail for step in await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
+    finally:
+        await database.close()
+    of_entries = [step for step in plan if "list_entries" in step]
+    assert len(of_entries) == 3
+    assert all(step.startswith("SEARCH") and "(nhs_index=?" in step for step in of_entries), of_entries

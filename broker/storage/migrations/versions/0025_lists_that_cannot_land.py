@@ -19,3 +19,5 @@ def upgrade() -> None:
     op.create_index("ix_jobs_kind_state_due_at", "jobs", ["kind", "state", "due_at"], unique=False)
     for table in ("entry_blocks", "entry_traces", "jobs"):
         op.drop_index(op.f(f"ix_{table}_owner"), table_name=table)
+    op.drop_index(op.f("ix_list_entries_nhs_index"), table_name="list_entries")
+    op.create_index("ix_list_entries_nhs_index_owner", "list_entries", ["nhs_index", "owner"], unique=False)
