@@ -158,7 +158,7 @@ async def measure_independence(installation: Installation, scale: Scale, say: Ca
     database, log_ = bootstrap.open_database(settings), bootstrap.open_log(settings)
     figures: list[Figure] = []
     try:
-        flows = Flows(installation, log_, database, await _furnish(installation, database), 2 * scale.door_s)
+        flows = Flows(installation, log_, database, await _furnish(installation, database), 1.5 * scale.door_s)
         installation.start(*PARTS.values())
         for topic in PARTS:
             await flows.catch_up(topic)
