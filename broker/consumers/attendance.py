@@ -24,7 +24,7 @@ from broker.domain.course import begins_day, choose_visit, goes_on
 from broker.domain.decision import Candidate, Decision
 from broker.domain.kinship import Kinship, Patient, former_of, own_patients, patient_of, relates
 from broker.domain.matching import visitor_blocks
-from broker.domain.visits import is_of_person, london_day, moves_visit, visit_slot
+from broker.domain.visits import is_of_person, london_day, message_order, moves_visit, visit_slot
 from broker.hearing import Before, follow, join_visits, remember
 from broker.keyring import Keyring
 from broker.patterns import name_patterns
@@ -582,7 +582,7 @@ class _Heard:
         for thread in threads:
             if thread.continued_as is not None:
                 continue  # the visit that has begun under its number since is another
-            said = next((heard for _, heard in thread.messages if not is_of_person(heard)), None)
+            said = _find_beginning(thread)
             slot, patient = (visit_slot(said), patient_of(said)) if said is not None else (None, None)
             if slot is not None and patient is not None:
                 groups.setdefault((self.kinship.root(patient), slot), []).append(thread)
@@ -591,6 +591,12 @@ class _Heard:
             into, *others = sorted(group, key=lambda each: (not each.alerted, each.opened_at, each.visit_id))
             pairs += [(into, each) for each in others]
         return pairs
+
+
+def _find_beginning(thread: Thread) -> Attendance | None:
+    """The message of a visit that tells its day: one that goes on without a number may be of the next."""
+    own = [said for _, said in sorted(thread.messages, key=message_order) if not is_of_person(said)]
+    return next((said for said in own if begins_day(said, thread.registers_by)), own[0] if own else None)
 
 
 def _said(message: ReadMessage) -> Attendance:

@@ -403,6 +403,17 @@ async def test_without_a_number_or_a_registration_nothing_says_that_who_is_here_
     ]
 
 
+async def test_a_merge_leaves_apart_who_was_registered_on_the_day_on_which_a_visit_before_ended(world: World) -> None:
+    await world.list_children(CASEY)
+    registered = [hl7(visit="", at=MIDNIGHT + timedelta(hours=hours)) for hours in (12, -1)]
+    ended = [hl7("A08", visit="", at=MIDNIGHT + timedelta(minutes=10 + number)) for number in range(12)]
+    await world.receive(*ended, hl7("A03", visit="", at=MIDNIGHT + timedelta(minutes=40)), registered[1])
+    await world.receive(registered[0])
+    await world.receive(merge("K12345", "U1", at=MIDNIGHT + timedelta(hours=13)))
+    assert sorted((await states_of(world)).values()) == ["here", "left"]
+    assert [each.withdrawn_rule for each in await world.alerts()] == [None, None]
+
+
 async def closed_visits(world: World) -> list[str]:
     """The visits that came to rest."""
     columns = table(Visit).c
