@@ -79,8 +79,8 @@ class Followed(msgspec.Struct, frozen=True, kw_only=True):
     accesses: Sequence[Mapping[str, Any]]
     counted: Mapping[str, NewAccess]
     alerts: Sequence[NewAlert]
-    restricted: Mapping[str, bool]
-    """Of each entry that the alerts rest on, whether it was read as restricted."""
+    resting_on: Collection[Candidate]
+    """The entries that the alerts rest on, as they were read."""
     deliveries: Sequence[NewDelivery]
     acts: Sequence[Act]
     at: datetime
@@ -108,8 +108,8 @@ async def load_known(connection: AsyncConnection, keyring: Keyring, asked: Asked
 async def write_followed(connection: AsyncConnection, keyring: Keyring, heads: Heads, followed: Followed) -> bool:
     """Write all that follows and wake the dispatcher: whether it was done. The connection is ``stating``.
 
-    It is not where a chain has gone on meanwhile or was never begun, an access is there already, the restriction of an
-    entry has changed, or a recipient is new.
+    It is not where a chain has gone on meanwhile or was never begun, an access is there already, an entry was taken
+    back or has another number or restriction, or a recipient is new.
     """
     if {act.owner for act in followed.acts} - heads.keys():
         return False
@@ -122,7 +122,7 @@ async def write_followed(connection: AsyncConnection, keyring: Keyring, heads: H
         *audit.chain_acts(heads, followed.acts, followed.at),
     ]
     try:
-        return await write_if(connection, _guard(heads, followed), writes)
+        return await write_if(connection, _guard(keyring, heads, followed), writes)
     except IntegrityError:
         return False  # somebody kept the same access at this very moment
 
@@ -196,7 +196,8 @@ def _place(row: Any) -> tuple[int, int]:
 # it, so that the database looks at that first.
 _GUARD: Final = """
 entries_held AS MATERIALIZED (
-    SELECT id, is_restricted FROM list_entries WHERE id = ANY($1::varchar[]) ORDER BY id FOR SHARE
+    SELECT id, is_restricted, nhs_index FROM list_entries
+    WHERE id = ANY($1::varchar[]) AND dead_at IS NULL ORDER BY id FOR SHARE
 ), lanes_held AS MATERIALIZED (
     SELECT id FROM lanes
     WHERE id = ANY($3::varchar[]) AND (SELECT count(*) FROM entries_held) >= 0 ORDER BY id FOR UPDATE
@@ -206,8 +207,9 @@ entries_held AS MATERIALIZED (
 ), fits AS MATERIALIZED (
     SELECT (SELECT count(*) FROM heads_held JOIN unnest($4::varchar[], $5::bigint[]) AS read (owner, sequence)
             USING (owner, sequence)) = cardinality($4::varchar[])
-        AND (SELECT count(*) FROM entries_held JOIN unnest($1::varchar[], $2::boolean[]) AS read (id, is_restricted)
-            USING (id, is_restricted)) = cardinality($1::varchar[])
+        AND (SELECT count(*) FROM entries_held
+            JOIN unnest($1::varchar[], $2::boolean[], $8::bytea[]) AS read (id, is_restricted, nhs_index)
+            USING (id, is_restricted, nhs_index)) = cardinality($1::varchar[])
         AND (SELECT count(*) FROM lanes_held) = cardinality($3::varchar[])
         AND NOT EXISTS (SELECT FROM accesses WHERE id = ANY($6::varchar[])) AS ok
 ), lanes_due AS (
@@ -217,15 +219,17 @@ entries_held AS MATERIALIZED (
 _RESULT: Final = f"ok, CASE WHEN ok AND cardinality($3::varchar[]) > 0 THEN pg_notify('{NOTIFY_CHANNEL}', '') END"
 
 
-def _guard(heads: Heads, followed: Followed) -> Guard:
+def _guard(keyring: Keyring, heads: Heads, followed: Followed) -> Guard:
+    entries = {each.entry_id: each for each in followed.resting_on}.values()
     owners = sorted({act.owner for act in followed.acts})
     values = (
-        list(followed.restricted),
-        list(followed.restricted.values()),
+        [each.entry_id for each in entries],
+        [each.is_restricted for each in entries],
         sorted({delivery.lane for delivery in followed.deliveries}),
         owners,
         [heads[owner][0] for owner in owners],
         [row["id"] for row in followed.accesses],
         followed.at,
+        [child_lists.index_nhs_number(keyring, each.entry.nhs_number) for each in entries],
     )
     return Guard(_GUARD, values, _RESULT)

@@ -265,7 +265,7 @@ class LookUps:
                 accesses=rows,
                 counted=counted,
                 alerts=[alert for each in told for alert in each.announcement.alerts],
-                restricted={one.entry_id: one.is_restricted for each in told for one in each.question.found},
+                resting_on=[one for each in told for one in each.question.found],
                 deliveries=[sent for each in told for sent in each.announcement.deliveries],
                 acts=_list_acts(asking, told),
                 at=now,

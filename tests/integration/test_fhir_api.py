@@ -31,7 +31,7 @@ from broker.senders import Senders
 from broker.storage import accesses, alerts, audit, restrictions, tables
 from broker.storage.child_lists import derive_entry_id
 from broker.storage.database import Database
-from broker.storage.tables import ENTRY_CORRECTED, AlertState, AuditRow, Lane, table
+from broker.storage.tables import ENTRY_CORRECTED, AlertState, AuditRow, Lane, ListEntry, table
 from broker.web.fhir_api import PATHS, FhirReads
 from broker.web.look_up import Asker, LookUps, UnknownSite
 from schemas.alert import AlertKind
@@ -549,6 +549,25 @@ async def test_a_restriction_that_is_noted_while_somebody_asks_is_heeded(postgre
         await asked
         raised = await world.alerts()
         assert [each.is_restricted for each in raised] == [True, True]
+
+
+@pytest.mark.parametrize("change", [{"dead_at": datetime(2026, 2, 14, tzinfo=UTC)}, {"nhs_index": bytes(16)}])
+async def test_an_entry_that_is_taken_back_or_corrected_while_somebody_asks_tells_nobody(
+    postgres_url: str, tmp_path: Path, change: dict[str, object]
+) -> None:
+    """The question has read the entry when the list goes on. No look-back is there to withdraw what it would raise."""
+    async with open_world(postgres_url, tmp_path) as world:
+        await world.list_children(CASEY)
+        look_ups = LookUps(world.database, world.keyring, world.clock, world.rules)
+        await ask_for(look_ups, CASEY_NUMBER)
+        async with world.database.writing() as listing:
+            await listing.execute(table(ListEntry).update().values(change))
+            asked = asyncio.create_task(ask_for(look_ups, CASEY_NUMBER, person="another"))
+            async with asyncio.timeout(30):
+                while not await count_waiting_for_locks(world):
+                    assert not asked.done()
+        assert b"CareTeam" not in await asked
+        assert len(await world.alerts()) == 1
 
 
 async def ask_for(look_ups: LookUps, number: str, *, person: str = "p1") -> bytes:
