@@ -301,7 +301,8 @@ def _note_accesses(occasion: Occasion, thread: Thread, facts: Attendance, decisi
     if not is_news or decision.treatment.notice is Notice.SUPPRESSED:
         return []
     site = occasion.directory.sites.get(facts.sender)
-    restricted = {candidate.entry.nhs_number for candidate, _ in decision.matched if candidate.is_restricted}
+    # As with the alert: whoever is restricted under one of their numbers is where they are under the others, too.
+    is_withheld = any(candidate.is_restricted for candidate, _ in decision.matched)
     came_at = facts.arrived_at or facts.event_at or facts.message_at or occasion.now
     author = Author(
         kind=AccessKind.ATTENDED,
@@ -314,7 +315,7 @@ def _note_accesses(occasion: Occasion, thread: Thread, facts: Attendance, decisi
             author=author,
             at=min(came_at, occasion.now),
             is_unscheduled=decision.treatment.is_told,
-            is_withheld=number in restricted,
+            is_withheld=is_withheld,
             visit_id=thread.visit_id,
         )
         for number in dict.fromkeys(candidate.entry.nhs_number for candidate, _ in decision.matched)

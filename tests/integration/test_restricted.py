@@ -18,11 +18,12 @@ from structlog.testing import capture_logs
 
 from broker.consumers.attendance import AttendanceConsumer
 from broker.directory_upload import DirectoryUpload
-from broker.storage import outbox, traces
+from broker.storage import aliases, outbox, restrictions, traces
 from broker.storage.child_lists import derive_entry_id
 from broker.storage.tables import Alert, AuditRow, Delivery, ListEntry, table
 from broker.web.auth import ACCESS, ANONYMOUS
 from schemas.alert import AlertKind
+from schemas.identifiers import NhsNumber
 from schemas.trace import Mismatch, Restricted, TraceField
 from tests.factories import make_entry
 from tests.integration.test_fhir_api import open_api, words_of
@@ -257,6 +258,23 @@ async def test_accesses_made_while_a_restriction_stood_stay_in_the_protected_vie
             assert (PLACE in answer.text) == (code == "RZ9"), "its own accesses a department knows"
             assert ("RZ9" in answer.text) == (code == "RZ9")
     assert find_marks(shown) == []
+
+
+async def test_who_is_restricted_under_one_number_is_withheld_under_the_superseded_one_too(served: Pages) -> None:
+    world, new = served.world, NhsNumber("9990000042")
+    await world.list_children(CASEY.replace("L1,9990000018", f"L8,{new}"), authority="707")
+    async with world.database.writing() as connection:
+        old = NhsNumber("9990000018")
+        await aliases.add_alias(connection, world.keyring, NORTHFOLD, old=old, new=new, now=world.clock.now())
+        entry_id = derive_entry_id(world.keyring, "707", make_entry(local_id="L8"))
+        await restrictions.note_restriction(connection, world.keyring, entry_id, is_restricted=True)
+    await world.receive(at_the_place(nhs_number=new))
+    async with open_api(world) as api:
+        bundle = await api.ask("AuditEvent")
+    assert bundle["total"] >= 1 and PLACE not in str(bundle) and "RZ9" not in str(bundle)
+    async with served.signed_in(DEE) as duty:
+        told = (await duty.send_form("/chronology", nhs_number="9990000018")).text
+    assert find_marks({"chronology": told}) == []
 
 
 async def test_a_restriction_that_is_noted_while_an_alert_is_being_raised_withholds_its_place(
