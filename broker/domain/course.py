@@ -170,9 +170,6 @@ class _Course:
 
     def follow(self, said: Attendance, registers_by: Collection[Event]) -> None:
         self.is_deceased = self.is_deceased if said.is_deceased is None else said.is_deceased
-        if said.disposition is not None:
-            known = _OF_INPATIENTS if said.patient_class == "I" else DISPOSITIONS
-            self.disposition = known.get(said.disposition)
         if said.event in (Event.ADMITTED, Event.MADE_INPATIENT):
             self._admit(said, registers_by)
         elif said.event is Event.TRANSFERRED:
@@ -181,11 +178,16 @@ class _Course:
             _STEPS[said.event](self)
         elif says_present(said, registers_by):
             self._register(again=said.event is Event.REGISTERED)
+        if said.disposition is not None and said.event is not Event.DISCHARGE_CANCELLED:
+            known = _OF_INPATIENTS if said.patient_class == "I" else DISPOSITIONS
+            self.disposition = known.get(said.disposition)
         self.site = said.site or self.site
 
     def _register(self, *, again: bool) -> None:
         is_over = bool(self.steps) and self.steps[-1] is VisitState.LEFT
         has_come = any(step is not VisitState.EXPECTED for step in self.steps)
+        if again and is_over:
+            self.disposition = None  # of the stay before
         if (again and is_over) or (not has_come and (again or not self.is_cancelled)):
             self.steps.append(VisitState.HERE)
 
@@ -206,7 +208,7 @@ class _Course:
         self.steps.append(VisitState.LEFT)
 
     def come_back(self) -> None:
-        """A13: the discharge was none, nor what was said of it."""
+        """A13: the discharge was none, nor what was said of it, which the message may say again."""
         self._take_out(VisitState.LEFT)
         self.disposition = None
         self._register(again=False)
