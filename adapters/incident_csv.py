@@ -19,6 +19,7 @@ from schemas.encompass import PoliceMessage
 
 _REQUIRED: Final = ("incident_id", "force", "version")
 _LOCAL: Final = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?", re.ASCII)
+_INSTANT_ADVICE: Final = "must be like 2026-11-21 22:40, London time, or with its offset, 2026-11-21T22:40:00Z"
 _PLACE: Final = re.compile(r"(children|excluded_recipients|adults)\[(\d+)\]\.?(.*)")
 _COLUMNS: Final = {"urn": "urn", "name": "school_name", "source": "school_source"}
 _OWN_COLUMNS: Final = {"reason": "withdrawn_reason", "children": "child_id", "suppress": "suppress_scope"}
@@ -282,12 +283,14 @@ def _given(**said: object) -> Content:
 def _instant(fields: Fields, name: str) -> str:
     """An instant with its offset, or a local time of Europe/London that comes exactly once."""
     text = fields.required(name)
-    if not _LOCAL.fullmatch(text):
-        return text
     try:
         local = datetime.fromisoformat(text)
     except ValueError:
+        raise FieldProblem(name, _INSTANT_ADVICE) from None
+    if local.tzinfo is not None:
         return text
+    if not _LOCAL.fullmatch(text):
+        raise FieldProblem(name, _INSTANT_ADVICE)
     early, late = (local.replace(tzinfo=LONDON, fold=fold) for fold in (0, 1))
     if early.utcoffset() != late.utcoffset():
         raise FieldProblem(name, "falls into the hour in which the clocks change: write the offset, like +01:00")

@@ -83,7 +83,7 @@ class Evening(msgspec.Struct, frozen=True, kw_only=True):
 
     def tell(self, sentence: str) -> None:
         """Something that happened."""
-        self.console.print(Padding(sentence, (0, 0, 0, 4)))
+        self.console.print(Padding(sentence, (0, 0, 0, 4)), soft_wrap=False)  # else the line is cut at the edge
         time.sleep(self.pause_s / 4)
 
     def wish(self, do: str, **facts: Any) -> str:

@@ -344,6 +344,9 @@ def show_coverage(
     for item in report.items:
         code = f" ({item.record_code})" if item.record_code else ""
         console.print(f"  {item.reason.value.replace('_', ' ')}{code}: {item.age_days} days, with {item.held_by}")
+    if not report.days:
+        console.print("Not counted yet: the jobs part counts after every change, while cpis-broker serve runs")
+        return
     console.print(f"{len(report.items)} to be mended" + (", the oldest shown" if report.is_cut else ""))
 
 
@@ -352,5 +355,6 @@ def _tell_day(day: CountedDay, *, is_tracing: bool) -> str:
     counted = f"{day.entries} entries, {able} can alert"
     if not is_tracing:
         return f"{counted}, not traced: no Personal Demographics Service is configured (CPIS_PDS_BASE_URL)"
-    percent = f"{100 * day.covered / day.entries:.1f} %" if day.entries else "-"
+    tenths = 1000 * day.covered // day.entries if day.entries else 0  # rounded down: 100 % means every one
+    percent = f"{tenths / 10} %" if day.entries else "-"
     return f"{counted}, {percent} known to, {day.unverified} not checked"

@@ -62,3 +62,4 @@ async def play(pair: Pair, tmp_path: Path) -> None:
     places = [text.find(chapter) for chapter in CHAPTERS]
     assert -1 not in places and places == sorted(places), text
     assert "The ledger balances: nothing was lost." in text
+    assert "list. Social care is told." in " ".join(text.split()), "sentences are not cut at the terminal's edge"

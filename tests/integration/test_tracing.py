@@ -375,6 +375,8 @@ async def test_without_a_pds_nothing_is_traced_entries_with_somebody_to_ask_can_
 ) -> None:
     invalid = CASEY.replace("L1,", "L3,").replace(OLD, "9990000019")
     await world.list_children(CASEY, CASEY.replace("L1,", "L2,").replace(OLD, OTHER).replace("W1", "nobody"), invalid)
+    told = await run(world, "children", "coverage", "--authority", "706")
+    assert "Not counted yet" in told.stdout and "to be mended" not in told.stdout
     async with world.database.writing() as connection:
         await connection.execute(
             update(table(LoginRow)).where(table(LoginRow).c.role == "duty_worker").values(disabled_at=world.clock.now())

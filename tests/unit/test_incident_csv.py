@@ -84,6 +84,12 @@ def test_local_times_are_londons_and_the_hour_that_comes_twice_needs_its_offset(
     assert only(ROW | {"occurred_at": "2026-10-25T01:30:00+01:00"}).occurred_at.hour in (0, 1)
 
 
+def test_an_instant_that_cannot_be_read_is_answered_in_the_form_the_file_may_have() -> None:
+    [(_, problem)] = read(ROW | {"occurred_at": "21/11/2026 22:40"})
+    assert isinstance(problem, RowProblem)
+    assert problem.advice.startswith("must be like 2026-11-21 22:40, London time,")
+
+
 def test_a_bad_row_costs_its_whole_incident_and_no_other() -> None:
     excluding = ROW | {"child_id": "C2", "excluded_name": "Jane Carter", "excluded_reason": "Sister"}
     found = problems(ROW, excluding, OTHER)
@@ -111,6 +117,8 @@ def test_a_row_of_nobody_knows_which_incident_costs_those_beside_it() -> None:
         ({"version": "2"}, "change"),
         ({"occurred_at": ""}, "occurred_at"),
         ({"occurred_at": "21/11/2026"}, "occurred_at"),
+        ({"occurred_at": "2026-12-24"}, "occurred_at"),
+        ({"occurred_at": "2026-11-21T22:40Z0"}, "occurred_at"),
         ({"birth_date": "02/03/2016"}, "birth_date"),
         ({"child_id": ""}, "child_id"),
         ({"urn": "9001"}, "urn"),
