@@ -243,7 +243,8 @@ async def read_form(request: Request) -> FormData:
     if form is None:
         parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=limits.form_fields_max)
         # Nothing that can be read goes to a disk.
-        parser.spool_max_size = pages_of(request).settings.list_upload_bytes_max
+        settings = pages_of(request).settings
+        parser.spool_max_size = max(settings.list_upload_bytes_max, settings.fhir_bundle_bytes_max)
         try:
             form = await parser.parse()
         except MultiPartException:

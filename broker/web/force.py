@@ -82,14 +82,16 @@ async def upload_incidents(request: Request) -> Response:
     finally:
         await form.close()
     now, code = pages.clock.now(), person.owner.removeprefix("force:")
-    async with pages.database.writing() as connection:
-        act = _act(person, "incidents.imported", sha256(file).hexdigest())
-        await audit.record_acts(connection, [act], now)
+    is_trial = bool(field_of(form, "dry_run"))
+    if not is_trial:
+        async with pages.database.writing() as connection:
+            act = _act(person, "incidents.imported", sha256(file).hexdigest())
+            await audit.record_acts(connection, [act], now)
     sender = Sender(code=code, credential_digest=b"")
-    answer = await pages.incidents.accept_file(file, sender, dry_run=bool(field_of(form, "dry_run")))
+    answer = await pages.incidents.accept_file(file, sender, dry_run=is_trial)
     if answer.status == NOT_DURABLE:
         log(LogEvent.MESSAGE_NOT_DURABLE, sender=code)
-    return await _draw_force(request, answer, is_trial=bool(field_of(form, "dry_run")))
+    return await _draw_force(request, answer, is_trial=is_trial)
 
 
 async def _draw_force(request: Request, answer: IncidentFileAnswer | None, *, is_trial: bool = False) -> Response:

@@ -8,22 +8,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import select
 
 from broker.doors import DoorLimits, create_doors, create_incident_door, join_doors, join_incident_door
 from broker.intake import Intake
 from broker.senders import Senders
+from broker.storage.tables import AuditRow, table
 from broker.topics import INCIDENTS
 from broker.web.app import create_app
 from broker.web.operations import Status, compose_status
 from schemas.encompass import NoticeState, TaskKind
 from tests.encompass import Encompass, at_school, child, half_term, open_encompass
 from tests.factories import make_settings, serve_app
+from tests.integration.test_incident_files import JORDAN, OTHERS, file_of
 from tests.pages import READY, Client
 
 DEE = "dee@706.example.org"
@@ -48,11 +52,11 @@ class Served:
 
 
 @asynccontextmanager
-async def open_served(url: str, directory: Path) -> AsyncIterator[Served]:
+async def open_served(url: str, directory: Path, **changes: int) -> AsyncIterator[Served]:
     """The pages, with the Saturday of half-term sent."""
     async with open_encompass(url, directory) as encompass:
         world = encompass.world
-        settings = make_settings(directory)
+        settings = make_settings(directory, **changes)
 
         async def ask_status() -> Status:
             return await compose_status(world.database, READY)
@@ -183,6 +187,34 @@ async def test_what_the_coordinator_suppresses_is_taken_back(served: Served) -> 
     assert {each.state for each in (await served.encompass.notices()).values()} == {NoticeState.WITHDRAWN}
     async with served.signed_in(ALEX) as deputy:
         assert "Jordan" not in (await deputy.get("/school")).text
+
+
+async def test_a_file_of_incidents_stays_in_memory_and_a_trial_is_not_on_record_as_an_import(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rolled: list[object] = []
+
+    def roll(file: object) -> None:
+        rolled.append(file)
+
+    monkeypatch.setattr(SpooledTemporaryFile, "rollover", roll)
+    path, file = "/force/incidents", file_of(JORDAN, OTHERS, *["," * 40] * 60)
+    async with open_served(sqlite_url, tmp_path, list_upload_bytes_max=1024) as served:
+        async with served.signed_in(CORA) as coordinator:
+            token = {"form_token": coordinator.form_token}
+            assert (await coordinator.post(path, files={"file": ("e.csv", file)})).status_code == 400
+            assert (await coordinator.post(path, data=token | {"file": "text"})).status_code == 400
+            for trial, kept in (({"dry_run": "yes"}, 0), ({}, 1)):
+                answer = await coordinator.post(path, data=token | trial, files={"file": ("e.csv", file)})
+                assert answer.status_code == 200 and "Robin" not in answer.text
+                rows = table(AuditRow).c
+                async with served.encompass.world.database.reading() as connection:
+                    imported = select(rows.actor).where(rows.action == "incidents.imported")
+                    assert list((await connection.execute(imported)).scalars()) == [CORA] * kept
+        async with served.signed_in(ALEX) as lead:
+            refused = await lead.post(path, data={"form_token": lead.form_token}, files={"file": ("e.csv", file)})
+            assert refused.status_code in (403, 404)
+    assert rolled == []
 
 
 async def test_a_held_incident_waits_for_its_release(served: Served) -> None:
