@@ -7,8 +7,8 @@ days on which the office is open, once, and only when something new waits.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from datetime import date, datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,11 +24,14 @@ from broker.storage.database import Database
 from broker.storage.logins import Reachable
 from broker.storage.nudges import Told, Unread
 from broker.storage.outbox import NewDelivery
+from schemas.delivery import ChannelName
 from schemas.directory import Role
 from schemas.encompass import SchoolNoticeNudge
 from schemas.identifiers import OwnerId, authority_of
 
 _AUTHORITY = "authority:"
+_SHARED_WITHIN = timedelta(minutes=15)
+"""For so long what comes to a person goes with a message that waits; an older one may be given up before long."""
 
 
 async def nudge_people(
@@ -62,7 +65,8 @@ async def nudge_people(
         people: dict[str, list[Reachable]] = defaultdict(list)
         for each in await logins.load_reachable(connection, keyring, {item.owner for item in unread} | set(lists)):
             people[each.owner].append(each)
-        told, deliveries = _compose(keyring, rules, unread, people)
+        waiting = await nudges.find_waiting(connection, people.keys(), PERSON_NUDGE_TYPE, now - _SHARED_WITHIN)
+        told, deliveries = _compose(keyring, rules, unread, people, waiting)
         for owner in lists:
             deliveries += _compose_for_lists(keyring, rules, OwnerId(owner), people[owner], now)
             await nudges.note_list_officers_told(connection, owner, now)
@@ -113,9 +117,13 @@ def _find_holders(unread: Unread, people: Sequence[Reachable]) -> list[Reachable
 
 
 def _compose(
-    keyring: Keyring, rules: NudgeRules, unread: Sequence[Unread], people: dict[str, list[Reachable]]
+    keyring: Keyring,
+    rules: NudgeRules,
+    unread: Sequence[Unread],
+    people: dict[str, list[Reachable]],
+    waiting: Mapping[tuple[str, ChannelName], str],
 ) -> tuple[list[Told], list[NewDelivery]]:
-    """One message for each person, whatever they are told of at this moment."""
+    """One message for each person, whatever they are told of at this moment; none where one still waits to be sent."""
     items: dict[str, list[Unread]] = defaultdict(list)
     holders: dict[str, Reachable] = {}
     told, deliveries = [], []
@@ -128,9 +136,10 @@ def _compose(
     for login, person in sorted(holders.items()):
         first = items[login][0]
         key = keyring.derive_id("person-nudge", login, first.item, str(first.level))
-        sent = _compose_for(keyring, rules, person, key)
-        deliveries += sent
-        told += [Told(unread=each, delivery=one.id) for each in items[login] for one in sent]
+        composed = _compose_for(keyring, rules, person, key)
+        deliveries += [each for each in composed if (login, each.channel) not in waiting]
+        ids = [waiting.get((login, each.channel), each.id) for each in composed]
+        told += [Told(unread=each, delivery=delivery_id) for each in items[login] for delivery_id in ids]
     return told, deliveries
 
 

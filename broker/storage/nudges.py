@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,17 +15,20 @@ from broker.storage.alerts import LOOK_UP_ROLE
 from broker.storage.coverage import LIST_OFFICERS
 from broker.storage.database import upsert
 from broker.storage.incidents import HUB_KINDS
-from broker.storage.rows import insert_rows
+from broker.storage.rows import insert_rows, is_among
 from broker.storage.tables import (
     Alert,
     CoverageItem,
+    Delivery,
     EncompassTask,
     HeldUpload,
+    Lane,
     ListDifference,
     Nudge,
     Review,
     table,
 )
+from schemas.delivery import ChannelName, DeliveryState
 from schemas.encompass import TaskKind
 
 _nudges, _alerts, _reviews, _tasks = table(Nudge), table(Alert), table(Review), table(EncompassTask)
@@ -127,6 +130,27 @@ async def find_list_work(connection: AsyncConnection) -> dict[str, tuple[datetim
         .group_by(waiting.c.owner, told.c.nudged_at)
     )
     return {row.owner: (row.opened_at, row.nudged_at) for row in await connection.execute(statement)}
+
+
+async def find_waiting(
+    connection: AsyncConnection, owners: Collection[str], event_type: str, since: datetime
+) -> dict[tuple[str, ChannelName], str]:
+    """By login of these owners and channel: a message written since an instant that nobody has tried to send yet."""
+    lanes, deliveries = table(Lane), table(Delivery)
+    statement = (
+        select(lanes.c.contact, lanes.c.channel, func.min(deliveries.c.id).label("id"))
+        .join_from(lanes, deliveries, deliveries.c.lane == lanes.c.id)
+        .where(
+            is_among(connection, lanes.c.owner, sorted(owners)),
+            lanes.c.contact.is_not(None),
+            deliveries.c.state == DeliveryState.WAITING.value,
+            deliveries.c.attempts == 0,
+            deliveries.c.event_type == event_type,
+            deliveries.c.created_at > since,
+        )
+        .group_by(lanes.c.contact, lanes.c.channel)
+    )
+    return {(row.contact, ChannelName(row.channel)): row.id for row in await connection.execute(statement)}
 
 
 async def note_told(connection: AsyncConnection, told: Sequence[Told], now: datetime) -> None:

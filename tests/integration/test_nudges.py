@@ -288,6 +288,31 @@ async def test_whoever_holds_an_alert_is_told_once_and_once_more_when_it_moves_u
     assert await nudge(encompass) == 0
 
 
+async def test_while_a_channel_is_away_what_comes_to_one_person_goes_with_the_message_that_waits(
+    encompass: Encompass,
+) -> None:
+    world = encompass.world
+    assert not (await encompass.upload("workers", PEOPLE_TO_TELL)).refused
+    await world.list_children(CASEY)
+    for number in range(3):
+        await world.receive(hl7(visit=f"V{number}"))
+        assert await nudge(encompass) == 1
+    assert await nudged(encompass) == ["email ash", "text_message ash"]
+    others = (await world.alerts())[:-1]
+    for each in others:
+        async with world.database.writing() as connection:
+            alert_id, now = each.alert.alert_id, world.clock.now()
+            assert await acknowledge_alert(connection, "authority:706", alert_id, by="ash@706.example.org", now=now)
+    await nudge(encompass)
+    assert await nudged(encompass) == ["email ash", "text_message ash"], "it tells of another that is open"
+    async with world.database.writing() as connection:
+        # What was tried once may have been read before the next alert was raised.
+        await connection.execute(table(Delivery).update().values(attempts=1))
+    await world.receive(hl7(visit="V9"))
+    await nudge(encompass)
+    assert await nudged(encompass) == ["email ash"] * 2 + ["text_message ash"] * 2
+
+
 async def test_the_desk_is_not_woken_for_what_can_wait_and_list_officers_are_told_once_on_a_working_day(
     encompass: Encompass,
 ) -> None:
