@@ -1,4 +1,4 @@
-"""What raises a message, the states of a visit and the codes of domestic abuse: the documents say what the code does."""
+"""What raises a message, states of a visit, codes of domestic abuse: the documents say what the code does."""
 
 from __future__ import annotations
 

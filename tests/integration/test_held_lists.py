@@ -444,7 +444,8 @@ async def test_a_long_file_that_breaks_off_leaves_nothing(world: World) -> None:
 
 async def test_a_list_in_json_is_loaded_as_one_in_csv(world: World) -> None:
     names, values = CHILDREN_COLUMNS.split(","), row(1).split(",")
-    fields = ",".join(f'"{name}":"{value}"' for name, value in zip(names, values, strict=True))
+    said = zip(names, values, strict=False)  # the last column, the household, is not said
+    fields = ",".join(f'"{name}":"{value}"' for name, value in said)
     report = await upload_children(
         world.database,
         world.keyring,
