@@ -102,13 +102,21 @@ def choose_visit(
     at, limits = _instant_of(said), quiet or Quiet()
     found: list[tuple[datetime, str]] = []
     for visit_id, heard in known.items():
-        is_stay = any(each.event in (Event.ADMITTED, Event.MADE_INPATIENT) for each in heard)
-        limit = limits.admission if is_stay else limits.visit
         for each in heard:
             began_at = each.arrived_at or _instant_of(each)
-            if at and began_at and begins_day(each, registers_by) and began_at <= at <= began_at + limit:
+            if at and began_at and begins_day(each, registers_by) and began_at <= at <= _end(began_at, heard, limits):
                 found.append((began_at, visit_id))
     return max(found)[1] if found else None
+
+
+def _end(began_at: datetime, heard: Collection[Attendance], limits: Quiet) -> datetime:
+    """Until when what was heard may go on: a stay that a discharge has ended goes on no longer than any other visit."""
+    if not any(each.event in (Event.ADMITTED, Event.MADE_INPATIENT) for each in heard):
+        return began_at + limits.visit
+    said = [(at, each.event) for each in heard if (at := _instant_of(each)) is not None and at >= began_at]
+    ends = [each for each in said if each[1] in (Event.LEFT, Event.DISCHARGE_CANCELLED)]
+    last_at, last = max(ends, default=(began_at, None))
+    return last_at + limits.visit if last is Event.LEFT else began_at + limits.admission
 
 
 def _instant_of(said: Attendance) -> datetime | None:

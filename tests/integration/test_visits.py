@@ -403,6 +403,17 @@ async def test_without_a_number_or_a_registration_nothing_says_that_who_is_here_
     ]
 
 
+async def test_without_a_number_who_is_spoken_of_weeks_after_a_stay_has_come_again(world: World) -> None:
+    await world.list_children(CASEY)
+    hours = {"A04": -30, "A06": -28, "A08": 200, "A03": 210}
+    stay = [hl7(event, visit="", at=MIDNIGHT + timedelta(hours=each)) for event, each in hours.items()]
+    assert await world.receive(*stay) == [Outcome.ALERTED, *[Outcome.UPDATED] * 3]
+    coded = hl7("A08", visit="", at=MIDNIGHT + timedelta(hours=210 + 71))
+    assert await world.receive(coded) == [Outcome.UPDATED]
+    again = hl7("A08", visit="", at=MIDNIGHT + timedelta(hours=210 + 73))
+    assert await world.receive(again) == [Outcome.ALERTED]
+
+
 async def test_a_merge_leaves_apart_who_was_registered_on_the_day_on_which_a_visit_before_ended(world: World) -> None:
     await world.list_children(CASEY)
     registered = [hl7(visit="", at=MIDNIGHT + timedelta(hours=hours)) for hours in (12, -1)]
