@@ -280,10 +280,12 @@ class AttendanceConsumer:
         for message in begun:
             message.visit_id = self._choose_day(message, heard, registers_by)
             heard.setdefault(message.visit_id, []).append(_said(message))
-        for message in messages:
-            if goes_on(_said(message), registers_by):
-                chosen = choose_visit(_said(message), heard, registers_by, quiet)
-                message.visit_id = message.visit_id if chosen is None else chosen
+        going_on = [each for each in messages if goes_on(_said(each), registers_by)]
+        for message in sorted(going_on, key=lambda each: message_order((each.marker, _said(each)))):
+            chosen = choose_visit(_said(message), heard, registers_by, quiet)
+            if chosen is not None:
+                message.visit_id = chosen
+                heard[chosen].append(_said(message))
         for message in begun:
             for visit_id, said in sorted(waiting.items()):
                 chosen_of = {choose_visit(each, heard, registers_by, quiet) for each in said}
