@@ -18,6 +18,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 COMPILE_LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 ALL := demo test bench engines lint format lock clean help
 PYTEST := $(BIN)/python -m pytest
+SHARE := --dist loadscope --no-loadscope-reorder
+# What computes a lot and minds no clock.
+PLAIN := $(addprefix tests/integration/test_,shuffles.py interleavings.py near_twins.py) tests/house tests/unit
 
 .PHONY: $(ALL) test-waits test-plain
 
@@ -32,13 +35,12 @@ test: ## run every test, after installing what tests need (PYTEST_ARGS="tests/un
 	@$(MAKE) --no-print-directory engines
 ifeq ($(strip $(PYTEST_ARGS)),)
 	@failed=0; \
-	echo "What mostly waits, and beside it ruff, mypy and the tests of tests/house and tests/unit (three minutes)"; \
+	echo "What mostly waits, and beside it ruff, mypy and what minds no clock (three minutes)"; \
 	$(MAKE) --no-print-directory --keep-going -j2 --output-sync=target test-waits test-plain || failed=1; \
 	echo "What needs the machine for itself (three minutes)"; \
 	$(PYTEST) -m alone tests/e2e || failed=1; \
 	echo "All others, in three processes"; \
-	$(PYTEST) -m "not alone and not waits" --ignore=tests/house --ignore=tests/unit \
-		-n 3 --dist loadscope --no-loadscope-reorder || failed=1; \
+	$(PYTEST) -m "not alone and not waits" $(PLAIN:%=--ignore=%) -n 3 $(SHARE) || failed=1; \
 	exit $$failed
 else
 	@$(MAKE) --no-print-directory lint
@@ -51,7 +53,7 @@ test-waits: .venv/.tools
 
 test-plain: .venv/.tools
 	@nice $(MAKE) --no-print-directory lint
-	@nice $(PYTEST) tests/house tests/unit
+	@nice $(PYTEST) $(PLAIN) -n 2 $(SHARE)
 
 bench: engines ## measure the broker beside its peers, for half an hour (ARGS="--quick --json FILE": a few minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
