@@ -493,6 +493,18 @@ async def append_again(log: Log, topic: str) -> None:
             return
 
 
+async def start_again(reader: LogReader, diary: Diary) -> None:
+    """As a consumer does: until every partition has a leader again."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            try:
+                await reader.start(diary)
+            except LogUnavailable:
+                await asyncio.sleep(0.05)
+                continue
+            return
+
+
 async def read_patiently(reader: LogReader, diary: Diary) -> list[LogRecord]:
     """The next records, whatever goes wrong before."""
     async with asyncio.timeout(LIMIT_S):

@@ -25,6 +25,7 @@ from tests.contract.log_engines import (
     read_patiently,
     read_records,
     read_until,
+    start_again,
     until,
 )
 
@@ -478,7 +479,7 @@ async def test_an_append_is_refused_in_time_while_the_log_is_not_there(fragile_e
         assert time.monotonic() - began_at < 4
     await append_again(log, engine.topic)
     reader, diary = engine.open_reader(), Diary()
-    await reader.start(diary)
+    await start_again(reader, diary)
     await read_until(reader, diary, lambda: {"before", "after"} <= set(diary.values()))
 
 
