@@ -33,7 +33,10 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=Path("var"), description="Where the embedded engines and snapshots keep their files")
     database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data directory")
     database_connections_max: int = Field(
-        default=10, ge=2, le=200, description="Connections one process may hold; the dispatcher listens on one of them"
+        default=10,
+        ge=2,
+        le=200,
+        description="Connections one process may hold; the dispatcher listens on one, the web part has one more",
     )
 
     kafka_bootstrap_servers: str = Field(default="", description="host:port,...; empty: the embedded log")

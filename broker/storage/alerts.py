@@ -352,24 +352,32 @@ def _told_of(dialect_name: str) -> Select[Any]:
 
 
 def select_told_of(dialect_name: str, is_of_entry: ColumnElement[bool]) -> Select[Any]:
-    """The alerts of some entries that ``organisations`` caused after ``told_since``."""
+    """The alerts of some entries that ``organisations`` caused after ``told_since``.
+
+    PostgreSQL is held to finding them by their entries: left to choose, it goes through all that was raised since.
+    """
+    of_entries = (
+        select(_entries.c.entry_id, _alerts)
+        .join_from(_entries, _alerts, _alerts.c.id == _entries.c.alert_id)
+        .where(is_of_entry)
+        .cte("of_entries")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
     return (
         select(
-            _entries.c.entry_id,
+            of_entries.c.entry_id,
             _visits.c.owner,
-            _alerts.c.id,
-            _alerts.c.authority,
-            _alerts.c.raised_at,
-            _alerts.c.acknowledged_at,
-            (_alerts.c.role == LOOK_UP_ROLE).label("is_look_up"),
+            of_entries.c.id,
+            of_entries.c.authority,
+            of_entries.c.raised_at,
+            of_entries.c.acknowledged_at,
+            (of_entries.c.role == LOOK_UP_ROLE).label("is_look_up"),
         )
-        .join_from(_entries, _alerts, _alerts.c.id == _entries.c.alert_id)
-        .join(_visits, _visits.c.id == _alerts.c.visit_id)
+        .join_from(of_entries, _visits, _visits.c.id == of_entries.c.visit_id)
         .where(
-            is_of_entry,
             is_among_given(dialect_name, _visits.c.owner, "organisations"),
-            _alerts.c.raised_at >= bindparam("told_since"),
-            _alerts.c.withdrawn_at.is_(None),
+            of_entries.c.raised_at >= bindparam("told_since"),
+            of_entries.c.withdrawn_at.is_(None),
         )
     )
 

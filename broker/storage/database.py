@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,11 +25,18 @@ SQLITE_BUSY_TIMEOUT_MS = 10_000
 SQLITE_CACHE_KIB: Final = 65_536
 """Of the connection that writes, at most. Blind indexes stand in no order: with SQLite's own 2 MiB each message reads
 pages of theirs from the file again."""
-POSTGRES_SETTINGS = {
+POSTGRES_SETTINGS: Final = {
     # A worker that hangs in the middle of a transaction must not hold up those who take over from it.
     "idle_in_transaction_session_timeout": "15s",
     # Who waits for a lock longer than that tries again and says so, instead of falling silent.
     "lock_timeout": "8s",
+}
+POSTGRES_STATING_SETTINGS: Final = {
+    **POSTGRES_SETTINGS,
+    # Long statements of a few forms: to plan them anew each time costs several times what they do.
+    "plan_cache_mode": "force_generic_plan",
+    # Each finds its rows by an index; a plan made while a table was empty would go through all of it later.
+    "enable_seqscan": "off",
 }
 RESTED_S: Final = 1.0
 """A connection that has rested for so long is tested before it is used: the server may have gone meanwhile."""
@@ -56,21 +63,14 @@ class Database:
         if self.is_sqlite:
             self._reader = _sqlite_engine(url, write=False, connections_max=connections_max, inline=inline)
             self._writer = _sqlite_engine(url, write=True, connections_max=1, inline=inline)
+            self._stating = self._reader.execution_options(isolation_level="AUTOCOMMIT")
         else:
-            self._reader = self._writer = create_async_engine(
-                url,
-                pool_size=connections_max,
-                max_overflow=0,
-                pool_timeout=statement_timeout_s,
-                hide_parameters=True,
-                connect_args={
-                    "timeout": 5,
-                    "command_timeout": statement_timeout_s,
-                    "server_settings": POSTGRES_SETTINGS,
-                },
+            self._reader = self._writer = _postgres_engine(
+                url, POSTGRES_SETTINGS, connections_max=connections_max, timeout_s=statement_timeout_s
             )
-            _test_rested(self._writer)
-        self._stating = self._reader.execution_options(isolation_level="AUTOCOMMIT")
+            self._stating = _postgres_engine(
+                url, POSTGRES_STATING_SETTINGS, connections_max=1, timeout_s=statement_timeout_s
+            ).execution_options(isolation_level="AUTOCOMMIT")
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -86,7 +86,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def stating(self) -> AsyncIterator[AsyncConnection]:
-        """A connection on which every statement is a transaction of its own: it is durable once it returns."""
+        """The one connection on which every statement is a transaction of its own: it is durable once it returns."""
         async with self._stating.connect() as connection:
             yield connection
 
@@ -107,9 +107,8 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._reader.dispose()
-        if self._writer is not self._reader:
-            await self._writer.dispose()
+        for engine in {self._reader, self._writer, self._stating}:
+            await engine.dispose()
 
 
 def upsert(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:
@@ -122,6 +121,21 @@ def upsert_on(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     if dialect == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)
+
+
+def _postgres_engine(
+    url: str, server_settings: Mapping[str, str], *, connections_max: int, timeout_s: float
+) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=connections_max,
+        max_overflow=0,
+        pool_timeout=timeout_s,
+        hide_parameters=True,
+        connect_args={"timeout": 5, "command_timeout": timeout_s, "server_settings": server_settings},
+    )
+    _test_rested(engine)
+    return engine
 
 
 def _test_rested(engine: AsyncEngine) -> None:
