@@ -18,9 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.announcement import Announcement, Occasion, Rules, open_occasion, save_announcements
 from broker.consumers.loop import Batch
-from broker.consumers.reading import ReadMessage, enclose_parts, leave_unread, part_records, read_record
+from broker.consumers.placing import place_messages
+from broker.consumers.reading import ReadMessage, enclose_parts, leave_unread, part_records, read_record, said_by
 from broker.consumers.replaying import mark_messages, settle_replays
-from broker.domain.course import begins_day, choose_visit, goes_on
+from broker.domain.course import begins_day
 from broker.domain.decision import Candidate, Decision
 from broker.domain.kinship import Kinship, Patient, former_of, own_patients, patient_of, relates
 from broker.domain.matching import visitor_blocks
@@ -36,9 +37,9 @@ from broker.storage.database import Database
 from broker.storage.directory import Directory
 from broker.storage.persons import index_patient
 from broker.storage.quarantine import NewQuarantined
-from broker.storage.visits import Thread, derive_former_visit_id, derive_next_visit_id, derive_visit_id
+from broker.storage.visits import Thread, derive_next_visit_id
 from broker.telemetry import MESSAGES_HANDLED, LogEvent, log
-from schemas.attendance import Attendance, Event
+from schemas.attendance import Attendance
 from schemas.identifiers import BROKER_OWNER, NhsNumber
 from schemas.record import Partition, PositionOutcome
 
@@ -160,10 +161,8 @@ class AttendanceConsumer:
         patients = {one for message in messages for one in message.patients}
         kinship = await persons.load_kinship(connection, self._keyring, patients, since)
         news = [message for message in messages if _is_news(message)]
-        placed = [each for each in messages if each.visit_id is not None or not is_of_person(_said(each))]
-        unnumbered = [each for each in placed if each.visit_id is None and _is_unnumbered(_said(each))]
-        await self._assign_visits(connection, placed, kinship)
-        await self._place_unnumbered(connection, unnumbered, kinship, known)
+        placed = [each for each in messages if each.visit_id is not None or not is_of_person(said_by(each))]
+        await place_messages(connection, self._keyring, placed, kinship, known, quiet=self._rules.quiet)
         also = await self._find_visits(connection, news, kinship, since)
         threads = await self._load_threads(connection, placed, known, now, also)
         heard = _Heard(kinship, threads)
@@ -176,7 +175,7 @@ class AttendanceConsumer:
         told = [each for message in messages for each in self._decide_one(occasion, message, heard, finder)]
         await visits.save_threads(connection, self._keyring, list(threads.values()), now)
         kept = {
-            message.marker: _said(message) for message in news if message.outcome is not PositionOutcome.QUARANTINED
+            message.marker: said_by(message) for message in news if message.outcome is not PositionOutcome.QUARANTINED
         }
         await persons.save_person_messages(connection, self._keyring, kept, now)
         await name_patterns(connection, occasion, told)
@@ -196,7 +195,7 @@ class AttendanceConsumer:
                     continue
                 is_late = message.replaying is not None
                 decision, following = follow(
-                    occasion, thread, before, _said(message), finder.candidates, is_late=is_late
+                    occasion, thread, before, said_by(message), finder.candidates, is_late=is_late
                 )
                 decisions.append((thread.visit_id, decision))
                 told += following
@@ -209,113 +208,6 @@ class AttendanceConsumer:
             return []
         _note_outcome(message, decisions)
         return told
-
-    async def _assign_visits(
-        self, connection: AsyncConnection, messages: Sequence[ReadMessage], kinship: Kinship
-    ) -> None:
-        """Give every message its visit. Under whichever number of one patient a visit is spoken of, it is the same."""
-        several: list[tuple[ReadMessage, set[Patient]]] = []
-        for message in messages:
-            if message.visit_id is not None:
-                continue  # a replay stays in the visit that it was of
-            said, patient = _said(message), patient_of(_said(message))
-            family = kinship.family(patient) if patient is not None else set()
-            if len(family) > 1:
-                several.append((message, family))
-            else:
-                message.visit_id = derive_visit_id(self._keyring, said, message.marker)
-            if moves_visit(said):
-                await self._find_moved(connection, message, kinship)
-        if not several:
-            return
-        ids = {
-            derive_visit_id(self._keyring, _said(message), message.marker, one)
-            for message, family in several
-            for _, one in family
-        }
-        standing = await visits.find_standing(connection, ids)
-        for message, family in several:
-            root = kinship.root(min(family))
-            own = {derive_visit_id(self._keyring, _said(message), message.marker, one) for _, one in family}
-            first = derive_visit_id(self._keyring, _said(message), message.marker, root[1])
-            message.visit_id = next((now_ for id_, now_ in standing.items() if id_ in own), first)
-
-    async def _place_unnumbered(
-        self, connection: AsyncConnection, messages: Sequence[ReadMessage], kinship: Kinship, known: Directory
-    ) -> None:
-        """Give what goes on without a visit number the visit in whose course it falls, in whatever order they come.
-
-        What was heard before its visit was registered stands by its own day: the registration moves it.
-        """
-        if not messages:
-            return
-        quiet, of_patient = self._rules.quiet, dict[Patient, list[ReadMessage]]()
-        for message in messages:
-            of_patient.setdefault(kinship.root(_patient_of(message)), []).append(message)
-        for patient, own in of_patient.items():
-            site = known.sites.get(patient[0])
-            registers_by = site.registers_by if site is not None else ()
-            numbers = [number for _, number in kinship.family(patient)]
-            ids = set[str]()
-            for message in own:
-                is_later = goes_on(_said(message), registers_by)
-                days = range(-quiet.admission.days, 1) if is_later else range(quiet.visit.days + 1)
-                ids |= visits.derive_day_visit_ids(self._keyring, _said(message), numbers, days)
-            standing = await visits.find_standing(connection, ids)
-            heard = await visits.load_said(connection, self._keyring, set(standing.values()))
-            for message in own:
-                message.visit_id = standing.get(message.visit_id or "", message.visit_id)
-            self._choose_visits(own, heard, registers_by)
-
-    def _choose_visits(
-        self, messages: Sequence[ReadMessage], heard: dict[str, list[Attendance]], registers_by: Sequence[Event]
-    ) -> None:
-        quiet = self._rules.quiet
-        begun = [each for each in messages if begins_day(_said(each), registers_by)]
-        waiting = {
-            visit_id: said
-            for visit_id, said in heard.items()
-            if said and all(goes_on(each, registers_by) for each in said)
-        }
-        for message in begun:
-            message.visit_id = self._choose_day(message, heard, registers_by)
-            heard.setdefault(message.visit_id, []).append(_said(message))
-        going_on = [each for each in messages if goes_on(_said(each), registers_by)]
-        for message in sorted(going_on, key=lambda each: message_order((each.marker, _said(each)))):
-            chosen = choose_visit(_said(message), heard, registers_by, quiet)
-            if chosen is not None:
-                message.visit_id = chosen
-                heard[chosen].append(_said(message))
-        for message in begun:
-            for visit_id, said in sorted(waiting.items()):
-                chosen_of = {choose_visit(each, heard, registers_by, quiet) for each in said}
-                if chosen_of == {message.visit_id} and visit_id != message.visit_id:
-                    message.former_visit_id = visit_id
-
-    def _choose_day(
-        self, message: ReadMessage, heard: Mapping[str, Sequence[Attendance]], registers_by: Sequence[Event]
-    ) -> str:
-        """The visit that began on the day of a registration; another where what is there began on a day before."""
-        assert message.visit_id is not None
-        day, own = visit_slot(_said(message)), message.visit_id
-        days = {
-            visit_id: {visit_slot(each) for each in said if begins_day(each, registers_by)}
-            for visit_id, said in heard.items()
-        }
-        same = sorted(visit_id for visit_id, begun in days.items() if day in begun)
-        if same:
-            return own if own in same else same[0]
-        return derive_next_visit_id(self._keyring, own) if days.get(own) else own
-
-    async def _find_moved(self, connection: AsyncConnection, message: ReadMessage, kinship: Kinship) -> None:
-        """Which visit a message moves into its own: the one that was heard of, under any number of its patient."""
-        said = _said(message)
-        former = former_of(said) or patient_of(said)
-        family = sorted(kinship.family(former), key=lambda one: one != former) if former is not None else []
-        ids = [derive_former_visit_id(self._keyring, said, message.marker, one) for _, one in family]
-        ids = ids or [derive_former_visit_id(self._keyring, said, message.marker)]
-        standing = await visits.find_standing(connection, ids)
-        message.former_visit_id = next((visit_id for visit_id in ids if visit_id in standing), ids[0])
 
     async def _find_visits(
         self, connection: AsyncConnection, news: Sequence[ReadMessage], kinship: Kinship, since: datetime
@@ -363,7 +255,7 @@ class AttendanceConsumer:
         moved: list[ReadMessage] = []
         for message in messages:
             thread = threads[message.visit_id or ""]
-            if message.replaying is None and thread.is_of_another(_said(message)):
+            if message.replaying is None and thread.is_of_another(said_by(message)):
                 if thread.continued_as is None:
                     thread.continued_as = derive_next_visit_id(self._keyring, thread.visit_id)
                     begun[thread.visit_id] = thread.continued_as
@@ -474,9 +366,9 @@ class _Heard:
         of_persons: dict[Patient | None, list[Attendance]] = {}
         for message in messages:
             if message.visit_id is not None:
-                said[message.visit_id].append(_said(message))
+                said[message.visit_id].append(said_by(message))
             else:
-                of_persons.setdefault(patient_of(_said(message)), []).append(_said(message))
+                of_persons.setdefault(patient_of(said_by(message)), []).append(said_by(message))
         for of_visit in said.values():
             patients = {found for each in of_visit if (found := patient_of(each)) is not None}
             of_visit.extend(self.kinship.news_of(patients).values())
@@ -490,7 +382,7 @@ class _Heard:
 
     def threads_of(self, message: ReadMessage) -> list[Thread]:
         """The visits that a message concerns: its own, or of a person all those of theirs."""
-        said = _said(message)
+        said = said_by(message)
         own = self._threads.get(message.visit_id) if message.visit_id is not None else None
         if own is not None and message.former_visit_id is not None:
             found = {each.visit_id: each for each in (own, self._threads[message.former_visit_id])}
@@ -508,9 +400,9 @@ class _Heard:
         self, occasion: Occasion, message: ReadMessage, concerned: Sequence[Thread], told: list[Announcement]
     ) -> list[tuple[Thread, Before]]:
         """Add a message to the visits that it concerns; returns those to decide anew, as they were before."""
-        if message.former_visit_id is None and not _is_news(message) and not relates(_said(message)):
+        if message.former_visit_id is None and not _is_news(message) and not relates(said_by(message)):
             return self._take_up_alone(message)
-        said, changed = _said(message), set[str]()
+        said, changed = said_by(message), set[str]()
         before = {thread.visit_id: remember(thread) for thread in concerned}
         if _is_news(message):
             self.kinship.hear(message.marker, said)
@@ -552,7 +444,7 @@ class _Heard:
         return into, other
 
     def _add_to_own(self, thread: Thread, message: ReadMessage) -> None:
-        said = _said(message)
+        said = said_by(message)
         is_first = not thread.messages
         thread.add(message.marker, said)
         if (patient := patient_of(said)) is not None and not is_of_person(said):
@@ -601,34 +493,19 @@ def _find_beginning(thread: Thread) -> Attendance | None:
     return next((said for said in own if begins_day(said, thread.registers_by)), own[0] if own else None)
 
 
-def _said(message: ReadMessage) -> Attendance:
-    assert message.said is not None
-    return message.said
-
-
-def _is_unnumbered(said: Attendance) -> bool:
-    return not said.visit_number and patient_of(said) is not None
-
-
-def _patient_of(message: ReadMessage) -> Patient:
-    patient = patient_of(_said(message))
-    assert patient is not None
-    return patient
-
-
 def _is_news(message: ReadMessage) -> bool:
-    said = _said(message)
+    said = said_by(message)
     return bool(said.local_patient_id) and (is_of_person(said) or relates(said))
 
 
 def _named_by(message: ReadMessage) -> list[Patient]:
-    said = _said(message)
+    said = said_by(message)
     return [one for one in (patient_of(said), former_of(said)) if one is not None]
 
 
 def _is_alone(message: ReadMessage) -> bool:
     """Whether it may make one visit or patient of two, or two of one."""
-    return relates(_said(message)) or moves_visit(_said(message))
+    return relates(said_by(message)) or moves_visit(said_by(message))
 
 
 def _split_at_merges(messages: Sequence[ReadMessage]) -> list[list[ReadMessage]]:

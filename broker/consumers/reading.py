@@ -62,6 +62,12 @@ class ReadMessage(msgspec.Struct, kw_only=True):
         return organisation_owner(self.sender) if self.sender else BROKER_OWNER
 
 
+def said_by(message: ReadMessage) -> Attendance:
+    """What a message says that was understood."""
+    assert message.said is not None
+    return message.said
+
+
 def read_record(keyring: Keyring, record: LogRecord) -> ReadMessage:
     """Open and read one record, by what its bytes are and not by what its headers say they are."""
     try:
