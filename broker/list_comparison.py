@@ -43,6 +43,10 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(SealedEntry)
 
 
+class UnknownAuthority(Exception):
+    """The authority is not in the directory: import it first."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UploadOptions:
     """Limits of an upload, and when a person must decide."""

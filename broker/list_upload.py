@@ -6,8 +6,8 @@ leaves a look-back job in the same transaction: a visit in flight and a list cha
 A file is first compared with the list, without changing anything (``broker.list_comparison``). Then everything of it is
 written in one transaction, or, when it would end or take back too much, nothing: it waits for a person. What changes
 more lands in slices, so that nobody waits for it: the file is kept until all of it has landed, whoever finds it left
-behind goes on, and until then the list does not count as confirmed, no look-back runs and nobody is asked about who was
-left out (ADR 0045).
+behind goes on (``broker.landing``), and until then the list does not count as confirmed, no look-back runs and nobody
+is asked about who was left out (ADR 0045).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from typing import Final
@@ -26,47 +26,37 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from adapters.child_list_csv import MalformedFile
 from adapters.child_list_json import VersionNotSupported
 from broker.domain.visits import london_day
-from broker.keyring import Keyring, KeyringError
-from broker.list_comparison import PART_ROWS, Comparer, Comparison, Connect, UploadOptions, end_entry
+from broker.keyring import Keyring
+from broker.landing import ListBlocked, Pace, resume_all, wait_for_landing
+from broker.list_comparison import PART_ROWS, Comparer, Comparison, Connect, UnknownAuthority, UploadOptions, end_entry
 from broker.ports import Clock
-from broker.spool import SealedSpool, SpoolFull
+from broker.spool import SealedSpool
 from broker.storage import audit, child_lists, held_uploads, jobs, landings, list_differences
 from broker.storage.audit import Act
 from broker.storage.child_lists import SealedEntry, Upload, seal_entry
-from broker.storage.database import Database, is_database_outage
+from broker.storage.database import Database
 from broker.storage.held_uploads import NewHold, StoredHold
 from broker.storage.jobs import LOOK_BACK, derive_job_id
 from broker.storage.landings import Landing
 from broker.storage.list_differences import Difference, DifferenceDecision
-from broker.telemetry import LISTS_BLOCKED, LogEvent, innermost_line, log
 from schemas.identifiers import authority_owner
 from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport, UploadState
 
-__all__ = ["MalformedFile", "UploadOptions", "UploadReport"]
+__all__ = ["ListBlocked", "MalformedFile", "UnknownAuthority", "UploadOptions", "UploadReport"]
 
 _FREE_TURNS: Final = 2
 """How often a file is compared with the list while others may change it."""
 _LANDING_TURNS: Final = 20
 """... of which a part has landed."""
-_LANDING_POLL_S: Final = 0.25
 _BREATH_S: Final = 0.01
 """Between slices: a file lock goes to whoever asks first, and whoever waits must have the time to ask."""
 _PART_IDS: Final = 500
-_SLICE_ROWS_MIN: Final = 20
 Progress = Callable[[int, int], None]
 """Called with how much was done, of how much."""
 
 
-class UnknownAuthority(Exception):
-    """The authority is not in the directory: import it first."""
-
-
 class NothingToDecide(Exception):
     """There is no such question, or somebody else has answered it."""
-
-
-class ListBlocked(Exception):
-    """A file that was sent before has landed in part, and the rest cannot: others for that list wait. Says why."""
 
 
 class StillLanding(Exception):
@@ -159,20 +149,16 @@ async def confirm_upload(
 
 
 async def resume_landings(database: Database, keyring: Keyring, clock: Clock, options: UploadOptions) -> int:
-    """Land the rest of the files that nobody goes on with; returns how many there were.
+    """Land the rest of the files that nobody goes on with; returns how many there were."""
+    finish = partial(_finish_landing, database, keyring, clock, options)
+    return await resume_all(database, clock, options.landing_lease, finish)
 
-    One that cannot be landed keeps no other list waiting: it is said, and tried again when its lease has run out.
-    """
-    async with database.reading() as connection:
-        found = await landings.list_landings(connection)
-    LISTS_BLOCKED.set(sum(bool(landing.problem) for landing in found))
-    resumed = 0
-    for landing in found:
-        if landing.leased_until > clock.now():
-            continue
-        with suppress(ListBlocked):
-            resumed += await _resume(database, keyring, clock, landing, options)
-    return resumed
+
+async def _finish_landing(
+    database: Database, keyring: Keyring, clock: Clock, options: UploadOptions, begun: Landing
+) -> None:
+    load_part = partial(landings.load_part, keyring=keyring, upload_id=begun.upload_id)
+    await _take_kept(database, keyring, clock, begun, load_part, options=options, landing=begun)
 
 
 async def drop_landing(
@@ -198,42 +184,6 @@ async def drop_landing(
         )
         await audit.record_acts(connection, [act], now)
     return landing, landed
-
-
-async def _resume(database: Database, keyring: Keyring, clock: Clock, landing: Landing, options: UploadOptions) -> bool:
-    async with database.writing() as connection:
-        if not await landings.take_over(connection, landing, clock.now() + options.landing_lease):
-            return False
-    load_part = partial(landings.load_part, keyring=keyring, upload_id=landing.upload_id)
-    try:
-        await _take_kept(database, keyring, clock, landing, load_part, options=options, landing=landing)
-    except Exception as error:
-        if is_database_outage(error):
-            raise
-        problem = _explain_failure(error)
-        log(LogEvent.LIST_BLOCKED, authority=landing.authority, error=type(error).__name__)
-        async with database.writing() as connection:
-            await landings.note_failure(connection, landing.upload_id, problem, clock.now())
-        raise ListBlocked(_tell_blocked(problem)) from error
-    return True
-
-
-def _explain_failure(error: Exception) -> str:
-    """Why a file cannot be landed, without anything of its contents."""
-    match error:
-        case KeyringError():
-            return "it does not open: the key that it is kept under is not in CPIS_FIELD_KEYS, or it was damaged"
-        case SpoolFull():
-            return "it is larger than CPIS_LIST_UPLOAD_BYTES_MAX is now"
-        case MalformedFile():
-            return "it cannot be read any more"
-        case UnknownAuthority():
-            return "its authority is not in the directory any more"
-    return f"{type(error).__name__} at {innermost_line(error.__traceback__)}"
-
-
-def _tell_blocked(problem: str) -> str:
-    return f"a file that was sent before has landed in part, and the rest cannot: {problem}. Operators are told"
 
 
 async def _take_kept(
@@ -375,24 +325,6 @@ class _Confirmed(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class _Pace:
-    """How many rows the next slice has, so that it holds the database as long as is wished.
-
-    Doubled or halved: each size is another text of SQL, which the driver keeps.
-    """
-
-    def __init__(self, options: UploadOptions) -> None:
-        self._options = options
-        self.rows = options.slice_rows
-
-    def note(self, rows: int, seconds: float) -> None:
-        """A slice of so many rows held the database for so long."""
-        if seconds > self._options.slice_s:
-            self.rows = max(self.rows // 2, min(self.rows, _SLICE_ROWS_MIN))
-        elif rows == self.rows and seconds < self._options.slice_s / 3:
-            self.rows = min(2 * self.rows, self._options.slice_rows_max)
-
-
 class _Upload(msgspec.Struct, frozen=True, kw_only=True):
     """One file on its way to one list."""
 
@@ -430,18 +362,10 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         return report
 
     async def _wait_for_others(self) -> None:
-        """Until no other file lands on this list; one that nobody goes on with is landed first. Raises ListBlocked."""
-        while self.landing is None:
-            async with self.database.reading() as connection:
-                other = await landings.find_landing(connection, self.authority)
-            if other is None:
-                return
-            if other.leased_until <= self.clock.now():
-                await _resume(self.database, self.keyring, self.clock, other, self.options)
-            elif other.problem:
-                raise ListBlocked(_tell_blocked(other.problem))
-            else:
-                await asyncio.sleep(_LANDING_POLL_S)
+        """Until no other file lands on this list. Raises ListBlocked."""
+        if self.landing is None:
+            finish = partial(_finish_landing, self.database, self.keyring, self.clock, self.options)
+            await wait_for_landing(self.database, self.clock, self.authority, self.options.landing_lease, finish)
 
     async def _try(
         self, spool: SealedSpool, reading: Connect, writing: Connect, *, dry_run: bool, in_slices: bool
@@ -538,7 +462,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _go_on(self, found: Comparison, landing: Landing, writing: Connect) -> bool:
         """Write what has not landed; False when somebody else changed the list meanwhile."""
-        version, written, pace = found.version, 0, _Pace(self.options)
+        version, written, pace = found.version, 0, Pace(self.options)
         for entries in found.changes.take(lambda: pace.rows):
             async with writing() as connection:
                 began_at = time.monotonic()
