@@ -55,6 +55,7 @@ class Separators(msgspec.Struct, frozen=True):
 
 
 STANDARD: Final = Separators()
+_STANDARD_HEADER: Final = "MSH|^~\\&|"
 
 
 def read_separators(header_line: str) -> Separators:
@@ -62,7 +63,7 @@ def read_separators(header_line: str) -> Separators:
 
     A character that MSH-2 leaves out, or writes twice (``^~\\\\&``), has its usual value, or one not yet taken.
     """
-    if header_line.startswith("MSH|^~\\&|"):
+    if header_line.startswith(_STANDARD_HEADER):
         return STANDARD
     field = header_line[3:4]
     declared = header_line[4:12].partition(field)[0] if field else ""
@@ -291,6 +292,12 @@ def read_header_line(line: str, limits: Hl7v2Limits) -> Message:
     """A message of which only the MSH segment is known. Raises NotHl7 when it has no usable separators."""
     separators = read_separators(line)
     return Message([line], separators, plain=_is_plain(line, separators), limits=limits)
+
+
+def read_segment(line: str, limits: Hl7v2Limits) -> Message:
+    """A message with the standard separators of which only this segment is known."""
+    plain = '"' not in line and STANDARD.escape not in line
+    return Message([_STANDARD_HEADER, line], STANDARD, plain=plain, limits=limits)
 
 
 def read_segments(text: str, names: Sequence[str], limits: Hl7v2Limits) -> Message:

@@ -24,12 +24,13 @@ from adapters.er7 import (
     format_instant,
     parse_instant,
     read_header_line,
+    read_segment,
     read_segments,
     reencode,
     unescape,
 )
 from adapters.errors import NotAnAttendance, NotHl7, Unreadable
-from adapters.hl7v2_patient import read_former_id, read_patient
+from adapters.hl7v2_patient import read_former_id, read_own_id, read_patient
 from schemas.alert import ClinicianReply, PlanShown, ReplyOutcome
 from schemas.attendance import Attendance, Event
 from schemas.child_list import PlanType
@@ -198,6 +199,57 @@ def read_attendance(message: bytes, limits: Hl7v2Limits = DEFAULT_LIMITS) -> Att
         is_deceased=_DECEASED.get((read.text("PID", 30) or "").upper()),
         is_test=(read.text("MSH", 11) or "").upper() in _TESTS,
     )
+
+
+def read_ordering(message: bytes, header: Header, limits: Hl7v2Limits = DEFAULT_LIMITS) -> str | None:
+    """What keeps a message among those of its patient, or else of its visit: the sender's own id for either.
+
+    ``header`` is what ``read_header`` made of the message. Raises all that ``read_attendance`` raises, and of what
+    can be seen to be understood reads no more than this needs: a door asks it of every message.
+    """
+    if (patient_id := _read_usual_patient(message, header, limits)) is not None:
+        return patient_id
+    said = read_attendance(message, limits)
+    return said.local_patient_id or said.visit_number
+
+
+_SEPARATORS_SEEN: Final = b"MSH|^~\\&|"
+_USUAL: Final = re.compile(rb"\rPID\|[^\r]*|\rPV1\|[^\r]*|\rMSH\|")
+
+
+def _read_usual_patient(message: bytes, header: Header, limits: Hl7v2Limits) -> str | None:
+    """The sender's own id for the patient, where it is all that ``read_attendance`` needs to find no fault.
+
+    None wherever another segment or field might be at fault, or whenever that would take longer to see.
+    """
+    event = _EVENTS.get(header.event)
+    message = message.rstrip(_RESIDUE)
+    if (
+        header.message_type != "ADT"
+        or event is None
+        or event in _MERGES
+        or not message.startswith(_SEPARATORS_SEEN)
+        or b"\n" in message
+        or len(message) > limits.message_bytes_max
+        or message.count(b"\r") >= limits.segments_max
+        or message.count(b"~") >= limits.repetitions_max
+    ):
+        return None
+    found = _USUAL.findall(message)
+    patients = [segment for segment in found if segment.startswith(b"\rPID")]
+    visits = [segment for segment in found if segment.startswith(b"\rPV1")]
+    if len(patients) != 1 or len(visits) > 1 or len(patients) + len(visits) != len(found):
+        return None
+    visit = visits[0].split(b"|", 20) if visits else []
+    if len(visit) > 19 and len(visit[19]) > limits.identifier_characters_max:
+        return None
+    try:
+        # All of it: where one segment is not UTF-8, no other is read as that.
+        message.decode()
+        patient_id = read_own_id(read_segment(patients[0][1:].decode(), limits))
+    except UnicodeDecodeError:
+        return None
+    return patient_id if patient_id and len(patient_id) <= limits.identifier_characters_max else None
 
 
 _TESTS: Final = frozenset("TD")

@@ -53,6 +53,17 @@ def read_patient(message: Message, limits: Hl7v2Limits) -> Patient:
     )
 
 
+def read_own_id(message: Message) -> str | None:
+    """The sender's own id as ``read_patient`` finds it, where an identifier of PID-3 says that it is that.
+
+    Raises Unreadable ``too_many_repetitions``.
+    """
+    for components in message.repetitions("PID", 3):
+        if _kind_of(components, message) == "local" and (value := message.clean(components[0])):
+            return value
+    return None
+
+
 def read_former_id(repetitions: Sequence[list[str]], message: Message, limits: Hl7v2Limits) -> str | None:
     """The sender's own id among those of MRG-1, or of another PID-3. Raises Unreadable ``component_too_long``."""
     own: str | None = None

@@ -15,7 +15,7 @@ import msgspec
 
 from adapters.errors import NotAnAttendance, NotDurable, NotHl7, Unreadable
 from adapters.fhir import Finding, NotAnAttendanceBundle, UnreadableBundle, read_bundle
-from adapters.hl7v2 import AckCode, ErrorCode, Header, build_ack, read_attendance, read_header
+from adapters.hl7v2 import AckCode, ErrorCode, Header, build_ack, read_header, read_ordering
 from adapters.hl7v2_batch import is_batch, join_answers, split_batch
 from broker.envelope import FHIR, HL7V2, Envelope, enclose
 from broker.keyring import Keyring
@@ -93,7 +93,7 @@ class Intake:
         else:
             said, findings = reading.attendance, reading.findings
             control_id = said.control_id
-        envelope = self._enclose(body, sender.code, control_id, said, FHIR)
+        envelope = self._enclose(body, sender.code, control_id, FHIR, said=said)
         if not await self._append(envelope, sender.code, door="fhir"):
             return FhirAnswer(status=NOT_DURABLE)
         if said is not None and said.is_degraded:
@@ -108,8 +108,8 @@ class Intake:
         sender = self._senders.admit(parse_ods_code(header.sender) or "", header.credential, peer.host)
         if sender is None:
             return self._refuse(header, "sender_not_permitted", ErrorCode.UNKNOWN_KEY)
-        said, problem = _understand(message)
-        envelope = self._enclose(message, sender.code, header.control_id, said, HL7V2)
+        ordering_id, problem = _understand(message, header)
+        envelope = self._enclose(message, sender.code, header.control_id, HL7V2, ordering_id=ordering_id)
         if not await self._append(envelope, sender.code, door="mllp"):
             return None
         if problem is None:
@@ -118,7 +118,14 @@ class Intake:
         return self._answer(header, sender.not_understood.value, f"kept, not understood: {problem}")
 
     def _enclose(
-        self, body: bytes, sender: str, control_id: str, said: Attendance | None, content_type: str
+        self,
+        body: bytes,
+        sender: str,
+        control_id: str,
+        content_type: str,
+        *,
+        said: Attendance | None = None,
+        ordering_id: str | None = None,
     ) -> Envelope:
         return enclose(
             self._keyring,
@@ -128,6 +135,7 @@ class Intake:
             said=said,
             content_type=content_type,
             at=self._clock.now(),
+            ordering_id=ordering_id,
         )
 
     async def _append(self, envelope: Envelope, sender: str, *, door: str) -> bool:
@@ -155,10 +163,10 @@ class Intake:
         return build_ack(header, code=code, text=text, error_code=error, control_id=control_id[:20].upper(), at=now)
 
 
-def _understand(message: bytes) -> tuple[Attendance | None, str | None]:
-    """What the message says, or why it is not understood. What is no attendance is understood as such."""
+def _understand(message: bytes, header: Header) -> tuple[str | None, str | None]:
+    """What orders the message, or why it is not understood. What is no attendance is understood as such."""
     try:
-        return read_attendance(message), None
+        return read_ordering(message, header), None
     except NotAnAttendance:
         return None, None
     except Unreadable as error:

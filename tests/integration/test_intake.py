@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from adapters.hl7v2 import read_ack
+from adapters.hl7v2 import Header, read_ack
 from adapters.hl7v2_batch import split_batch
 from broker.envelope import RECORD_SEAL
 from broker.intake import Intake
@@ -197,10 +197,10 @@ async def test_a_sender_may_wish_another_answer_for_what_is_kept_but_not_underst
 async def test_an_unforeseen_failure_to_understand_costs_nothing(
     intake: Intake, log: WatchedLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: bytes) -> None:
+    def fail(_message: bytes, _header: Header) -> None:
         raise RecursionError("CASEY TESTER")
 
-    monkeypatch.setattr("broker.intake.read_attendance", fail)
+    monkeypatch.setattr("broker.intake.read_ordering", fail)
     answer = await accept(intake, hl7())
     assert (read_ack(answer).code, text_of(answer)) == ("AA", "kept, not understood: RecursionError")
     assert len(await log.everything()) == 1
