@@ -489,6 +489,8 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
                 now = self.clock.now()
                 await self._conclude(connection, landing.upload_id, found, now)
                 await audit.record_acts(connection, self._find_acts(landing.upload_id, is_usable=True), now)
+        async with writing() as connection:
+            await child_lists.analyse_lists(connection)
         return True
 
     async def _prolong(self, connection: AsyncConnection, landing: Landing) -> bool:
