@@ -29,9 +29,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mock_nhs.faults import Faults, add_fault_argument, read_faults
-from mock_nhs.http_listener import HEAD_BYTES_MAX, Answer, BadRequest, Request, read_request
+from mock_nhs.http_listener import Answer, HttpServer, Request
 from mock_nhs.journal import Journal, read_journal
-from mock_nhs.listener import Listener
 from mock_nhs.town import read_secret
 
 _REFUSALS: Final = (
@@ -130,7 +129,7 @@ def read_alert(request: Request, webhook_id: str, authority: str) -> Receipt:
     return Receipt(idempotency_key=webhook_id, alert_id=alert_id, authority=authority, body=request.body)
 
 
-class CaseSystem:
+class CaseSystem(HttpServer):
     """The HTTP server. ``receipts`` are the alerts kept since it was started, each once."""
 
     def __init__(
@@ -142,8 +141,8 @@ class CaseSystem:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """``record`` is the journal's file; a system that starts again remembers what it kept."""
+        super().__init__(options.host, options.port, idle_s=options.idle_s, faults=faults or Faults())
         self._options = options
-        self._faults = faults or Faults()
         self._journal = Journal(record)
         self._kept = {
             line["idempotency_key"]: line["body_digest"]
@@ -152,44 +151,12 @@ class CaseSystem:
         }
         self._on_receipt = on_receipt
         self._clock = clock
-        self._listener = Listener(self._serve, buffer_bytes_max=HEAD_BYTES_MAX)
         self.receipts: list[Receipt] = []
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        """Where it listens, after ``start``; an authority's webhook is ``/alerts/CODE`` below."""
-        return f"http://{self._options.host}:{self.port}"
-
-    async def start(self) -> int:
-        """Listen, and return the port."""
-        self.port = await self._listener.start(self._options.host, self._options.port)
-        return self.port
 
     async def stop(self) -> None:
         """Close every connection."""
-        await self._listener.stop()
+        await super().stop()
         self._journal.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._options.idle_s):
-                    request = await read_request(reader)
-            except BadRequest as bad:
-                self._note("refused", status=int(bad.status), reason="bad_request")
-                writer.write(Answer(status=bad.status, headers={"Connection": "close"}).as_bytes())
-                await writer.drain()
-                return
-            except TimeoutError:
-                return
-            if request is None:
-                return
-            answer, closes = await self._answer(request)
-            writer.write(answer)
-            await writer.drain()
-            if closes or request.headers.get("connection") == "close":
-                return
 
     async def _answer(self, request: Request) -> tuple[bytes, bool]:
         """The bytes to write, and whether the connection closes after them."""
@@ -214,11 +181,9 @@ class CaseSystem:
             return answer[:20], True
         return answer, False
 
-    def _fails(self, fault: str) -> bool:
-        fires = self._faults.fires(fault)
-        if fires:
-            self._note("failed_on_purpose", fault=fault)
-        return fires
+    def _refuse_unread(self, status: int) -> Answer:
+        self._note("refused", status=int(status), reason="bad_request")
+        return Answer(status=status, headers={"Connection": "close"})
 
     def _refuse_on_purpose(self, status: int) -> Answer:
         headers = {}

@@ -16,9 +16,8 @@ from uuid import UUID
 
 from mock_nhs.faults import Faults
 from mock_nhs.fhir_bundle import FHIR_JSON, NotAReply, read_reply_bundle
-from mock_nhs.http_listener import HEAD_BYTES_MAX, Answer, BadRequest, Request, read_request
+from mock_nhs.http_listener import Answer, HttpServer, Request
 from mock_nhs.journal import Journal
-from mock_nhs.listener import Listener
 from mock_nhs.reply_book import Reply, ReplyBook
 
 PATH: Final = "/FHIR/R4/$process-message"
@@ -54,8 +53,10 @@ class Refused(Exception):
         self.reason = reason
 
 
-class FhirListener:
+class FhirListener(HttpServer):
     """Takes replies, keeps each once, answers with an OperationOutcome; or fails on purpose."""
+
+    path = PATH
 
     def __init__(
         self,
@@ -68,54 +69,19 @@ class FhirListener:
         on_request: Callable[[Request], None] = lambda request: None,
     ) -> None:
         """``on_request`` hears every request that was read whole."""
+        super().__init__(options.host, options.port, idle_s=options.idle_s, faults=faults)
         self._options = options
-        self._faults = faults
         self._journal = journal
         self._book = book
         self._visits = visits
         self._on_request = on_request
-        self._listener = Listener(self._serve, buffer_bytes_max=HEAD_BYTES_MAX)
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        """Where replies go, after ``start``: a site's ``reply_url``."""
-        return f"http://{self._options.host}:{self.port}{PATH}"
-
-    async def start(self) -> int:
-        """Listen, and return the port."""
-        self.port = await self._listener.start(self._options.host, self._options.port)
-        return self.port
-
-    async def stop(self) -> None:
-        """Close every connection."""
-        await self._listener.stop()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._options.idle_s):
-                    request = await read_request(reader)
-            except BadRequest as bad:
-                writer.write(self._refuse(Refused(bad.status, "bad_request")).as_bytes())
-                await writer.drain()
-                return
-            except TimeoutError:
-                return
-            if request is None:
-                return
-            self._on_request(request)
-            answer, closes = await self._answer(request)
-            writer.write(answer)
-            await writer.drain()
-            if closes or request.headers.get("connection") == "close":
-                return
 
     async def _answer(self, request: Request) -> tuple[bytes, bool]:
         """The bytes to write, and whether the connection closes after them."""
-        fires = self._faults.fires
+        self._on_request(request)
+        fires = self.faults.fires
         if request.path.startswith("/redirected/"):
-            self._journal.write("followed_redirect")
+            self._note("followed_redirect")
             return _compose(HTTPStatus.OK, "informational").as_bytes(), False
         if fires("ed.fhir.drop_after_read"):
             return b"", True
@@ -154,8 +120,11 @@ class FhirListener:
         except NotAReply:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "not_a_reply") from None
 
+    def _refuse_unread(self, status: int) -> Answer:
+        return self._refuse(Refused(status, "bad_request"))
+
     def _refuse(self, refused: Refused) -> Answer:
-        self._journal.write("reply_refused", status=int(refused.status), reason=refused.reason)
+        self._note("reply_refused", status=int(refused.status), reason=refused.reason)
         return _compose(refused.status, "invalid", severity="error")
 
     def _refuse_on_purpose(self, status: int) -> Answer:
@@ -163,8 +132,11 @@ class FhirListener:
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             headers["Retry-After"] = str(self._options.retry_after_s)
         elif status == HTTPStatus.TEMPORARY_REDIRECT:
-            headers["Location"] = f"http://{self._options.host}:{self.port}/redirected/here"
+            headers["Location"] = f"{self.origin}/redirected/here"
         return _compose(status, "transient", severity="error", headers=headers)
+
+    def _note(self, what: str, **facts: str | int) -> None:
+        self._journal.write(what, **facts)
 
 
 def _compose(

@@ -30,9 +30,8 @@ from urllib.parse import parse_qs
 from uuid import uuid4
 
 from mock_nhs.faults import Faults, add_fault_argument, read_faults
-from mock_nhs.http_listener import HEAD_BYTES_MAX, Answer, BadRequest, Request, read_request
+from mock_nhs.http_listener import Answer, HttpServer, Request
 from mock_nhs.journal import Journal
-from mock_nhs.listener import Listener
 
 PATH: Final = "/v2/notifications"
 TOKEN_S_MAX: Final = 30
@@ -83,7 +82,7 @@ class Refused(Exception):
     message: str = field(default="")
 
 
-class GovukNotify:
+class GovukNotify(HttpServer):
     """Listens on loopback and keeps what it takes."""
 
     def __init__(
@@ -94,50 +93,15 @@ class GovukNotify:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        super().__init__(options.host, options.port, idle_s=options.idle_s, faults=faults or Faults())
         self.kept: list[Notification] = []
-        self.faults = faults or Faults()
         self._options = options
         self._journal = journal
         self._clock = clock
-        self._listener = Listener(self._serve, buffer_bytes_max=HEAD_BYTES_MAX)
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        """Where it is, after ``start``."""
-        return f"http://{self._options.host}:{self.port}"
-
-    async def start(self) -> int:
-        """Listen, and return the port."""
-        self.port = await self._listener.start(self._options.host, self._options.port)
-        return self.port
-
-    async def stop(self) -> None:
-        """Close every connection."""
-        await self._listener.stop()
 
     def fail(self, reference: str, status: str) -> None:
         """What was taken under this reference did not reach anybody: ``permanent-failure`` or another."""
         self.kept = [replace(each, status=status) if each.reference == reference else each for each in self.kept]
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._options.idle_s):
-                    request = await read_request(reader)
-            except BadRequest as bad:
-                writer.write(_refuse(Refused(status=bad.status, error="BadRequestError")).as_bytes())
-                await writer.drain()
-                return
-            except TimeoutError:
-                return
-            if request is None:
-                return
-            answer, closes = await self._answer(request)
-            writer.write(answer)
-            await writer.drain()
-            if closes or request.headers.get("connection") == "close":
-                return
 
     async def _answer(self, request: Request) -> tuple[bytes, bool]:
         """The bytes to write, and whether the connection closes after them."""
@@ -213,11 +177,8 @@ class GovukNotify:
                 return Answer(status=HTTPStatus.OK, content=_describe(each))
         raise Refused(status=HTTPStatus.NOT_FOUND, error="NoResultFound")
 
-    def _fails(self, fault: str) -> bool:
-        fires = self.faults.fires(fault)
-        if fires:
-            self._note("failed_on_purpose", fault=fault)
-        return fires
+    def _refuse_unread(self, status: int) -> Answer:
+        return _refuse(Refused(status=status, error="BadRequestError"))
 
     def _note(self, what: str, **facts: str | int) -> None:
         if self._journal is not None:

@@ -1,5 +1,5 @@
-"""HTTP/1.1 as far as this side needs it (RFC 9112): read a request whole, write an answer, keep the connection; and
-read an answer.
+"""HTTP/1.1 as far as this side needs it (RFC 9112): a server that reads a request whole, writes an answer and keeps the
+connection; and how to read an answer.
 
 Written on the socket so that it can do what a web framework would not: break off in the middle of an answer.
 """
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+
+from mock_nhs.faults import Faults
+from mock_nhs.listener import Listener
 
 HEAD_BYTES_MAX: Final = 16_384
 BODY_BYTES_MAX: Final = 1_000_000
@@ -118,3 +122,75 @@ def _read_length(method: str, headers: Mapping[str, str]) -> int:
     if int(text) > BODY_BYTES_MAX:
         raise BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     return int(text)
+
+
+class HttpServer(ABC):
+    """A system of this side that is asked over HTTP, or fails on purpose."""
+
+    path: ClassVar[str] = ""
+    """Where below its address it is asked."""
+
+    def __init__(self, host: str, port: int, *, idle_s: float, faults: Faults) -> None:
+        """``port`` 0: a free one. A connection on which nobody asks for ``idle_s`` is closed."""
+        self.faults = faults
+        self.port = 0
+        self._host = host
+        self._wanted_port = port
+        self._idle_s = idle_s
+        self._listener = Listener(self._serve, buffer_bytes_max=HEAD_BYTES_MAX)
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, after ``start``."""
+        return f"http://{self._host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where it is asked, after ``start``."""
+        return f"{self.origin}{self.path}"
+
+    async def start(self) -> int:
+        """Listen, and return the port."""
+        self.port = await self._listener.start(self._host, self._wanted_port)
+        return self.port
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        await self._listener.stop()
+
+    @abstractmethod
+    async def _answer(self, request: Request) -> tuple[bytes, bool]:
+        """The bytes to write, and whether the connection closes after them."""
+
+    @abstractmethod
+    def _refuse_unread(self, status: int) -> Answer:
+        """The answer to what is no request that can be read."""
+
+    @abstractmethod
+    def _note(self, what: str, **facts: str | int) -> None:
+        """Write down what happened."""
+
+    def _fails(self, fault: str) -> bool:
+        fires = self.faults.fires(fault)
+        if fires:
+            self._note("failed_on_purpose", fault=fault)
+        return fires
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    request = await read_request(reader)
+            except BadRequest as bad:
+                writer.write(self._refuse_unread(bad.status).as_bytes())
+                await writer.drain()
+                return
+            except TimeoutError:
+                return
+            if request is None:
+                return
+            answer, closes = await self._answer(request)
+            writer.write(answer)
+            await writer.drain()
+            if closes or request.headers.get("connection") == "close":
+                return

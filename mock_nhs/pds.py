@@ -38,9 +38,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from mock_nhs.faults import Faults, add_fault_argument, read_faults
-from mock_nhs.http_listener import HEAD_BYTES_MAX, Answer, BadRequest, Request, read_request
+from mock_nhs.http_listener import Answer, HttpServer, Request
 from mock_nhs.journal import Journal
-from mock_nhs.listener import Listener
 from mock_nhs.people import Person, read_people
 from schemas.identifiers import NhsNumber, parse_nhs_number
 
@@ -282,8 +281,10 @@ def _decode(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
 
 
-class Pds:
+class Pds(HttpServer):
     """The HTTP server. ``requests`` counts the questions that were answered or refused since it was started."""
+
+    path = PATH
 
     def __init__(
         self,
@@ -294,57 +295,30 @@ class Pds:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """``records`` are the people, ``record`` the journal's file."""
+        super().__init__(options.host, options.port, idle_s=options.idle_s, faults=faults or Faults())
         self._options = options
         self.register = Register(records)
-        self._faults = faults or Faults()
         self._journal = Journal(record)
         self._clock = clock
         self._desk = TokenDesk(options, clock)
-        self._listener = Listener(self._serve, buffer_bytes_max=HEAD_BYTES_MAX)
         self.requests = 0
         self.tokens = 0
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        """The FHIR API's address, after ``start``."""
-        return f"http://{self._options.host}:{self.port}{PATH}"
 
     @property
     def token_url(self) -> str:
         """The token endpoint's address, after ``start``."""
-        return f"http://{self._options.host}:{self.port}{TOKEN_PATH}"
+        return f"{self.origin}{TOKEN_PATH}"
 
     async def start(self) -> int:
         """Listen, and return the port."""
-        self.port = await self._listener.start(self._options.host, self._options.port)
+        port = await super().start()
         self._desk.url = self.token_url
-        return self.port
+        return port
 
     async def stop(self) -> None:
         """Close every connection."""
-        await self._listener.stop()
+        await super().stop()
         self._journal.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._options.idle_s):
-                    request = await read_request(reader)
-            except BadRequest as bad:
-                writer.write(Answer(status=bad.status, headers={"Connection": "close"}).as_bytes())
-                await writer.drain()
-                return
-            except TimeoutError:
-                return
-            if request is None:
-                return
-            is_token = request.path == TOKEN_PATH
-            answer, closes = await (self._answer_token(request) if is_token else self._answer(request))
-            writer.write(answer)
-            await writer.drain()
-            if closes or request.headers.get("connection") == "close":
-                return
 
     async def _answer_token(self, request: Request) -> tuple[bytes, bool]:
         """The bytes to write, and whether the connection closes after them."""
@@ -365,6 +339,8 @@ class Pds:
 
     async def _answer(self, request: Request) -> tuple[bytes, bool]:
         """The bytes to write, and whether the connection closes after them."""
+        if request.path == TOKEN_PATH:
+            return await self._answer_token(request)
         self.requests += 1
         if self._fails("pds.drop_after_read"):
             return b"", True
@@ -413,11 +389,8 @@ class Pds:
             headers["Retry-After"] = str(self._options.retry_after_s)
         return Answer(status=status, content=compose_outcome(code) if code else {}, headers=headers)
 
-    def _fails(self, fault: str) -> bool:
-        fires = self._faults.fires(fault)
-        if fires:
-            self._note("failed_on_purpose", fault=fault)
-        return fires
+    def _refuse_unread(self, status: int) -> Answer:
+        return Answer(status=status, headers={"Connection": "close"})
 
     def _note(self, what: str, **facts: str | int) -> None:
         self._journal.write(what, at=self._clock().isoformat(), **facts)
