@@ -1,7 +1,8 @@
 """Children's lists and directories as CSV (RFC 4180, UTF-8 with or without a byte order mark), or as a spreadsheet
 saves it: dates of child lists in the order of the United Kingdom.
 
-A bad row never loses the good ones: it comes back with its row number, its field and how to mend it, without the value.
+A bad row never loses the good ones: it comes back with its row number, its fields and how to mend them, without the
+values.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import msgspec
 
 from adapters.csv_rows import (
     FIELD_CHARACTERS_MAX,
+    SURPLUS_ADVICE,
     CsvRow,
-    FieldProblem,
     Fields,
     MalformedFile,
     RowProblem,
     Rows,
-    check_surplus,
     read_csv,
     read_table,
+    tell_problems,
 )
 from schemas.attendance import Event, PersonName
 from schemas.child_list import ChildListEntry, LegalBasis, PlanType
@@ -103,10 +104,6 @@ class DateOrder:
                 )
 
 
-class _OldStyleNumber(FieldProblem):
-    """An NHS number from before 1996."""
-
-
 class _ChildFields(Fields):
     """One row of a child list."""
 
@@ -114,6 +111,8 @@ class _ChildFields(Fields):
         super().__init__(values)
         self._number = number
         self._order = order
+        self.is_old_style = False
+        """Whether the row has an NHS number from before 1996."""
 
     def day(self, name: str) -> date:
         """A date like 2026-01-31 or, day first, 31/01/2026."""
@@ -125,22 +124,24 @@ class _ChildFields(Fields):
             first, second, year = int(written[1]), int(written[3]), int(written[4])
             self._order.note(name, first, second, self._number)
             return date(year, second, first)
-        except ValueError as error:
-            raise FieldProblem(name, _advise_on_day(text)) from error
+        except ValueError:
+            self.refuse(name, _advise_on_day(text))
+            return date.min
 
     def nhs_number(self, name: str) -> NhsNumber:
         """A valid NHS number."""
         text = self.required(name)
         number = parse_nhs_number(text)
         if number is None:
-            raise _find_problem(name, text)
-        return number
+            self.is_old_style = _OLD_STYLE_NUMBER.fullmatch(text) is not None
+            self.refuse(name, _advise_on_number(text))
+        return number or NhsNumber("")
 
     def whole(self, name: str) -> str:
         """A text that no spreadsheet has rounded."""
         text = self.required(name)
         if _ROUNDED.fullmatch(text) and "+" in text:
-            raise FieldProblem(name, "was rounded by a spreadsheet: format the column as text and enter it again")
+            self.refuse(name, "was rounded by a spreadsheet: format the column as text and enter it again")
         return text
 
     def reference(self, name: str) -> str | None:
@@ -154,7 +155,8 @@ class _ChildFields(Fields):
             return None
         section = text.casefold().removeprefix("section").lstrip("s. ")
         if f"s{section}" not in {basis.value for basis in LegalBasis}:
-            raise FieldProblem(name, "must be one of " + ", ".join(basis.value for basis in LegalBasis))
+            self.refuse(name, "must be one of " + ", ".join(basis.value for basis in LegalBasis))
+            return None
         return LegalBasis(f"s{section}")
 
 
@@ -206,10 +208,12 @@ def read_children(file: bytes | BinaryIO) -> Rows[ChildListEntry]:
 
 def compose_child(number: int, values: Mapping[str, str], order: DateOrder) -> ChildListEntry | ChildRowProblem:
     """The entry that stands in a row under these names of columns, or why there is none."""
-    try:
-        return _child(_ChildFields(values, number, order))
-    except FieldProblem as problem:
-        return _refuse_child(number, problem, values)
+    fields = _ChildFields(values, number, order)
+    entry = _child(fields)
+    if not fields.problems:
+        return entry
+    code = RecordCode.OLD_STYLE_NUMBER if fields.is_old_style else RecordCode.NOT_LOADED
+    return _refuse_child(tell_problems(number, fields.problems), code, values)
 
 
 def read_authorities(file: bytes) -> Rows[AuthorityLine]:
@@ -235,19 +239,19 @@ def read_clinicians(file: bytes) -> Rows[ClinicianLine]:
 def _compose_children(rows: Iterator[CsvRow]) -> Rows[ChildListEntry]:
     order = DateOrder()
     for row in rows:
-        try:
-            check_surplus(row)
-        except FieldProblem as problem:
-            yield row.number, _refuse_child(row.number, problem, row.values)
+        if row.has_surplus:
+            problem = RowProblem(row=row.number, field="row", advice=SURPLUS_ADVICE)
+            yield row.number, _refuse_child(problem, RecordCode.NOT_LOADED, row.values)
         else:
             yield row.number, compose_child(row.number, row.values, order)
     order.check()
 
 
-def _refuse_child(number: int, problem: FieldProblem, values: Mapping[str, str]) -> ChildRowProblem:
+def _refuse_child(problem: RowProblem, code: RecordCode, values: Mapping[str, str]) -> ChildRowProblem:
     local_id = (values.get("local_id") or "").strip()[:FIELD_CHARACTERS_MAX]
-    code = RecordCode.OLD_STYLE_NUMBER if isinstance(problem, _OldStyleNumber) else RecordCode.NOT_LOADED
-    return ChildRowProblem(row=number, field=problem.field, advice=problem.advice, code=code, local_id=local_id or None)
+    return ChildRowProblem(
+        row=problem.row, field=problem.field, advice=problem.advice, code=code, local_id=local_id or None
+    )
 
 
 def _advise_on_day(text: str) -> str:
@@ -258,29 +262,27 @@ def _advise_on_day(text: str) -> str:
     return "must be a date like 2026-01-31 or 31/01/2026"
 
 
-def _find_problem(name: str, text: str) -> FieldProblem:
+def _advise_on_number(text: str) -> str:
     """Why this is no NHS number."""
     digits = "".join(text.split())
     if _OLD_STYLE_NUMBER.fullmatch(text):
-        return _OldStyleNumber(name, "is a number of the old style: give the NHS number of ten digits")
+        return "is a number of the old style: give the NHS number of ten digits"
     if _ROUNDED.fullmatch(digits):
-        return FieldProblem(name, "was rounded by a spreadsheet: format the column as text and enter it again")
+        return "was rounded by a spreadsheet: format the column as text and enter it again"
     if digits.isascii() and digits.isdigit() and len(digits) == 9:
-        return FieldProblem(
-            name, "has nine digits: a spreadsheet may have dropped a 0 in front; format the column as text"
-        )
-    return FieldProblem(name, "must be a valid NHS number of ten digits; please check it")
+        return "has nine digits: a spreadsheet may have dropped a 0 in front; format the column as text"
+    return "must be a valid NHS number of ten digits; please check it"
 
 
 def _child(fields: _ChildFields) -> ChildListEntry:
     nhs_number = fields.nhs_number("nhs_number")
     start_on, end_on = fields.day("start_date"), fields.optional_day("end_date")
-    if end_on is not None and end_on < start_on:
-        raise FieldProblem("end_date", "must not be before the start date")
+    if end_on is not None and end_on < start_on and fields.are_right("start_date", "end_date"):
+        fields.refuse("end_date", "must not be before the start date")
     plan_type = PlanType(fields.one_of("plan_type", [plan.value for plan in PlanType]))
     legal_basis = fields.legal_basis("legal_basis")
-    if legal_basis is not None and plan_type is not PlanType.LOOKED_AFTER:
-        raise FieldProblem("legal_basis", f"belongs to {PlanType.LOOKED_AFTER.value} only")
+    if legal_basis is not None and plan_type is not PlanType.LOOKED_AFTER and fields.are_right("plan_type"):
+        fields.refuse("legal_basis", f"belongs to {PlanType.LOOKED_AFTER.value} only")
     return ChildListEntry(
         local_id=fields.whole("local_id"),
         nhs_number=nhs_number,
@@ -301,7 +303,7 @@ def _child(fields: _ChildFields) -> ChildListEntry:
 def _authority(fields: Fields) -> AuthorityLine:
     hours = fields.optional("office_hours") or OFFICE_HOURS_USUAL
     if parse_office_hours(hours) is None:
-        raise FieldProblem("office_hours", "must be hours like Mon-Thu 09:00-17:00 Fri 09:00-16:30")
+        fields.refuse("office_hours", "must be hours like Mon-Thu 09:00-17:00 Fri 09:00-16:30")
     return AuthorityLine(
         authority=Authority(
             code=fields.ods_code("code"),
@@ -339,12 +341,12 @@ def _site(fields: Fields) -> SiteLine:
     reply_host, reply_port = fields.optional("reply_host"), fields.port("reply_port")
     if (reply_host is None) != (reply_port is None):
         missing = "reply_host" if reply_host is None else "reply_port"
-        raise FieldProblem(missing, "is missing: reply_host and reply_port belong together")
+        fields.refuse(missing, "is missing: reply_host and reply_port belong together")
     settings = [setting.value for setting in CareSetting]
     setting = fields.one_of("care_setting", settings) if fields.optional("care_setting") else settings[0]
     is_suppressed = fields.flag("notices_suppressed")
-    if is_suppressed and setting != CareSetting.SEXUAL_HEALTH:
-        raise FieldProblem("notices_suppressed", "may be yes only where care_setting is sexual_health")
+    if is_suppressed and setting != CareSetting.SEXUAL_HEALTH and fields.are_right("care_setting"):
+        fields.refuse("notices_suppressed", "may be yes only where care_setting is sexual_health")
     answers = [answer.value for answer in KeptAnswer]
     wished = fields.one_of("not_understood", answers) if fields.optional("not_understood") else KeptAnswer.ACCEPT.value
     return SiteLine(
@@ -361,7 +363,7 @@ def _site(fields: Fields) -> SiteLine:
             not_understood=KeptAnswer(wished),
             care_setting=CareSetting(setting),
             notices_suppressed=is_suppressed,
-            registers_by=_registering(fields.words("registers_by")),
+            registers_by=_registering(fields, fields.words("registers_by")),
         ),
         credential=fields.optional("credential"),
         topic_secret=fields.optional("topic_secret"),
@@ -372,12 +374,12 @@ def _site(fields: Fields) -> SiteLine:
 _REGISTERING: Final = (Event.REGISTERED, Event.ADMITTED, Event.PERSON_ADDED, Event.UPDATED)
 
 
-def _registering(words: Sequence[str]) -> tuple[Event, ...]:
+def _registering(fields: Fields, words: Sequence[str]) -> tuple[Event, ...]:
     known = {event.value: event for event in _REGISTERING}
     named = [word.upper() for word in words]
     if not set(named) <= known.keys():
-        raise FieldProblem("registers_by", "must be of A04, A01, A28 and A08, with spaces between")
-    return tuple(known[word] for word in named)
+        fields.refuse("registers_by", "must be of A04, A01, A28 and A08, with spaces between")
+    return tuple(known[word] for word in named if word in known)
 
 
 def _clinician(fields: Fields) -> ClinicianLine:

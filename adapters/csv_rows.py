@@ -3,7 +3,8 @@
 Files that a spreadsheet saved are read too: with semicolons or tabs, and empty rows at the end. They are read as a
 stream: what stands in memory is one row.
 
-A bad row never loses the good ones: it comes back with its row number, its field and how to mend it, without the value.
+A bad row never loses the good ones: it comes back with its row number, its fields and how to mend them, without the
+values.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from schemas.identifiers import SchoolUrn, parse_ods_code, parse_school_urn
 
 Row = TypeVar("Row")
 FIELD_CHARACTERS_MAX: Final = 500
+SURPLUS_ADVICE: Final = "has more fields than the header"
+"""Of the row: nobody knows which of its fields stand under their own names."""
 LINE_CHARACTERS_MAX: Final = 150_000
 BLANK_LINES_MAX: Final = 10_000
 _FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -40,7 +43,10 @@ _MOBILE: Final = re.compile(r"0?7[1-57-9][0-9]{8}", re.ASCII)
 
 
 class RowProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a row was refused. ``row`` counts the header as 1; ``advice`` never holds the value."""
+    """Why a row was refused. ``row`` counts the header as 1; ``advice`` never holds the value.
+
+    Where more than one field is to be mended, ``field`` is the first, and ``advice`` goes on to the others by name.
+    """
 
     row: int
     field: str
@@ -51,44 +57,57 @@ class MalformedFile(Exception):
     """The file as a whole cannot be read: nothing was taken from it."""
 
 
-class FieldProblem(Exception):
-    """One field that is not as it must be."""
-
-    def __init__(self, field: str, advice: str) -> None:
-        super().__init__(field)
-        self.field = field
-        self.advice = advice
-
-
 class Fields:
-    """One row's fields, each asked for by name. Every method raises FieldProblem."""
+    """One row's fields, each asked for by name.
+
+    What is not as it must be is noted, and something stands in for it that nobody sees: so that whoever mends the row
+    is told of all its fields at once. What was composed of a row with ``problems`` must be thrown away.
+    """
 
     def __init__(self, values: Mapping[str, str], characters_max: int = FIELD_CHARACTERS_MAX) -> None:
         self._values = values
         self._characters_max = characters_max
+        self.problems: dict[str, str] = {}
+        """How to mend each field that is not as it must be, in the order in which they were asked for."""
+
+    def refuse(self, name: str, advice: str) -> None:
+        """Note that a field is not as it must be; what was said of it first stands."""
+        self.problems.setdefault(name, advice)
+
+    def take_problems(self) -> dict[str, str]:
+        """What was noted, for a row that is composed in spite of it."""
+        taken, self.problems = self.problems, {}
+        return taken
+
+    def are_right(self, *names: str) -> bool:
+        """Whether nothing was noted of these fields: only then can they be compared."""
+        return not self.problems.keys() & set(names)
 
     def optional(self, name: str) -> str | None:
         """The text of a field without the blanks around it; None where there is none."""
         text = (self._values.get(name) or "").strip()
         if len(text) > self._characters_max or "\x00" in text:
-            raise FieldProblem(name, f"must be plain text of at most {self._characters_max} characters")
+            self.refuse(name, f"must be plain text of at most {self._characters_max} characters")
+            return None
         if not text.isascii() and _NOT_UTF8.search(text):
-            raise FieldProblem(name, "has letters that are not UTF-8: save the file as CSV UTF-8")
+            self.refuse(name, "has letters that are not UTF-8: save the file as CSV UTF-8")
+            return None
         return text or None
 
     def required(self, name: str) -> str:
         """A text that must be there."""
         text = self.optional(name)
         if text is None:
-            raise FieldProblem(name, "is missing")
-        return text
+            self.refuse(name, "is missing")
+        return text or ""
 
     def day(self, name: str) -> date:
         """A date like 2026-01-31."""
         try:
             return date.fromisoformat(self.required(name))
-        except ValueError as error:
-            raise FieldProblem(name, "must be a date like 2026-01-31") from error
+        except ValueError:
+            self.refuse(name, "must be a date like 2026-01-31")
+            return date.min
 
     def optional_day(self, name: str) -> date | None:
         """A date, or None where there is none."""
@@ -98,8 +117,8 @@ class Fields:
         """An ODS code, in capitals."""
         code = parse_ods_code(self.required(name))
         if code is None:
-            raise FieldProblem(name, "must be an ODS code of 3 to 10 letters and digits")
-        return code
+            self.refuse(name, "must be an ODS code of 3 to 10 letters and digits")
+        return code or ""
 
     def port(self, name: str) -> int | None:
         """A port number, or None."""
@@ -107,7 +126,8 @@ class Fields:
         if text is None:
             return None
         if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
-            raise FieldProblem(name, "must be a port number")
+            self.refuse(name, "must be a port number")
+            return None
         return int(text)
 
     def networks(self, name: str) -> tuple[str, ...]:
@@ -116,8 +136,8 @@ class Fields:
         try:
             for word in words:
                 ipaddress.ip_network(word, strict=False)
-        except ValueError as error:
-            raise FieldProblem(name, "must be networks like 10.1.0.0/16, with spaces between them") from error
+        except ValueError:
+            self.refuse(name, "must be networks like 10.1.0.0/16, with spaces between them")
         return words
 
     def web_address(self, name: str) -> str | None:
@@ -133,14 +153,14 @@ class Fields:
         except ValueError:
             is_complete = False
         if not is_complete:
-            raise FieldProblem(name, "must be an address like https://alerts.example.org/path")
+            self.refuse(name, "must be an address like https://alerts.example.org/path")
         return text
 
     def bearer_token(self, name: str) -> str | None:
         """A bearer token (RFC 6750), or None."""
         text = self.optional(name)
         if text is not None and not _BEARER_TOKEN.fullmatch(text):
-            raise FieldProblem(name, "must be a bearer token: letters, digits and -._~+/, with = at the end (RFC 6750)")
+            self.refuse(name, "must be a bearer token: letters, digits and -._~+/, with = at the end (RFC 6750)")
         return text
 
     def mobile(self, name: str) -> str | None:
@@ -150,7 +170,7 @@ class Fields:
             return None
         digits = re.sub(r"[ ()-]", "", written).removeprefix("+44").removeprefix("0044")
         if not _MOBILE.fullmatch(digits):
-            raise FieldProblem(name, "must be a mobile number like 07700 900123, or empty")
+            self.refuse(name, "must be a mobile number like 07700 900123, or empty")
         return f"+44{digits.removeprefix('0')}"
 
     def mailbox(self, name: str) -> str | None:
@@ -160,15 +180,15 @@ class Fields:
             return None
         provider = written.casefold().rpartition("@")[2].split(".")
         if not MAILBOX.fullmatch(written) or PRIVATE_PROVIDERS.intersection(provider):
-            raise FieldProblem(name, "must be one mailbox at work like duty@authority.example.org, or empty")
+            self.refuse(name, "must be one mailbox at work like duty@authority.example.org, or empty")
         return written
 
     def flag(self, name: str, *, unsaid: bool = False) -> bool:
         """Yes or no; ``unsaid`` where the field is empty."""
         text = (self.optional(name) or ("yes" if unsaid else "no")).casefold()
         if text not in _FLAGS:
-            raise FieldProblem(name, "must be yes or no")
-        return _FLAGS[text]
+            self.refuse(name, "must be yes or no")
+        return _FLAGS.get(text, unsaid)
 
     def words(self, name: str) -> tuple[str, ...]:
         """Words with blanks between them."""
@@ -178,7 +198,8 @@ class Fields:
         """One of the words known."""
         text = self.required(name)
         if text not in known:
-            raise FieldProblem(name, "must be one of " + ", ".join(known))
+            self.refuse(name, "must be one of " + ", ".join(known))
+            return known[0]
         return text
 
     def optional_one_of(self, name: str, known: Sequence[str]) -> str | None:
@@ -193,8 +214,8 @@ class Fields:
         """The unique reference number of an establishment."""
         urn = parse_school_urn(self.required(name))
         if urn is None:
-            raise FieldProblem(name, "must be a URN of six digits")
-        return urn
+            self.refuse(name, "must be a URN of six digits")
+        return urn or SchoolUrn("")
 
     def optional_school_urn(self, name: str) -> SchoolUrn | None:
         """The unique reference number of an establishment, or None."""
@@ -206,7 +227,8 @@ class Fields:
         if text is None:
             return None
         if not _CLOCK.fullmatch(text):
-            raise FieldProblem(name, "must be a time of day like 08:30")
+            self.refuse(name, "must be a time of day like 08:30")
+            return None
         return time.fromisoformat(text)
 
 
@@ -305,17 +327,18 @@ def _find_delimiter(first: str, columns: Sequence[str]) -> str:
 
 def _compose_rows(rows: Iterator[CsvRow], compose: Callable[[Fields], Row], characters_max: int) -> Rows[Row]:
     for row in rows:
-        try:
-            check_surplus(row)
-            yield row.number, compose(Fields(row.values, characters_max))
-        except FieldProblem as problem:
-            yield row.number, RowProblem(row=row.number, field=problem.field, advice=problem.advice)
+        if row.has_surplus:
+            yield row.number, RowProblem(row=row.number, field="row", advice=SURPLUS_ADVICE)
+            continue
+        fields = Fields(row.values, characters_max)
+        composed = compose(fields)
+        yield row.number, tell_problems(row.number, fields.problems) if fields.problems else composed
 
 
-def check_surplus(row: CsvRow) -> None:
-    """Raise FieldProblem when the row has more fields than the header."""
-    if row.has_surplus:
-        raise FieldProblem("row", "has more fields than the header")
+def tell_problems(number: int, problems: Mapping[str, str]) -> RowProblem:
+    """All that is to be mended in a row: the first field as such, the others in its advice."""
+    (field, advice), *others = problems.items()
+    return RowProblem(row=number, field=field, advice="; ".join([advice, *(" ".join(each) for each in others)]))
 
 
 # Writing

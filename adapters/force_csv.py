@@ -1,6 +1,6 @@
 """Police forces, and the people who sign in for Operation Encompass, as CSV.
 
-A bad row costs itself alone: it comes back with its row number, its field and how to mend it, without the value.
+A bad row costs itself alone: it comes back with its row number, its fields and how to mend them, without the values.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from adapters.csv_rows import FieldProblem, Fields, Rows, read_csv
+from adapters.csv_rows import Fields, Rows, read_csv
 from schemas.directory import Reach, Role
 from schemas.encompass import ContentProfile, EncompassPolicy, Force, Release, UnderSchoolAge
 from schemas.identifiers import OwnerId, authority_owner, establishment_owner, force_owner
@@ -51,12 +51,13 @@ def read_encompass_people(file: bytes) -> Rows[PersonLine]:
 
 def _force(fields: Fields) -> ForceLine:
     code = fields.ods_code("code")
-    days = fields.optional("confirmed_days_max")
-    if days is not None and not (days.isascii() and days.isdigit() and 1 <= int(days[:5]) <= 3_660):
-        raise FieldProblem("confirmed_days_max", "must be a number of days from 1 to 3660")
+    days = fields.optional("confirmed_days_max") or str(_CONFIRMED_DAYS)
+    if not (days.isascii() and days.isdigit() and 1 <= int(days[:5]) <= 3_660):
+        fields.refuse("confirmed_days_max", "must be a number of days from 1 to 3660")
+        days = "1"
     credential = fields.optional("credential")
     if credential is not None and len(credential) < _CREDENTIAL_LETTERS_MIN:
-        raise FieldProblem("credential", f"must have at least {_CREDENTIAL_LETTERS_MIN} characters, or be empty")
+        fields.refuse("credential", f"must have at least {_CREDENTIAL_LETTERS_MIN} characters, or be empty")
     policy = EncompassPolicy(
         force=code,
         statement=fields.required("statement"),
@@ -68,7 +69,7 @@ def _force(fields: Fields) -> ForceLine:
         under_school_age=UnderSchoolAge(
             fields.optional_one_of("under_school_age", [each.value for each in UnderSchoolAge]) or UnderSchoolAge.NOBODY
         ),
-        confirmed_days_max=int(days) if days is not None else _CONFIRMED_DAYS,
+        confirmed_days_max=int(days),
         training_required=fields.flag("training_required", unsaid=True),
     )
     force = Force(code=code, name=fields.required("name"), policy=policy, peers=fields.networks("peers"))
@@ -78,16 +79,21 @@ def _force(fields: Fields) -> ForceLine:
 def _person(fields: Fields) -> PersonLine:
     role = Role(fields.one_of("role", list(_ROLES)))
     contact_id = fields.optional("contact_id")
-    if (role is Role.SAFEGUARDING_LEAD) != (contact_id is not None):
-        raise FieldProblem("contact_id", "is the contact whom a safeguarding lead is, and empty for everybody else")
-    owner = establishment_owner(fields.school_urn("at")) if role is Role.SAFEGUARDING_LEAD else None
-    if owner is None:
+    is_lead = role is Role.SAFEGUARDING_LEAD
+    if not fields.are_right("role"):
+        owner = OwnerId(fields.required("at"))
+    elif is_lead:
+        owner = establishment_owner(fields.school_urn("at"))
+    else:
         own = force_owner if role is Role.ENCOMPASS_COORDINATOR else authority_owner
         owner = own(fields.ods_code("at"))
+    if is_lead != (contact_id is not None) and fields.are_right("role"):
+        fields.refuse("contact_id", "is the contact whom a safeguarding lead is, and empty for everybody else")
+    if is_lead and fields.are_right("role"):
+        for told in ("mailbox", "mobile"):
+            if fields.optional(told) is not None:
+                fields.refuse(told, "stands among the safeguarding contacts for a lead: leave it empty here")
     reach = Reach(mailbox=fields.mailbox("mailbox"), mobile=fields.mobile("mobile"))
-    if role is Role.SAFEGUARDING_LEAD and reach != Reach():
-        told = "mailbox" if reach.mailbox else "mobile"
-        raise FieldProblem(told, "stands among the safeguarding contacts for a lead: leave it empty here")
     return PersonLine(
         login=fields.required("login"),
         name=fields.required("name"),

@@ -7,12 +7,12 @@ keeps something back. A second establishment, excluded person or adult takes a f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from adapters.csv_rows import FieldProblem, Fields, MalformedFile, RowProblem, Rows, read_csv
+from adapters.csv_rows import Fields, MalformedFile, RowProblem, Rows, read_csv, tell_problems
 from adapters.er7 import LONDON
 from adapters.incident_json import IncidentLimits, IncidentRefused, take_incident
 from schemas.encompass import PoliceMessage
@@ -42,7 +42,7 @@ class IncidentFileLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class _IncidentRow:
-    """One row, in parts of the JSON message; ``problem`` when one of them could not be read."""
+    """One row, in parts of the JSON message; or the ``problems`` of those that could not be read."""
 
     key: Key
     incident: Content = field(default_factory=dict)
@@ -50,7 +50,7 @@ class _IncidentRow:
     establishment: Content = field(default_factory=dict)
     excluded: Content = field(default_factory=dict)
     adult: Content = field(default_factory=dict)
-    problem: FieldProblem | None = None
+    problems: Mapping[str, str] = field(default_factory=dict)
 
 
 _Numbered = tuple[int, _IncidentRow]
@@ -80,8 +80,8 @@ def _take_rows(
     for number, row in rows:
         if isinstance(row, RowProblem):
             yield number, row
-        elif row.problem is not None:
-            yield number, RowProblem(row=number, field=row.problem.field, advice=row.problem.advice)
+        elif row.problems:
+            yield number, tell_problems(number, row.problems)
         elif row.key in spoilt:
             yield number, RowProblem(row=number, field="incident_id", advice=_ADVICE)
         else:
@@ -95,7 +95,7 @@ def _spoilt_incidents(rows: Sequence[tuple[int, _IncidentRow | RowProblem]]) -> 
     found: set[Key] = set()
     for place, (_, row) in enumerate(rows):
         if isinstance(row, _IncidentRow):
-            if row.problem is not None:
+            if row.problems:
                 found.add(row.key)
             continue
         beside = [each for _, each in rows[max(0, place - 1) : place + 2]]
@@ -190,14 +190,16 @@ def _locate(path: str, advice: str, places: Places, first: int) -> RowProblem:
 
 
 def _read_row(fields: Fields) -> _IncidentRow:
-    """Only a row that does not say which incident it is of raises FieldProblem."""
+    """Only a row that does not say which incident it is of is refused at once: the others spoil their incident."""
     key = (fields.required("force"), fields.required("incident_id"))
-    try:
-        if fields.flag("withdrawn"):
-            return _IncidentRow(key=key, incident=_withdrawal(fields))
-        return _report(fields, key)
-    except FieldProblem as problem:
-        return _IncidentRow(key=key, problem=problem)
+    if fields.problems:
+        return _IncidentRow(key=key)
+    is_withdrawn = fields.flag("withdrawn")
+    if fields.are_right("withdrawn"):
+        row = _IncidentRow(key=key, incident=_withdrawal(fields)) if is_withdrawn else _report(fields, key)
+        if not fields.problems:
+            return row
+    return _IncidentRow(key=key, problems=fields.take_problems())
 
 
 def _report(fields: Fields, key: Key) -> _IncidentRow:
@@ -206,7 +208,7 @@ def _report(fields: Fields, key: Key) -> _IncidentRow:
     )
     child = _child(fields)
     if establishment and not child:
-        raise FieldProblem("child_id", "is missing: whose school is it?")
+        fields.refuse("child_id", "is missing: whose school is it?")
     return _IncidentRow(
         key=key,
         incident=_incident(fields),
@@ -226,7 +228,8 @@ def _report(fields: Fields, key: Key) -> _IncidentRow:
 def _identity(fields: Fields) -> Content:
     text = fields.required("version")
     if not (text.isascii() and text.isdigit() and len(text) <= 7):
-        raise FieldProblem("version", "must be a whole number from 1")
+        fields.refuse("version", "must be a whole number from 1")
+        text = "0"
     return {"force": fields.required("force"), "incident_id": fields.required("incident_id"), "version": int(text)}
 
 
@@ -286,12 +289,14 @@ def _instant(fields: Fields, name: str) -> str:
     try:
         local = datetime.fromisoformat(text)
     except ValueError:
-        raise FieldProblem(name, _INSTANT_ADVICE) from None
+        fields.refuse(name, _INSTANT_ADVICE)
+        return ""
     if local.tzinfo is not None:
         return text
     if not _LOCAL.fullmatch(text):
-        raise FieldProblem(name, _INSTANT_ADVICE)
+        fields.refuse(name, _INSTANT_ADVICE)
+        return ""
     early, late = (local.replace(tzinfo=LONDON, fold=fold) for fold in (0, 1))
     if early.utcoffset() != late.utcoffset():
-        raise FieldProblem(name, "falls into the hour in which the clocks change: write the offset, like +01:00")
+        fields.refuse(name, "falls into the hour in which the clocks change: write the offset, like +01:00")
     return early.isoformat()

@@ -1,6 +1,6 @@
 """Establishments, their safeguarding contacts, pupils and term dates as CSV.
 
-A bad row costs itself alone: it comes back with its row number, its field and how to mend it, without the value.
+A bad row costs itself alone: it comes back with its row number, its fields and how to mend them, without the values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import time, timedelta
 from typing import Final
 
-from adapters.csv_rows import MAILBOX, PRIVATE_PROVIDERS, FieldProblem, Fields, Rows, read_csv
+from adapters.csv_rows import MAILBOX, PRIVATE_PROVIDERS, Fields, Rows, read_csv
 from schemas.encompass import (
     CalendarDays,
     ContactRole,
@@ -52,13 +52,13 @@ def _school(fields: Fields) -> Establishment:
     status = fields.optional_one_of("status", [each.value for each in EstablishmentStatus])
     merged_into = fields.optional_school_urn("merged_into")
     urn = fields.school_urn("urn")
-    if (status == EstablishmentStatus.MERGED) != (merged_into is not None):
-        raise FieldProblem("merged_into", "is the URN of the successor when status is merged, and empty otherwise")
+    if (status == EstablishmentStatus.MERGED) != (merged_into is not None) and fields.are_right("status"):
+        fields.refuse("merged_into", "is the URN of the successor when status is merged, and empty otherwise")
     if merged_into == urn:
-        raise FieldProblem("merged_into", "must be another establishment")
+        fields.refuse("merged_into", "must be another establishment")
     starts_at = fields.clock("starts_at")
     if starts_at is not None and not _EARLIEST_START <= starts_at <= _LATEST_START:
-        raise FieldProblem("starts_at", "must be a time from 06:00 to 12:00")
+        fields.refuse("starts_at", "must be a time from 06:00 to 12:00")
     return Establishment(
         urn=urn,
         name=fields.required("name"),
@@ -78,7 +78,7 @@ def _contact(fields: Fields) -> SafeguardingContact:
         urn=fields.school_urn("urn"),
         role=ContactRole(fields.one_of("role", [each.value for each in ContactRole])),
         name=name,
-        mailbox=_check_mailbox(fields.required("mailbox"), name),
+        mailbox=_role_mailbox(fields, fields.required("mailbox"), name),
         telephone=fields.optional("telephone"),
         mobile=fields.mobile("mobile"),
         confirmed_on=fields.optional_day("confirmed_date"),
@@ -86,15 +86,15 @@ def _contact(fields: Fields) -> SafeguardingContact:
     )
 
 
-def _check_mailbox(mailbox: str, name: str) -> str:
+def _role_mailbox(fields: Fields, mailbox: str, name: str) -> str:
     """A mailbox of the role: not at a provider of private mail, and not named after the person."""
     if not MAILBOX.fullmatch(mailbox):
-        raise FieldProblem("mailbox", "must be one mailbox like safeguarding@school.example.org")
+        fields.refuse("mailbox", "must be one mailbox like safeguarding@school.example.org")
     local, _, domain = mailbox.casefold().partition("@")
     words = re.split(r"[\W_]+", name.casefold())
     is_named = any(len(word) > 2 and word in re.split(r"[\W_0-9]+", local) for word in words)
     if is_named or PRIVATE_PROVIDERS.intersection(domain.split(".")):
-        raise FieldProblem("mailbox", "must be a role's mailbox such as safeguarding@, not a person's own")
+        fields.refuse("mailbox", "must be a role's mailbox such as safeguarding@, not a person's own")
     return mailbox
 
 
@@ -106,24 +106,23 @@ def _pupil(fields: Fields) -> Pupil:
         given_name=fields.required("given_name"),
         birth_date=fields.day("birth_date"),
         postcode=fields.optional("postcode"),
-        urns=_parse_urns(fields.words("urns")),
+        urns=_urns(fields, fields.words("urns")),
         home_educated=fields.flag("home_educated"),
     )
 
 
-def _parse_urns(words: Sequence[str]) -> tuple[SchoolUrn, ...]:
+def _urns(fields: Fields, words: Sequence[str]) -> tuple[SchoolUrn, ...]:
     found = [parse_school_urn(word) for word in words]
-    urns = tuple(urn for urn in found if urn is not None)
-    if len(urns) < len(found):
-        raise FieldProblem("urns", "must be URNs of six digits, with spaces between them")
-    return urns
+    if None in found:
+        fields.refuse("urns", "must be URNs of six digits, with spaces between them")
+    return tuple(urn for urn in found if urn is not None)
 
 
 def _days(fields: Fields) -> CalendarDays:
     first_on = fields.day("first_date")
     last_on = fields.optional_day("last_date") or first_on
-    if not timedelta(0) <= last_on - first_on <= _SPAN_MAX:
-        raise FieldProblem("last_date", f"must be the first date or up to {_SPAN_MAX.days} days after it")
+    if not timedelta(0) <= last_on - first_on <= _SPAN_MAX and fields.are_right("first_date", "last_date"):
+        fields.refuse("last_date", f"must be the first date or up to {_SPAN_MAX.days} days after it")
     return CalendarDays(
         authority=fields.ods_code("authority"),
         urn=fields.optional_school_urn("urn"),

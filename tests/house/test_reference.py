@@ -301,11 +301,11 @@ def test_the_columns_of_a_file_are_those_that_are_read(heading: str) -> None:
 
 def test_the_columns_of_an_incident_are_those_that_are_read() -> None:
     asked = {
-        node.args[-1].value
+        name.value
         for node in ast.walk(ast.parse(inspect.getsource(incident_csv)))
         if isinstance(node, ast.Call)
-        and (ast.unparse(node.func).startswith("fields.") or ast.unparse(node.func) == "_instant")
-        and isinstance(node.args[-1], ast.Constant)
+        for name in (node.args[:1] if ast.unparse(node.func).startswith("fields.") else node.args[1:])
+        if isinstance(name, ast.Constant) and ast.unparse(node.func).startswith(("fields.", "_instant"))
     }
     listed = {name for row in read_rows(f"{REFERENCE}/incidents-in.md", "CSV") for name in read_code(row[0])}
     assert listed == asked | {"occurred_at", "reported_at"}

@@ -26,6 +26,7 @@ from adapters.child_list_csv import (
     read_workers,
 )
 from adapters.child_list_json import VersionNotSupported, read_children_json
+from adapters.force_csv import read_encompass_people, read_forces
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, LegalBasis, PlanType
 from schemas.directory import KeptAnswer, Role
@@ -69,6 +70,8 @@ SITE = {
     "reply_url": "https://ed.example.org/FHIR/R4/$process-message",
     "reply_credential": "dG9rZW4=",
 }
+FORCE = {"code": "ZF1", "name": "Fenshire", "statement": "Ask.", "withdrawn_statement": "Ask no more."}
+PERSON = {"login": "co@police.example.org", "name": "Co", "role": "encompass_hub", "at": "706", "contact_id": "K1"}
 CLINICIAN = {"login": "bo@rz1.example.org", "name": "Bo Nurse", "organisation": "RZ1", "password": ""}
 
 
@@ -195,7 +198,8 @@ def test_a_row_with_more_fields_than_the_header_is_refused() -> None:
 def test_a_row_with_fewer_fields_misses_them() -> None:
     found = read_all(csv_file(CHILD) + b"L2,9990000026,Tester\r\n" + csv_file(CHILD).splitlines()[1])
     assert isinstance(found[1], RowProblem)
-    assert (found[1].row, found[1].advice) == (3, "is missing")
+    assert (found[1].row, found[1].field) == (3, "start_date")
+    assert found[1].advice == "is missing; plan_type is missing; birth_date is missing"
     assert isinstance(found[2], ChildListEntry)
 
 
@@ -465,6 +469,50 @@ def test_each_kind_of_bad_directory_row_names_its_field_and_not_its_value(
     assert isinstance(problem, RowProblem)
     assert (problem.row, problem.field) == (3, field)
     assert not value or value not in problem.advice
+
+
+def test_all_that_is_wrong_in_a_row_is_told_at_once_and_only_that() -> None:
+    """The start date cannot be read: nobody knows whether the end is before it. An old number keeps its code."""
+    wrong = {"nhs_number": "XQZ 123", "birth_date": "3.2.15", "plan_type": "care", "start_date": "x1", "end_date": "y1"}
+    problem = problem_of(CHILD | wrong | {"legal_basis": "s31", "household": "9.99E+11"})
+    assert isinstance(problem, ChildRowProblem)
+    assert (problem.field, problem.code, problem.local_id) == ("nhs_number", RecordCode.OLD_STYLE_NUMBER, "L1")
+    assert problem.advice == (
+        "is a number of the old style: give the NHS number of ten digits"
+        "; start_date must be a date like 2026-01-31 or 31/01/2026"
+        "; end_date must be a date like 2026-01-31 or 31/01/2026"
+        "; plan_type must be one of child_protection_plan, looked_after_child, unborn_child_protection_plan"
+        "; birth_date must have the year in four digits, like 31/01/2026"
+        "; household was rounded by a spreadsheet: format the column as text and enter it again"
+    )
+    assert not any(value in problem.advice for value in wrong.values() if value != "care")
+    ended_early = {"end_date": "2026-01-09", "legal_basis": "s31", "postcode": "Z" * 501}
+    assert problem_of(CHILD | ended_early).advice == (
+        "must not be before the start date; legal_basis belongs to looked_after_child only"
+        "; postcode must be plain text of at most 500 characters"
+    )
+
+
+@pytest.mark.parametrize(
+    ("read", "good", "wrong"),
+    [
+        (read_authorities, AUTHORITY, ["code", "name", "webhook_url"]),
+        (read_workers, WORKER, ["role", "code", "authority", "mailbox", "mobile"]),
+        (read_sites, SITE, ["reply_port", "name", "reply_url", "replies_for_adults", "peers", "reply_credential"]),
+        (read_clinicians, CLINICIAN, ["name", "organisation"]),
+        (read_forces, FORCE, ["confirmed_days_max", "credential", "statement", "release", "name", "peers"]),
+        (read_encompass_people, PERSON, ["role", "mailbox", "login"]),
+    ],
+)
+def test_every_wrong_column_of_a_directory_row_is_named(
+    read: Callable[[bytes], Iterator[tuple[int, object]]], good: dict[str, str], wrong: list[str]
+) -> None:
+    may_say_anything = {"name", "login", "statement"} | ({"code"} if read is read_workers else set())
+    values = {column: "" if column in may_say_anything else "~ ?" for column in wrong}
+    [(_, problem)] = read(csv_file(good | values))
+    assert isinstance(problem, RowProblem)
+    assert [problem.field, *(told.split()[0] for told in problem.advice.split("; ")[1:])] == wrong
+    assert "~ ?" not in problem.advice
 
 
 def test_empty_columns_at_the_end_are_passed_over() -> None:

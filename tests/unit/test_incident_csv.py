@@ -137,6 +137,18 @@ def test_a_wrong_column_is_named_without_its_value(change: dict[str, str], field
     assert not any(len(value) > 3 and value in str(found) for value in change.values() if value != "other")
 
 
+def test_every_wrong_column_of_a_row_is_told_at_once() -> None:
+    wrong = {"present": "maybe", "version": "one", "occurred_at": "21/11/2026", "reported_at": ""}
+    (number, problem), (_, other) = read(ROW | wrong, ROW)
+    assert isinstance(problem, RowProblem) and isinstance(other, RowProblem)
+    assert (number, problem.field, other.field) == (2, "present", "incident_id")
+    told = [each.split()[0] for each in problem.advice.split("; ")]
+    assert told == ["must", "occurred_at", "reported_at", "version"]
+    unclear = read(ROW | wrong | {"withdrawn": "perhaps"})[0][1]
+    assert isinstance(unclear, RowProblem)
+    assert (unclear.field, unclear.advice) == ("withdrawn", "must be yes or no")
+
+
 def test_rows_that_say_different_things_of_one_incident_or_child_are_refused() -> None:
     assert problems(ROW, ROW | {"child_id": "C2", "reported_at": "2026-11-21T23:52:00Z"}) == [
         (2, "incident_id"),

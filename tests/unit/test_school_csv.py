@@ -143,6 +143,23 @@ def test_a_wrong_field_is_named_without_its_value(
 
 
 @pytest.mark.parametrize(
+    ("reader", "row", "wrong", "unlike"),
+    [
+        (read_schools, SCHOOL, ["status", "urn", "starts_at", "kind", "authority"], "merged_into"),
+        (read_safeguarding_contacts, CONTACT, ["urn", "role", "mailbox", "mobile", "confirmed_date"], "name"),
+        (read_pupils, PUPIL, ["authority", "birth_date", "urns", "home_educated"], "postcode"),
+        (read_term_dates, DAYS | {"last_date": "2026-11-01"}, ["first_date", "authority", "urn", "kind"], "last_date"),
+    ],
+)
+def test_every_wrong_field_of_a_row_is_told_at_once_and_none_that_hangs_on_one(
+    reader: Reader, row: dict[str, str], wrong: list[str], unlike: str
+) -> None:
+    problem = only(reader, row | dict.fromkeys(wrong, "~?"))
+    assert [problem.field, *(told.split()[0] for told in problem.advice.split("; ")[1:])] == wrong
+    assert unlike not in problem.advice and "~?" not in problem.advice
+
+
+@pytest.mark.parametrize(
     "mailbox", ["safeguarding@mill.example.org", "dsl.2@mill.example.org", "head@reed.example.net"]
 )
 def test_the_mailbox_of_a_role_is_taken(mailbox: str) -> None:
