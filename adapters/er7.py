@@ -157,7 +157,7 @@ _WRITTEN: Final = {
 
 def escape(text: str) -> str:
     """``text`` as the content of a field with the standard separators; control characters are left out."""
-    return text.translate(_WRITTEN)
+    return text if text.isalnum() else text.translate(_WRITTEN)
 
 
 def reencode(raw: str, separators: Separators) -> str:
@@ -382,7 +382,13 @@ def parse_day(text: str | None) -> date | None:
 
 def format_instant(moment: datetime) -> str:
     """``moment`` as TS: the London wall time with its offset, so that readers who ignore the offset are right too."""
-    return moment.astimezone(LONDON).strftime("%Y%m%d%H%M%S%z")
+    return _format_second(moment.astimezone(UTC).replace(microsecond=0))
+
+
+@lru_cache(maxsize=64)
+def _format_second(second: datetime) -> str:
+    """Answers are many in a second, and London time is dear."""
+    return second.astimezone(LONDON).strftime("%Y%m%d%H%M%S%z")
 
 
 def format_day(day: date) -> str:

@@ -360,11 +360,10 @@ def build_ack(
         f"MSH|^~\\&|{_answer_address(header)}|{format_instant(at)}||{message_type}"
         f"|{escape(control_id)}|{processing_id}|{version}"
     )
-    answer = "\r".join((msh, *segments, ""))
     if version >= _CHARSET_FIELD_SINCE:
-        charset = "ASCII" if answer.isascii() else "UNICODE UTF-8"
-        answer = "\r".join((f"{msh}||||||{charset}", *segments, ""))
-    return answer.encode()
+        is_ascii = msh.isascii() and all(map(str.isascii, segments))
+        msh += "||||||ASCII" if is_ascii else "||||||UNICODE UTF-8"
+    return "\r".join((msh, *segments, "")).encode()
 
 
 def _answer_address(header: Header | None) -> str:

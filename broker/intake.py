@@ -7,6 +7,8 @@ has it durably. What is kept and not understood goes to a person, and the depart
 from __future__ import annotations
 
 import asyncio
+import itertools
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Final, Protocol
@@ -66,6 +68,9 @@ class Intake:
         self._keyring = keyring
         self._senders = senders
         self._clock = clock
+        # An answer's own id (MSH-10) is never given twice, in 20 characters (v2.4, 2.16.9.10).
+        self._answers_of = secrets.token_hex(5).upper()
+        self._answers = itertools.count(1)
 
     async def accept_hl7v2(self, frame: bytes, peer: Peer) -> bytes | None:
         """Take the HL7 v2 messages of a frame; the answer, or None when one was not made durable: all are resent."""
@@ -158,9 +163,8 @@ class Intake:
     def _answer(
         self, header: Header | None, code: AckCode, text: str, error: ErrorCode = ErrorCode.INTERNAL_ERROR
     ) -> bytes:
-        now = self._clock.now()
-        control_id = self._keyring.derive_id("ack", header.control_id if header else "", now.isoformat())
-        return build_ack(header, code=code, text=text, error_code=error, control_id=control_id[:20].upper(), at=now)
+        control_id = f"{self._answers_of}{next(self._answers):010X}"
+        return build_ack(header, code=code, text=text, error_code=error, control_id=control_id, at=self._clock.now())
 
 
 def _understand(message: bytes, header: Header) -> tuple[str | None, str | None]:
