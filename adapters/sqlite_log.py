@@ -141,6 +141,8 @@ class SqliteLog:
         self._waiting: deque[_Append] = deque()
         self._waiting_bytes = 0
         self._committing: asyncio.Task[None] | None = None
+        self._unconfirmed: deque[tuple[float, asyncio.Future[tuple[Partition, int]]]] = deque()
+        self._impatience: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def append(
@@ -156,11 +158,8 @@ class SqliteLog:
         self._waiting_bytes += append.size_bytes
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit_waiting())
-        try:
-            async with asyncio.timeout(self._options.append_timeout_s):
-                return await append.placed
-        except TimeoutError:
-            raise NotDurable("the commit was not confirmed in time") from None
+        self._expect(append.placed)
+        return await append.placed
 
     async def extents(self, topic: str) -> dict[Partition, PartitionExtent]:
         """What the log holds of each partition of ``topic``; nothing of an unknown one. Raises LogUnavailable."""
@@ -214,6 +213,25 @@ class SqliteLog:
             raise NotDurable("waiting_bytes_max bytes are waiting for their commit already")
         placed = asyncio.get_running_loop().create_future()
         return _Append(topic, key, value, headers, size_bytes, placed)
+
+    def _expect(self, placed: asyncio.Future[tuple[Partition, int]]) -> None:
+        """Have it fail when its time is over. All have the same time, so one timer, for the eldest, is enough."""
+        while self._unconfirmed and self._unconfirmed[0][1].done():
+            self._unconfirmed.popleft()
+        loop = asyncio.get_running_loop()
+        self._unconfirmed.append((loop.time() + self._options.append_timeout_s, placed))
+        if self._impatience is None:
+            self._impatience = loop.call_at(self._unconfirmed[0][0], self._give_up)
+
+    def _give_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._impatience = None
+        while self._unconfirmed and (self._unconfirmed[0][1].done() or self._unconfirmed[0][0] <= loop.time()):
+            _, placed = self._unconfirmed.popleft()
+            if not placed.done():
+                placed.set_exception(NotDurable("the commit was not confirmed in time"))
+        if self._unconfirmed:
+            self._impatience = loop.call_at(self._unconfirmed[0][0], self._give_up)
 
     async def _commit_waiting(self) -> None:
         """Commit batch after batch until nothing waits."""
@@ -413,6 +431,7 @@ class _LogFile:
         topics: dict[str, list[_Tail]] = {}
         rows: list[tuple[int, bytes | None, bytes, bytes, int]] = []
         places: list[tuple[Partition, int]] = []
+        grown: dict[int, _Tail] = {}
         with self._writing() as connection:
             for append in batch:
                 tails = topics.get(append.topic)
@@ -422,7 +441,8 @@ class _LogFile:
                 rows.append((_place(tail.slot, tail.end), append.key, append.value, append.headers, appended_at_us))
                 places.append((Partition(append.topic, tail.number), tail.end))
                 tail.end += 1
-            ends = [(tail.end, tail.slot) for tails in topics.values() for tail in tails]
+                grown[tail.slot] = tail
+            ends = [(tail.end, tail.slot) for tail in grown.values()]
             connection.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?)", rows)
             connection.executemany("UPDATE partition SET end_offset = ? WHERE slot = ?", ends)
         return places
