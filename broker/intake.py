@@ -68,6 +68,7 @@ class Intake:
         self._keyring = keyring
         self._senders = senders
         self._clock = clock
+        self._accepted = {door: MESSAGES_ACCEPTED.labels(door=door) for door in ("mllp", "fhir")}
         # An answer's own id (MSH-10) is never given twice, in 20 characters (v2.4, 2.16.9.10).
         self._answers_of = secrets.token_hex(5).upper()
         self._answers = itertools.count(1)
@@ -151,7 +152,7 @@ class Intake:
             log(LogEvent.MESSAGE_NOT_DURABLE, sender=sender)
             return False
         APPEND_SECONDS.observe(time.perf_counter() - began)
-        MESSAGES_ACCEPTED.labels(door=door).inc()
+        self._accepted[door].inc()
         return True
 
     def _refuse(self, header: Header | None, reason: str, code: ErrorCode) -> bytes:
