@@ -59,8 +59,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     event: str
     processing_id: str
     version: str
-    charset: str
-    message_at: datetime | None
 
     def __repr__(self) -> str:
         return "Header(...)"
@@ -124,8 +122,6 @@ def _parse_header(message: Message, limits: Hl7v2Limits) -> Header:
         event=(message.text("MSH", 9, 2) or "").upper(),
         processing_id=message.text("MSH", 11) or "",
         version=message.text("MSH", 12) or "",
-        charset=message.text("MSH", 18) or "",
-        message_at=parse_instant(message.text("MSH", 7)),
     )
 
 
