@@ -198,11 +198,17 @@ class MllpServer:
             await self._server.wait_closed()
 
     def handle(self, message: bytes, peer: Peer) -> asyncio.Task[bytes | None]:
-        """Begin to handle a message. The task runs to its end, whatever becomes of the connection."""
+        """Begin to handle a message. The task runs to its end, whatever becomes of the connection.
+
+        Whoever began it calls ``settle`` when it is done.
+        """
         task = asyncio.get_running_loop().create_task(self._run(message, peer))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         return task
+
+    def settle(self, task: asyncio.Task[bytes | None]) -> None:
+        """A message has been handled."""
+        self._tasks.discard(task)
 
     async def _run(self, message: bytes, peer: Peer) -> bytes | None:
         try:
@@ -319,7 +325,11 @@ class _Connection(asyncio.Protocol):
         self._ending = True
         self._server.on_event("mllp_fault", {"reason": reason})
 
-    def _advance(self, _: object = None) -> None:
+    def _settle(self, task: asyncio.Task[bytes | None]) -> None:
+        self._server.settle(task)
+        self._advance()
+
+    def _advance(self) -> None:
         """Answer what is done, handle what waits, and settle whether to read, wait or close."""
         if self._closed:
             return
@@ -328,7 +338,7 @@ class _Connection(asyncio.Protocol):
             message = self._waiting.popleft()
             task = self._server.handle(message, self._peer)
             self._handled.append((task, len(message)))
-            task.add_done_callback(self._advance)
+            task.add_done_callback(self._settle)
         if self._ending and not self._handled and not self._waiting:
             self._transport.close()
         self._read_or_pause()
