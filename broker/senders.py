@@ -12,6 +12,7 @@ import hmac
 import ipaddress
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -57,13 +58,19 @@ def write_snapshot(path: Path, senders: Sequence[Sender]) -> None:
 class Senders:
     """The permitted senders, read from the snapshot and read again when it changes.
 
-    A snapshot that cannot be read leaves the last good one in force, and says so.
+    A snapshot that cannot be read leaves the last good one in force, and says so. Whether it has changed is looked
+    for every ``look_interval_s``, and before anybody is refused: a door with many messages a second need not ask the
+    disk for each.
     """
 
-    def __init__(self, path: Path, keyring: Keyring, attempts: Attempts | None = None) -> None:
+    def __init__(
+        self, path: Path, keyring: Keyring, attempts: Attempts | None = None, *, look_interval_s: float = 0.0
+    ) -> None:
         self._path = path
         self._attempts = attempts or Attempts()
         self._keyring = keyring
+        self._look_interval_s = look_interval_s
+        self._looked_at = float("-inf")
         self._seen: tuple[int, int] | None = None
         self._senders: Mapping[str, Sender] = {}
 
@@ -72,20 +79,34 @@ class Senders:
 
         After too many wrong credentials from one address under one code, the others are not looked at for a while.
         """
-        self._refresh()
-        named = self.known(code) or ""
-        if not self._attempts.may_try(host, named):
+        has_looked = self._refresh_now_and_then()
+        if not self._attempts.may_try(host, self.known(code) or ""):
             return None
+        sender = self._find(code, credential, host)
+        if sender is None and not has_looked:
+            self._refresh()
+            sender = self._find(code, credential, host)
+        self._attempts.note(host, self.known(code) or "", is_genuine=sender is not None)
+        return sender
+
+    def _find(self, code: str, credential: bytes, host: str) -> Sender | None:
         sender = self._senders.get(code)
         expected = sender.credential_digest if sender is not None else bytes(16)
         is_genuine = hmac.compare_digest(digest_credential(self._keyring, code, credential), expected)
-        is_admitted = is_genuine and sender is not None and _host_in(host, sender.peers)
-        self._attempts.note(host, named, is_genuine=is_admitted)
-        return sender if is_admitted else None
+        return sender if is_genuine and sender is not None and _host_in(host, sender.peers) else None
 
     def known(self, code: str) -> str | None:
         """The code, if a sender has it: for logs, which must not hold whatever else stands in its place."""
         return code if code in self._senders else None
+
+    def _refresh_now_and_then(self) -> bool:
+        """Look when it is time to; whether it was."""
+        now = time.monotonic()
+        if now - self._looked_at < self._look_interval_s:
+            return False
+        self._looked_at = now
+        self._refresh()
+        return True
 
     def _refresh(self) -> None:
         try:

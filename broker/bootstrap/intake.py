@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 from adapters.errors import LogError
 from adapters.mllp import MllpOptions, MllpServer
@@ -20,6 +21,9 @@ from broker.ports import Log
 from broker.senders import SNAPSHOT_NAME, Senders
 from broker.settings import Settings
 from broker.telemetry import LogEvent, log
+
+_LOOK_INTERVAL_S: Final = 1.0
+"""For how long a sender's former credential may still be taken; a new one is at once."""
 
 
 class IntakePart:
@@ -58,7 +62,7 @@ async def open_part(settings: Settings) -> AsyncIterator[IntakePart]:
     keyring = load_keyring(settings)
     await until_prepared(settings)
     log_ = open_log(settings)
-    senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring)
+    senders = Senders(settings.data_dir / SNAPSHOT_NAME, keyring, look_interval_s=_LOOK_INTERVAL_S)
     intake = Intake(log_, settings.name_on_log(topics.ATTENDANCES), keyring, senders, SystemClock())
     options = MllpOptions(
         frame_bytes_max=settings.mllp_frame_bytes_max,

@@ -92,6 +92,16 @@ def test_a_new_snapshot_is_in_force_at_once(senders: Senders, path: Path) -> Non
     assert not senders.admit("RZ2", b"rz2-credential", "10.1.2.3")
 
 
+def test_a_door_that_looks_now_and_then_looks_before_it_refuses(path: Path) -> None:
+    senders = Senders(path, KEYRING, look_interval_s=3600)
+    assert senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
+    write_snapshot(path, [sender("RZ1", b"changed"), sender("RZ3", b"new")])
+    assert senders.admit("RZ1", b"rz1-credential", "10.1.2.3"), "it has not looked yet"
+    assert senders.admit("RZ3", b"new", "10.1.2.3"), "of a new one it knows at once"
+    assert not senders.admit("RZ1", b"rz1-credential", "10.1.2.3")
+    assert senders.admit("RZ1", b"changed", "10.1.2.3")
+
+
 def test_a_snapshot_is_replaced_in_one_step_and_leaves_nothing_behind(path: Path) -> None:
     before = path.open("rb")
     write_snapshot(path, [])
