@@ -35,7 +35,6 @@ class ConformanceLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 _DEFAULT_LIMITS: Final = ConformanceLimits()
 _RESIDUE: Final = "\x0b\x1c\r\n\t \ufeff"
-_SEGMENT: Final = re.compile(r"[A-Z][A-Z0-9]{2}")
 _WORDINGS: Final[Mapping[re.Pattern[str], str]] = MappingProxyType(
     {
         re.compile(r"Error: Missing required child (?P<parent>\w+)\.(?P<child>\w+)"): "{where} is required and missing",

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _FORMAT: Final = 1
 _NONCE_BYTES: Final = 12
 KEY_BYTES: Final = 32
-_BLOCK_BYTES: Final = 64
-"""Of SHA-256."""
 INDEX_BYTES: Final = 16
 """128 bits: no two of a nation's children meet by chance."""
 

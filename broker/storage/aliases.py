@@ -114,12 +114,6 @@ def _standing(dialect: str) -> Select[Any]:
     return select(_aliases).where(either, _aliases.c.undone_at.is_(None))
 
 
-async def load_alias(connection: AsyncConnection, keyring: Keyring, alias_id: str) -> Alias | None:
-    """One pair, also when it was undone."""
-    row = (await connection.execute(select(_aliases).where(_aliases.c.id == alias_id))).one_or_none()
-    return None if row is None else _open(keyring, row)
-
-
 def _open(keyring: Keyring, row: Any) -> Alias:
     plain = keyring.open(bytes(row.sealed), about=f"alias/{row.id}")
     numbers = msgspec.json.decode(plain, type=_Numbers)

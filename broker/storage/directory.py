@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -198,13 +197,6 @@ async def load_worker_names(connection: AsyncConnection, keyring: Keyring, owner
     """Worker code to name, for one authority's own pages."""
     rows = await connection.execute(select(_workers).where(_workers.c.owner == owner))
     return {row.code: keyring.open(bytes(row.sealed), about=f"worker/{owner}/{row.code}").decode() for row in rows}
-
-
-async def oldest_list_at(connection: AsyncConnection) -> datetime | None:
-    """When the list confirmed longest ago was confirmed; None when there is none."""
-    newest = select(func.max(_uploads.c.uploaded_at).label("at")).group_by(_uploads.c.authority).subquery()
-    oldest: datetime | None = (await connection.execute(select(func.min(newest.c.at)))).scalar_one_or_none()
-    return oldest
 
 
 async def find_authority(connection: AsyncConnection, code: str) -> Authority | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.alerts import withhold_place
@@ -241,12 +241,6 @@ async def list_decided_reviews(
         statement = statement.where(_reviews.c.held_by == held_by)
     statement = statement.order_by(_reviews.c.decided_at.desc(), _reviews.c.id).limit(rows_max)
     return [_open(keyring, row) for row in await connection.execute(statement)]
-
-
-async def count_reviews(connection: AsyncConnection) -> dict[str, int]:
-    """Reviews by state."""
-    rows = await connection.execute(select(_reviews.c.state, func.count()).group_by(_reviews.c.state))
-    return dict(rows.all())
 
 
 def _open(keyring: Keyring, row: Any, *, with_place: bool = False) -> StoredReview:
