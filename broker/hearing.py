@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import date
 
 import msgspec
 
@@ -40,14 +41,14 @@ def follow(
     """
     facts = thread.facts()
     candidates = find(facts)
-    decision = _decide(occasion, thread, candidates, is_new=not before.is_here)
+    decision = decide_visit(occasion, thread, candidates, on=occasion.on, is_new=not before.is_here)
     correction = _find_correction(before, facts, said, occasion) if before.is_here else None
     told: list[Announcement] = []
     if correction is not None and _is_other_person(before.facts, facts):
         told = _withdraw_wrong(occasion, thread, decision)
         if told or (thread.replied is ReplyOutcome.MATCH and _number_changed(before.facts, facts)):
             thread.take_answer_back()
-            decision = _decide(occasion, thread, candidates, is_new=False)
+            decision = decide_visit(occasion, thread, candidates, on=occasion.on)
     if not decision.is_silent:
         is_late = (is_late or before.is_here) and bool(decision.to_alert)
         told.append(announce(occasion, thread, facts, decision, late=is_late, correction=correction))
@@ -56,14 +57,17 @@ def follow(
     return decision, told
 
 
-def _decide(occasion: Occasion, thread: Thread, candidates: Sequence[Candidate], *, is_new: bool) -> Decision:
+def decide_visit(
+    occasion: Occasion, thread: Thread, candidates: Sequence[Candidate], *, on: date, is_new: bool = False
+) -> Decision:
+    """What a visit as it stands calls for ``on`` a day; ``is_new``: until now nobody was at it."""
     facts = thread.facts()
     return decide(
         facts,
         candidates,
         thread.known(is_new=is_new),
         site=occasion.directory.sites.get(facts.sender),
-        on=occasion.on,
+        on=on,
         rules=occasion.match_rules,
     )
 

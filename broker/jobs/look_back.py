@@ -17,10 +17,11 @@ from broker.announcement import (
     open_occasion,
     save_announcements,
 )
-from broker.domain.decision import Candidate, Decision, decide
+from broker.domain.decision import Candidate, Decision
 from broker.domain.matching import entry_blocks
 from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
+from broker.hearing import decide_visit
 from broker.keyring import Keyring
 from broker.patterns import name_patterns
 from broker.storage import accesses, alerts, audit, child_lists, jobs, restrictions, reviews, visits
@@ -87,7 +88,7 @@ async def _match_entry(
     grounds: list[Ground] = []
     for thread in (await visits.load_known_threads(connection, keyring, visit_ids)).values():
         if thread.is_here:
-            decision = _decide(occasion, thread, candidates, occasion.now)
+            decision = decide_visit(occasion, thread, candidates, on=occasion.on)
             grounds += _find_grounds(occasion, thread, decision)
             told.append(announce(occasion, thread, thread.facts(), decision, late=True))
     restricted = await restrictions.hold_entries(connection, {ground.entry_id for ground in grounds})
@@ -121,7 +122,7 @@ async def _withdraw(
         )
         told += [announce_withdrawal(occasion, authority, alert_id, ENTRY_TAKEN_BACK) for alert_id in withdrawn]
         thread.take_back(authority)
-        decision = _decide(occasion, thread, candidates, at)
+        decision = decide_visit(occasion, thread, candidates, on=london_day(at))
         if thread.visit_id not in recent:
             decision = replace(decision, to_alert=(), doubts=())
         told.append(announce(occasion, thread, thread.facts(), decision, late=True))
@@ -181,14 +182,16 @@ async def _withdraw_corrected(
             continue
         at = raised_at[thread.visit_id]
         candidates = await child_lists.find_candidates(connection, keyring, facts)
-        if authority in {each.authority for each, _ in _decide(occasion, thread, candidates, at).matched}:
+        if authority in {
+            each.authority for each, _ in decide_visit(occasion, thread, candidates, on=london_day(at)).matched
+        }:
             continue
         withdrawn = await alerts.withdraw_alerts(
             connection, thread.visit_id, authority, rule=ENTRY_CORRECTED, now=occasion.now
         )
         told += [announce_withdrawal(occasion, authority, alert_id, ENTRY_CORRECTED) for alert_id in withdrawn]
         thread.take_back(authority)
-        decision = _decide(occasion, thread, candidates, at)
+        decision = decide_visit(occasion, thread, candidates, on=london_day(at))
         told.append(announce(occasion, thread, facts, replace(decision, to_alert=(), doubts=()), late=True))
     return told
 
@@ -205,8 +208,8 @@ def _rests_on(
     if not thread.is_here or (taken_back.authority not in thread.alerted and thread.replied is not ReplyOutcome.MATCH):
         return False
     entry = replace(taken_back.entry, deleted_on=None)
-    as_it_was = _decide(occasion, thread, [replace(taken_back, entry=entry)], at)
-    still = _decide(occasion, thread, candidates, at)
+    as_it_was = decide_visit(occasion, thread, [replace(taken_back, entry=entry)], on=london_day(at))
+    still = decide_visit(occasion, thread, candidates, on=london_day(at))
     return bool(as_it_was.matched) and taken_back.authority not in {each.authority for each, _ in still.matched}
 
 
@@ -227,15 +230,3 @@ def _find_grounds(occasion: Occasion, thread: Thread, decision: Decision) -> lis
         for candidate, _ in decision.matched
         if candidate.authority in thread.alerted
     ]
-
-
-def _decide(occasion: Occasion, thread: Thread, candidates: Sequence[Candidate], at: datetime) -> Decision:
-    facts = thread.facts()
-    return decide(
-        facts,
-        candidates,
-        thread.known(is_new=False),
-        site=occasion.directory.sites.get(facts.sender),
-        on=london_day(at),
-        rules=occasion.match_rules,
-    )

@@ -9,10 +9,11 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.announcement import Announcement, Occasion, Rules, announce, open_occasion, save_announcements
-from broker.domain.decision import Candidate, Decision, decide
+from broker.domain.decision import Candidate
 from broker.domain.matching import Match, match_child
 from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
+from broker.hearing import decide_visit
 from broker.keyring import Keyring
 from broker.patterns import name_patterns
 from broker.storage import audit, child_lists, directory, jobs, list_versions, missed, visits
@@ -79,7 +80,7 @@ async def _match_again(
     facts = thread.facts()
     listed = await child_lists.find_candidates(connection, occasion.keyring, facts)
     candidates = [each for each in listed if each.entry_id not in waiting]
-    should = _decide(occasion, thread, candidates, thread.opened_at)
+    should = decide_visit(occasion, thread, candidates, on=london_day(thread.opened_at))
     if not should.to_alert:
         return []
     history = await list_versions.load_history(
@@ -87,7 +88,7 @@ async def _match_again(
     )
     raised: dict[str, str] = {}
     if told is not None:
-        late = announce(occasion, thread, facts, _decide(occasion, thread, candidates, occasion.now), late=True)
+        late = announce(occasion, thread, facts, decide_visit(occasion, thread, candidates, on=occasion.on), late=True)
         told.append(late)
         raised = {each.alert.authority: each.alert.alert_id for each in late.alerts}
     found = []
@@ -136,15 +137,3 @@ def find_cause(
 def _first_said(thread: Thread) -> Attendance:
     said = (heard for _, heard in thread.messages)
     return min(said, key=lambda each: each.event_at or each.message_at or thread.opened_at)
-
-
-def _decide(occasion: Occasion, thread: Thread, candidates: Sequence[Candidate], at: datetime) -> Decision:
-    facts = thread.facts()
-    return decide(
-        facts,
-        candidates,
-        thread.known(is_new=False),
-        site=occasion.directory.sites.get(facts.sender),
-        on=london_day(at),
-        rules=occasion.match_rules,
-    )
