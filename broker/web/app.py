@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -23,7 +21,7 @@ from broker.notices import NoticeRules
 from broker.nudges import NudgeRules
 from broker.ports import Clock
 from broker.settings import Settings
-from broker.storage.database import Database
+from broker.storage.database import Database, is_database_outage
 from broker.telemetry import LogEvent, innermost_line, log
 from broker.web import (
     auth,
@@ -234,7 +232,7 @@ class Guard:
         except Exception as error:
             log(LogEvent.CRASHED, part="web", error=type(error).__name__, at=innermost_line(error.__traceback__))
             if not started:
-                response = _draw_error(request, 503 if _is_outage(error) else 500)
+                response = _draw_error(request, 503 if is_database_outage(error) else 500)
                 await response(scope, receive, send_guarded)
 
 
@@ -255,12 +253,6 @@ def _limit(receive: Receive, bytes_max: int) -> Receive:
 def _declared_length(request: Request) -> int:
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isascii() and declared.isdigit() else 0
-
-
-def _is_outage(error: Exception) -> bool:
-    """Whether the database could not be asked, as opposed to having answered something unexpected."""
-    is_cut_off = isinstance(error, DBAPIError) and error.connection_invalidated
-    return is_cut_off or isinstance(error, OSError | PoolTimeout | OperationalError | InterfaceError)
 
 
 async def _ask_to_sign_in(request: Request, _: Exception) -> Response:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import parse_qsl
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -28,6 +26,7 @@ from adapters.fhir_search import (
 )
 from adapters.fhir_writer import FHIR_JSON, FLAG_CODE
 from broker.senders import Senders, read_basic
+from broker.storage.database import is_database_outage
 from broker.telemetry import MESSAGES_REFUSED, LogEvent, innermost_line, log
 from broker.web.look_up import Asker, LookUps, UnknownSite
 from schemas.identifiers import NhsNumber, parse_nhs_number, parse_ods_code
@@ -137,7 +136,7 @@ class FhirReads:
             raise Refusal("ACCESS_DENIED") from None
         except Exception as error:
             log(LogEvent.CRASHED, part="fhir_api", error=type(error).__name__, at=innermost_line(error.__traceback__))
-            raise Refusal("UNAVAILABLE" if _is_outage(error) else "INTERNAL_ERROR") from None
+            raise Refusal("UNAVAILABLE" if is_database_outage(error) else "INTERNAL_ERROR") from None
 
 
 async def _read_form(request: Request) -> bytes:
@@ -207,9 +206,3 @@ def _respond(request: Request, status: int, body: bytes) -> Response:
     if _PLAIN.fullmatch(trace):
         headers[TRACE_HEADER] = trace
     return Response(body, status, headers, FHIR_JSON)
-
-
-def _is_outage(error: Exception) -> bool:
-    """Whether the database could not be asked, as opposed to having answered something unexpected."""
-    is_cut_off = isinstance(error, DBAPIError) and error.connection_invalidated
-    return is_cut_off or isinstance(error, OSError | PoolTimeout | OperationalError | InterfaceError)
