@@ -41,7 +41,7 @@ from broker.keyring import Keyring
 from broker.storage import accesses, alerts, outbox, replies, restrictions, reviews, visits
 from broker.storage.accesses import AccessKind, Author, NewAccess
 from broker.storage.alerts import LOOK_UP_ROLE, NewAlert, NewNotice, Withdrawal, alert_role, derive_alert_id
-from broker.storage.audit import Act
+from broker.storage.audit import Act, act_of_broker
 from broker.storage.directory import Directory
 from broker.storage.outbox import NewDelivery
 from broker.storage.replies import NewReply, derive_reply_id
@@ -165,17 +165,17 @@ def announce(
         told.alerts.append(alert)
         told.deliveries.extend(_alert_deliveries(occasion, alert))
         cause = f"identity_corrected {correction.event}" if correction is not None else ""
-        told.acts.append(_act(authority_owner(authority), "alert.raised", alert.alert.alert_id, cause))
+        told.acts.append(act_of_broker(authority_owner(authority), "alert.raised", alert.alert.alert_id, cause))
     for doubt in decision.doubts:
         review = _compose_review(occasion, thread, facts, doubt)
         told.reviews.append(review)
-        told.acts.append(_act(authority_owner(review.authority), "review.opened", review.id))
+        told.acts.append(act_of_broker(authority_owner(review.authority), "review.opened", review.id))
     if decision.reply is not None:
         reply = _compose_reply(occasion, thread, facts, decision, decision.reply, correction=correction)
         told.replies.append(NewReply(reply=reply, visit_id=thread.visit_id))
         told.replied.append((thread.visit_id, decision.reply, thread.corrections))
         told.deliveries.extend(_reply_deliveries(occasion, reply, facts))
-        told.acts.append(_act(organisation_owner(facts.sender), "reply.given", reply.reply_id))
+        told.acts.append(act_of_broker(organisation_owner(facts.sender), "reply.given", reply.reply_id))
     told.accesses = _note_accesses(occasion, thread, facts, decision)
     told.settled = [
         (thread.visit_id, candidate.entry_id)
@@ -253,7 +253,7 @@ def announce_look_up(occasion: Occasion, visit_id: str, site: Site, found: Seque
         )
         told.alerts.append(alert)
         told.deliveries.extend(_alert_deliveries(occasion, alert))
-        told.acts.append(_act(authority_owner(authority), "alert.raised", alert.alert.alert_id))
+        told.acts.append(act_of_broker(authority_owner(authority), "alert.raised", alert.alert.alert_id))
     return told
 
 
@@ -291,7 +291,7 @@ def announce_withdrawal(occasion: Occasion, authority: str, alert_id: str, rule:
             )
             for channel in authority_channels(occasion.rules, occasion.directory, authority)
         ],
-        acts=[_act(authority_owner(authority), "alert.withdrawn", alert_id)],
+        acts=[act_of_broker(authority_owner(authority), "alert.withdrawn", alert_id)],
     )
 
 
@@ -347,7 +347,7 @@ def announce_notices(occasion: Occasion, thread: Thread) -> Announcement:
         )
         told.notices.append(NewNotice(update=update, told_state=state, due_by=occasion.now + occasion.rules.escalation))
         told.deliveries += _notice_deliveries(occasion, update, is_restricted=standing.is_restricted)
-        act = _act(authority_owner(authority), "alert.updated", standing.alert_id, rule.kind.value)
+        act = act_of_broker(authority_owner(authority), "alert.updated", standing.alert_id, rule.kind.value)
         told.acts.append(act)
     return told
 
@@ -601,7 +601,3 @@ def _listed(candidate: Candidate) -> ListedChild:
         given=entry.name.given,
         birth_date=entry.birth_date,
     )
-
-
-def _act(owner: str, action: str, subject: str, reason: str = "") -> Act:
-    return Act(owner=owner, actor="broker", action=action, subject=subject, reason=reason)

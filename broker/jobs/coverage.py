@@ -15,7 +15,7 @@ from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.storage import audit, child_lists, coverage, directory, jobs, outbox, traces
-from broker.storage.audit import Act
+from broker.storage.audit import act_of_broker
 from broker.storage.child_lists import index_nhs_number
 from broker.storage.coverage import LIST_OFFICERS, CountedDay, StoredItem, derive_item_id
 from broker.storage.database import Database
@@ -73,8 +73,8 @@ async def count_coverage(database: Database, keyring: Keyring, rules: Rules, job
         await coverage.keep_day(connection, authority, counted.day)
         told = _notices(keyring, rules, counted, authority, opened)
         await outbox.add_deliveries(connection, keyring, told, now)
-        acts = [_act(owner, "coverage.opened", item.id, item.reason) for item in opened]
-        acts += [_act(owner, "coverage.closed", item_id) for item_id in gone]
+        acts = [act_of_broker(owner, "coverage.opened", item.id, item.reason) for item in opened]
+        acts += [act_of_broker(owner, "coverage.closed", item_id) for item_id in gone]
         await audit.record_acts(connection, acts, now)
     if any(item.reason is CoverageReason.LIST_STALE for item in opened) and counted.confirmed_at is not None:
         hours = round((now - counted.confirmed_at).total_seconds() / 3600)
@@ -194,7 +194,3 @@ def _compose_notice(counted: _Counted, authority: str, notice_id: str, item: Sto
             is_linked=bool(candidate is not None and candidate.aliases),
         ),
     )
-
-
-def _act(owner: str, action: str, subject: str, reason: str = "") -> Act:
-    return Act(owner=owner, actor="broker", action=action, subject=subject, reason=reason)

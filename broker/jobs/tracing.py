@@ -17,7 +17,7 @@ from broker.domain.tracing import trace_next
 from broker.keyring import Keyring
 from broker.ports import Clock, Tracer
 from broker.storage import aliases, audit, child_lists, jobs, traces
-from broker.storage.audit import Act
+from broker.storage.audit import act_of_broker
 from broker.storage.database import Database
 from broker.storage.jobs import COVERAGE, LOOK_BACK, TRACE, ClaimedJob, derive_job_id
 from broker.storage.traces import StoredTrace, retry_at
@@ -145,19 +145,19 @@ class Tracing:
             if not await jobs.put_off_job(connection, job, next_at):
                 return  # the entry changed, or another process traces it
             await traces.settle_trace(connection, self._keyring, job.subject, finding, next_at=next_at, now=now)
-            acts = [_act(owner, "entry.traced", job.subject, traces.state_of(finding))]
+            acts = [act_of_broker(owner, "entry.traced", job.subject, traces.state_of(finding))]
             if isinstance(finding, Unavailable | Refused):
-                acts = [_act(owner, "entry.trace_failed", job.subject, finding.code)]
+                acts = [act_of_broker(owner, "entry.trace_failed", job.subject, finding.code)]
             replacement = _replacement(finding)
             if replacement is not None and await aliases.add_alias(
                 connection, self._keyring, owner, old=candidate.entry.nhs_number, new=replacement, now=now
             ):
-                acts.append(_act(owner, "alias.made", job.subject))
+                acts.append(act_of_broker(owner, "alias.made", job.subject))
                 await self._look_back(connection, owner, job.subject, now)
             elif _stands_alone(finding) and await aliases.part_revived(
                 connection, self._keyring, owner, candidate.entry.nhs_number, now=now
             ):
-                acts.append(_act(owner, "alias.undone", job.subject))
+                acts.append(act_of_broker(owner, "alias.undone", job.subject))
                 await self._look_back_for_person(connection, candidate, now)
             elif candidate.is_dead and not isinstance(finding, Unavailable | Refused | Invalidated):
                 await self._look_back(connection, owner, job.subject, now)
@@ -216,7 +216,3 @@ def _stands_alone(finding: Finding) -> bool:
     if isinstance(finding, Restricted):
         return finding.replacement is None
     return isinstance(finding, Verified | Mismatch)
-
-
-def _act(owner: str, action: str, subject: str, reason: str = "") -> Act:
-    return Act(owner=owner, actor="broker", action=action, subject=subject, reason=reason)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.audit_chain import GENESIS, AuditRecord, chain_hash
 from broker.storage.rows import Write, insert_rows, is_among, is_among_given, write_together
 from broker.storage.tables import AuditHead, AuditRow, Owner, table
+from schemas.directory import Person
 
 _heads, _audit, _owners = table(AuditHead), table(AuditRow), table(Owner)
 Heads = Mapping[str, tuple[int, bytes]]
@@ -29,6 +30,16 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     subject: str
     reason: str = ""
+
+
+def act_of(person: Person, action: str, subject: str, reason: str = "") -> Act:
+    """What a person did on a page, for whom they act."""
+    return Act(owner=person.owner, actor=person.login, action=action, subject=subject, reason=reason)
+
+
+def act_of_broker(owner: str, action: str, subject: str, reason: str = "") -> Act:
+    """What the broker did by itself with what is an owner's."""
+    return Act(owner=owner, actor="broker", action=action, subject=subject, reason=reason)
 
 
 class RecordedAct(msgspec.Struct, frozen=True, kw_only=True):

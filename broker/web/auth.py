@@ -42,7 +42,7 @@ from starlette.routing import BaseRoute
 
 from broker.settings import Settings
 from broker.storage import audit, directory, logins
-from broker.storage.audit import Act
+from broker.storage.audit import Act, act_of
 from broker.storage.logins import StoredLogin
 from broker.web.pages import PageLimits, Pages, pages_of
 from schemas.directory import Person, Role
@@ -305,7 +305,7 @@ async def open_session(pages: Pages, person: Person, former: str | None) -> str:
         if former:
             await logins.close_session(connection, former)
         await logins.open_session(connection, person, token, now)
-        await audit.record_acts(connection, [_act_of(person, "signed_in")], now)
+        await audit.record_acts(connection, [act_of(person, "signed_in", person.login)], now)
     return token
 
 
@@ -313,7 +313,9 @@ async def close_session(pages: Pages, signed_in: SignedIn) -> None:
     """Sign out."""
     async with pages.database.writing() as connection:
         await logins.close_session(connection, signed_in.token)
-        await audit.record_acts(connection, [_act_of(signed_in.person, "signed_out")], pages.clock.now())
+        await audit.record_acts(
+            connection, [act_of(signed_in.person, "signed_out", signed_in.person.login)], pages.clock.now()
+        )
 
 
 class PasswordCheck:
@@ -376,7 +378,7 @@ class PasswordCheck:
             await directory.ensure_owners(connection, [(BROKER_OWNER, "Operators of the broker")])
             act = Act(owner=BROKER_OWNER, actor=UNKNOWN_LOGIN, action="sign_in.attempted", subject=UNKNOWN_LOGIN)
             if stored is not None:
-                act = _act_of(stored.person, "sign_in.attempted")
+                act = act_of(stored.person, "sign_in.attempted", stored.person.login)
             await audit.record_acts(connection, [act], now)
         return stored, may_try
 
@@ -448,7 +450,3 @@ def _read_basic(header: str) -> tuple[str, str] | None:
 
 def _session_limits(settings: Settings) -> tuple[timedelta, timedelta]:
     return timedelta(hours=settings.session_hours_max), timedelta(minutes=settings.session_idle_minutes_max)
-
-
-def _act_of(person: Person, action: str) -> Act:
-    return Act(owner=person.owner, actor=person.login, action=action, subject=person.login)

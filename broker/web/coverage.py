@@ -18,7 +18,7 @@ from broker.domain.decision import Candidate
 from broker.keyring import Keyring
 from broker.storage import aliases, audit, child_lists, coverage, jobs, traces
 from broker.storage.aliases import Alias
-from broker.storage.audit import Act
+from broker.storage.audit import act_of
 from broker.storage.child_lists import index_nhs_number
 from broker.storage.coverage import LIST_OFFICERS, StoredItem
 from broker.storage.jobs import COVERAGE, LOOK_BACK, derive_job_id
@@ -64,7 +64,7 @@ async def show_coverage(request: Request) -> Response:
         days = await coverage.load_days(connection, authority, days_max=_DAYS_SHOWN)
         confirmed = await coverage.load_confirmations(connection, authority)
         refused = await coverage.find_refused(connection, authority)
-        acts = [_act(person, "coverage.listed", item.entry_id or item.id) for item in shown]
+        acts = [act_of(person, "coverage.listed", item.entry_id or item.id) for item in shown]
         await audit.record_acts(connection, acts, now)
     return pages.render(
         request,
@@ -86,7 +86,7 @@ async def note_item(request: Request, item_id: str) -> Response:
     async with pages.database.writing() as connection:
         await _load_item(connection, person, item_id)
         if await coverage.note_item(connection, person.owner, item_id, by=person.login, now=now):
-            await audit.record_acts(connection, [_act(person, "coverage.noted", item_id)], now)
+            await audit.record_acts(connection, [act_of(person, "coverage.noted", item_id)], now)
     return RedirectResponse("/coverage", status_code=303)
 
 
@@ -103,7 +103,7 @@ async def part_numbers(request: Request, item_id: str) -> Response:
         acts = []
         for pair in await _find_pairs(connection, pages.keyring, found, person.owner):
             await aliases.undo_alias(connection, pair.id, by=person.login, now=now)
-            acts.append(_act(person, "alias.undone", item.entry_id))
+            acts.append(act_of(person, "alias.undone", item.entry_id))
         for kind, subject in (*((LOOK_BACK, plan) for plan in plans), (COVERAGE, _authority_of(person))):
             job_id = derive_job_id(pages.keyring, kind, subject)
             await jobs.add_jobs(connection, kind, [(job_id, person.owner, subject)], now)
@@ -171,7 +171,3 @@ def _describe_item(
 
 def _authority_of(person: Person) -> str:
     return person.owner.removeprefix("authority:")
-
-
-def _act(person: Person, action: str, subject: str) -> Act:
-    return Act(owner=person.owner, actor=person.login, action=action, subject=subject)

@@ -20,7 +20,7 @@ from starlette.responses import RedirectResponse, Response
 from broker.incident_intake import NOT_DURABLE, IncidentFileAnswer
 from broker.notices import replan
 from broker.storage import audit, incidents
-from broker.storage.audit import Act
+from broker.storage.audit import Act, act_of
 from broker.storage.incidents import HUB_KINDS, Found, StoredIncident, StoredNotice, StoredTask
 from broker.storage.tables import ItemState
 from broker.telemetry import LogEvent, log
@@ -85,7 +85,7 @@ async def upload_incidents(request: Request) -> Response:
     is_trial = bool(field_of(form, "dry_run"))
     if not is_trial:
         async with pages.database.writing() as connection:
-            act = _act(person, "incidents.imported", sha256(file).hexdigest())
+            act = act_of(person, "incidents.imported", sha256(file).hexdigest())
             await audit.record_acts(connection, [act], now)
     sender = Sender(code=code, credential_digest=b"")
     answer = await pages.incidents.accept_file(file, sender, dry_run=is_trial)
@@ -102,7 +102,7 @@ async def _draw_force(request: Request, answer: IncidentFileAnswer | None, *, is
         force = person.owner.removeprefix("force:")
         unread = await incidents.list_force_notices(connection, pages.keyring, force, rows_max=rows_max)
         known = await incidents.find_incidents(connection, pages.keyring, {each.incident_id for each in unread})
-        await audit.record_acts(connection, [_act(person, "force.listed", person.owner)], now)
+        await audit.record_acts(connection, [act_of(person, "force.listed", person.owner)], now)
     references = {each.id: each.message.incident_id for each in known.values()}
     rows = [
         UnreadRow(stored=each, is_urgent=each.due_by <= now, reference=references[each.incident_id]) for each in unread
@@ -127,7 +127,7 @@ async def show_tasks(request: Request) -> Response:
     now = pages.clock.now()
     async with pages.database.writing() as connection:
         tasks = await _list_tasks(connection, pages, person)
-        acts = [_act(person, "encompass_task.read", task.id) for task in tasks]
+        acts = [act_of(person, "encompass_task.read", task.id) for task in tasks]
         await audit.record_acts(connection, acts, now)
     shown = [TaskRow(stored=each, is_urgent=each.due_by <= now or each.level > 0) for each in tasks]
     return pages.render(request, "encompass_tasks.html", tasks=shown)
@@ -141,7 +141,7 @@ async def release_incident(request: Request, task_id: str) -> Response:
         task = await load_task(connection, pages, person, task_id)
         incident = await load_incident(connection, pages, person, task, TaskKind.RELEASE)
         await incidents.release_version(connection, incident, person.login)
-        await plan_anew(connection, pages, incident, [_act(person, "incident.released", incident.id)])
+        await plan_anew(connection, pages, incident, [act_of(person, "incident.released", incident.id)])
     return RedirectResponse("/force", status_code=303)
 
 
@@ -163,7 +163,7 @@ async def suppress_incident(request: Request, incident_id: str) -> Response:
         await incidents.suppress_incident(
             connection, pages.keyring, found, person.login, reason=SuppressionReason(reason), authoriser=authoriser
         )
-        await plan_anew(connection, pages, found, [_act(person, "incident.suppressed", found.id, reason)])
+        await plan_anew(connection, pages, found, [act_of(person, "incident.suppressed", found.id, reason)])
     return RedirectResponse(HOMES[person.role], status_code=303)
 
 
@@ -187,7 +187,7 @@ async def place_child(request: Request, task_id: str) -> Response:
             raise HTTPException(400)
         found = Found(child_id=child_id, urn=urn, is_there=True, home_educated_in=authority or None)
         await incidents.note_found(connection, pages.keyring, incident, [found])
-        await plan_anew(connection, pages, incident, [_act(person, "child.placed", task.id, urn or authority)])
+        await plan_anew(connection, pages, incident, [act_of(person, "child.placed", task.id, urn or authority)])
     return RedirectResponse(HOMES[person.role], status_code=303)
 
 
@@ -201,7 +201,7 @@ async def settle_task(request: Request, task_id: str) -> Response:
         if task.kind in (TaskKind.RELEASE, TaskKind.LOOK_UP):
             raise HTTPException(404)
         if await incidents.close_tasks(connection, [task.id], decision="seen_to", by=person.login, now=now):
-            await audit.record_acts(connection, [_act(person, f"{task.kind.value}.seen_to", task.id)], now)
+            await audit.record_acts(connection, [act_of(person, f"{task.kind.value}.seen_to", task.id)], now)
     is_officer = person.role is Role.DUTY_WORKER
     return RedirectResponse("/encompass-tasks" if is_officer else HOMES[person.role], status_code=303)
 
@@ -245,7 +245,3 @@ async def plan_anew(connection: AsyncConnection, pages: Pages, incident: StoredI
     assert changed is not None
     planned = await replan(connection, pages.keyring, changed, pages.notice_rules, now)
     await audit.record_acts(connection, [*acts, *planned.acts], now)
-
-
-def _act(person: Person, action: str, subject: str, reason: str = "") -> Act:
-    return Act(owner=person.owner, actor=person.login, action=action, subject=subject, reason=reason)

@@ -14,10 +14,10 @@ from starlette.responses import RedirectResponse, Response
 from broker.domain.visits import LONDON
 from broker.list_history import AsAt, AsAtQuestion, tell_as_at
 from broker.storage import audit, child_lists, missed, visits
+from broker.storage.audit import act_of
 from broker.storage.missed import Missed
 from broker.storage.tables import ItemState
 from broker.web.auth import field_of, read_form, signed_in_of
-from broker.web.inbox import act_of
 from broker.web.pages import pages_of
 from schemas.attendance import Attendance
 from schemas.directory import Role

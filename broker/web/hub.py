@@ -17,13 +17,12 @@ from starlette.responses import RedirectResponse, Response
 
 from broker.referrals import TakenBack, find_taken_back
 from broker.storage import audit, incidents
-from broker.storage.audit import Act
+from broker.storage.audit import act_of
 from broker.storage.child_lists import find_by_nhs_number
 from broker.storage.incidents import HUB_KINDS, StoredIncident, StoredNotice
 from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.force import TaskRow, UnreadRow, load_incident, load_task, plan_anew
 from broker.web.pages import Pages, pages_of
-from schemas.directory import Person
 from schemas.encompass import (
     DOMESTIC_ABUSE_CODES,
     IncidentChild,
@@ -102,8 +101,8 @@ async def show_hub(request: Request) -> Response:
         restricted = await _find_restricted(connection, pages, known.values())
         taken_back = {each.id: await find_taken_back(connection, pages.keyring, each) for each in known.values()}
         notices = await incidents.list_force_notices(connection, pages.keyring, person.owner, rows_max=rows_max)
-        acts = [_act(person, "referral.read", task.incident_id) for task in tasks if task.kind is TaskKind.RELEASE]
-        await audit.record_acts(connection, [_act(person, "hub.listed", person.owner), *acts], now)
+        acts = [act_of(person, "referral.read", task.incident_id) for task in tasks if task.kind is TaskKind.RELEASE]
+        await audit.record_acts(connection, [act_of(person, "hub.listed", person.owner), *acts], now)
     rows = [TaskRow(stored=task, is_urgent=task.due_by <= now or task.level > 0) for task in tasks]
     return pages.render(
         request,
@@ -157,7 +156,7 @@ async def release_referral(request: Request, task_id: str) -> Response:
             reason=reason,
             now=now,
         )
-        await plan_anew(connection, pages, incident, [_act(person, "referral.released", incident.id, gateway)])
+        await plan_anew(connection, pages, incident, [act_of(person, "referral.released", incident.id, gateway)])
     return RedirectResponse("/hub", status_code=303)
 
 
@@ -175,7 +174,3 @@ def _tell(taken_back: TakenBack | None) -> str:
 
 def _schools(notices: list[StoredNotice], incident_id: str) -> tuple[str, ...]:
     return tuple(each.telling.notice.establishment.name for each in notices if each.incident_id == incident_id)
-
-
-def _act(person: Person, action: str, subject: str, reason: str = "") -> Act:
-    return Act(owner=person.owner, actor=person.login, action=action, subject=subject, reason=reason)

@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 from broker.domain.alerts import DUTY_DESK
 from broker.storage import accesses, alerts, audit, coverage, directory, logins, reviews, visits
 from broker.storage.alerts import StoredAlert
-from broker.storage.audit import Act
+from broker.storage.audit import Act, act_of
 from broker.storage.reviews import StoredReview
 from broker.storage.tables import AlertState
 from broker.web.auth import is_automatic, signed_in_of
@@ -255,8 +255,3 @@ async def _acts_of_listing(
     since = now - timedelta(seconds=pages.limits.listing_covers_s)
     covered = await audit.list_recorded(connection, acts[0], subjects, since)
     return [act for act in acts if act.subject not in covered]
-
-
-def act_of(person: Person, action: str, subject: str) -> Act:
-    """What is audited of a person."""
-    return Act(owner=person.owner, actor=person.login, action=action, subject=subject)

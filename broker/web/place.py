@@ -16,9 +16,10 @@ from starlette.responses import Response
 from broker.domain.alerts import DUTY_DESK
 from broker.storage import accesses, alerts, audit, child_lists, reviews
 from broker.storage.alerts import StoredAlert
+from broker.storage.audit import act_of
 from broker.storage.reviews import StoredReview
 from broker.web.auth import signed_in_of
-from broker.web.inbox import act_of, load_chronology, scope_of
+from broker.web.inbox import load_chronology, scope_of
 from broker.web.look_up import ACCESSES_SHOWN_MAX
 from broker.web.pages import Pages, pages_of
 from schemas.alert import AlertKind

@@ -15,7 +15,7 @@ from broker import proof
 from broker.domain.visits import london_day
 from broker.proof import Month, MonthReport, parse_month
 from broker.storage import audit
-from broker.storage.audit import Act
+from broker.storage.audit import act_of
 from broker.web.auth import signed_in_of
 from broker.web.pages import Pages, pages_of
 from schemas.directory import Person, Role
@@ -55,7 +55,7 @@ async def show_incident(request: Request, incident_id: str) -> Response:
             record = await proof.tell_incident(connection, pages.keyring, incident_id, now)
         if record is None or f"force:{record.force}" != person.owner:
             raise HTTPException(404)
-        await audit.record_acts(connection, [_act(person, "incident.read", incident_id)], now)
+        await audit.record_acts(connection, [act_of(person, "incident.read", incident_id)], now)
     return pages.render(request, "encompass_incident.html", record=record)
 
 
@@ -94,9 +94,5 @@ async def _report(connection: AsyncConnection, pages: Pages, person: Person, mon
         force=person.owner.removeprefix("force:") if is_coordinator else "",
         authority="" if is_coordinator else authority_of(person.owner),
     )
-    await audit.record_acts(connection, [_act(person, "encompass_report.read", person.owner, month.words)], now)
+    await audit.record_acts(connection, [act_of(person, "encompass_report.read", person.owner, month.words)], now)
     return report
-
-
-def _act(person: Person, action: str, subject: str, reason: str = "") -> Act:
-    return Act(owner=person.owner, actor=person.login, action=action, subject=subject, reason=reason)

@@ -15,10 +15,11 @@ from starlette.responses import RedirectResponse, Response
 
 from broker.announcement import Occasion, open_occasion
 from broker.storage import audit, directory, reviews
+from broker.storage.audit import act_of
 from broker.storage.reviews import StoredReview
 from broker.verdict import REASON_LETTERS_MAX, Judge, Verdict, confirm_review, reject_review, undo_review
 from broker.web.auth import field_of, read_form, signed_in_of
-from broker.web.inbox import act_of, describe_review, group_reviews, load_colleagues, review_scope_of
+from broker.web.inbox import describe_review, group_reviews, load_colleagues, review_scope_of
 from broker.web.pages import Pages, pages_of
 from schemas.directory import Person, Role
 from schemas.identifiers import authority_of

@@ -20,7 +20,7 @@ from starlette.responses import RedirectResponse, Response
 from broker.domain.names import fold_name
 from broker.notices import replan
 from broker.storage import audit, establishments, incidents, logins
-from broker.storage.audit import Act
+from broker.storage.audit import Act, act_of
 from broker.storage.incidents import Found, StoredNotice, StoredRecord, may_read
 from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.pages import Pages, pages_of
@@ -67,7 +67,7 @@ async def show_school(request: Request) -> Response:
         await incidents.note_opened(connection, ids, now)
         records = await incidents.list_records(connection, pages.keyring, ids)
         names = await logins.load_names(connection, pages.keyring, person.owner)
-        await audit.record_acts(connection, [_act(person, "notice.read", notice_id) for notice_id in ids], now)
+        await audit.record_acts(connection, [act_of(person, "notice.read", notice_id) for notice_id in ids], now)
     rows = [
         NoticeShown(
             stored=notice,
@@ -101,7 +101,7 @@ async def acknowledge_notice(request: Request, notice_id: str) -> Response:
             connection, notice_id, int(version), person.login, now
         )
         if is_done:
-            acts = [_act(person, "notice.acknowledged", notice_id, f"version {version}")]
+            acts = [act_of(person, "notice.acknowledged", notice_id, f"version {version}")]
             await _replan(connection, pages, notice, acts, now)
     return RedirectResponse("/school", status_code=303)
 
@@ -121,7 +121,7 @@ async def refuse_pupil(request: Request, notice_id: str) -> Response:
         assert incident is not None
         said = Found(child_id=places[int(number)], urn=notice.urn, is_there=False)
         await incidents.note_found(connection, pages.keyring, incident, [said])
-        await _replan(connection, pages, notice, [_act(person, "notice.not_our_pupil", notice_id)], now)
+        await _replan(connection, pages, notice, [act_of(person, "notice.not_our_pupil", notice_id)], now)
     return RedirectResponse("/school", status_code=303)
 
 
@@ -135,7 +135,7 @@ async def write_record(request: Request, notice_id: str) -> Response:
     async with pages.database.writing() as connection:
         notice = await _load_notice(connection, pages, person, notice_id)
         await incidents.add_record(connection, pages.keyring, notice, text, by=person.login, now=now)
-        await audit.record_acts(connection, [_act(person, "notice.recorded", notice_id)], now)
+        await audit.record_acts(connection, [act_of(person, "notice.recorded", notice_id)], now)
     return RedirectResponse("/school", status_code=303)
 
 
@@ -186,7 +186,3 @@ async def _replan(
 
 def _urn_of(person: Person) -> SchoolUrn:
     return SchoolUrn(person.owner.removeprefix("establishment:"))
-
-
-def _act(person: Person, action: str, subject: str, reason: str = "") -> Act:
-    return Act(owner=person.owner, actor=person.login, action=action, subject=subject, reason=reason)
