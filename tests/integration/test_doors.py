@@ -80,7 +80,9 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
     server = _Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started, limit_s=10, what="the door")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", auth=("RZ1", "rz1-credential")) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}", auth=("RZ1", "rz1-credential"), verify=False
+    ) as client:
         yield Door(client, log, port)
     server.should_exit = True
     await serving

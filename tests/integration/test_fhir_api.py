@@ -89,7 +89,9 @@ async def open_api(world: World) -> AsyncIterator[Api]:
     app = join_doors(pages, pages, FhirReads(look_ups, senders), PATHS)
     async with (
         serve_app(app) as address,
-        httpx.AsyncClient(base_url=address, auth=("RZ1", "rz1-credential"), trust_env=False, timeout=20) as client,
+        httpx.AsyncClient(
+            base_url=address, auth=("RZ1", "rz1-credential"), trust_env=False, verify=False, timeout=20
+        ) as client,
     ):
         yield Api(world, client)
 

@@ -60,7 +60,9 @@ async def door(office: Pages) -> AsyncIterator[httpx.AsyncClient]:
     joined = join_list_door(create_list_door(pages.pages, pages.password_check), office.app)
     async with (
         serve_app(joined) as address,
-        httpx.AsyncClient(base_url=address, auth=("706", "north-credential"), headers=CSV, trust_env=False) as client,
+        httpx.AsyncClient(
+            base_url=address, auth=("706", "north-credential"), headers=CSV, trust_env=False, verify=False
+        ) as client,
     ):
         yield client
 
