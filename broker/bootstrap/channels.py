@@ -20,6 +20,9 @@ from schemas.delivery import ChannelName
 
 def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
     """The ways out that the settings allow."""
+    webhook_tls = _client_tls(settings.webhook_ca_file)
+    # Reading the public authorities takes longer than all else of a dispatcher's start.
+    is_alike = settings.fhir_reply_ca_file == settings.webhook_ca_file
     channels: dict[ChannelName, Channel] = {
         ChannelName.WEBHOOK: WebhookChannel(
             WebhookOptions(
@@ -31,7 +34,7 @@ def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
             ),
             on_event=report_wire,
             now=SystemClock().now,
-            tls=_client_tls(settings.webhook_ca_file),
+            tls=webhook_tls,
         ),
         ChannelName.HL7V2_REPLY: Hl7v2ReplyChannel(
             MllpClient(
@@ -49,7 +52,7 @@ def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
             ),
             on_event=report_wire,
             now=SystemClock().now,
-            tls=_client_tls(settings.fhir_reply_ca_file),
+            tls=webhook_tls if is_alike else _client_tls(settings.fhir_reply_ca_file),
         ),
     }
     if settings.kafka_bootstrap_servers:
