@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -262,9 +263,11 @@ async def open_system(
 
 async def _load(system: System, town: Path) -> None:
     settings = system.settings
+    _begin_migrated(system.database_url)
     database, keyring, clock = bootstrap.open_database(settings), bootstrap.load_keyring(settings), SystemClock()
     try:
         await migrate(database)
+        _keep_migrated(system.database_url)
         upload = DirectoryUpload(database, keyring, clock, demo_passwords=True, actor="test", dry_run=False)
         reports = [
             await upload.load_authorities((town / "authorities.csv").read_bytes()),
@@ -281,6 +284,23 @@ async def _load(system: System, town: Path) -> None:
         await bootstrap.prepare_topics(settings)
     finally:
         await database.close()
+
+
+_migrated: list[bytes] = []
+"""An empty SQLite database of the newest schema: later installations begin with a copy, in a tenth of the time."""
+
+
+def _begin_migrated(url: str) -> None:
+    if url.startswith("sqlite") and _migrated:
+        Path(url.partition(":///")[2]).write_bytes(_migrated[0])
+
+
+def _keep_migrated(url: str) -> None:
+    if not url.startswith("sqlite") or _migrated:
+        return
+    with closing(sqlite3.connect(url.partition(":///")[2])) as source, closing(sqlite3.connect(":memory:")) as copy:
+        source.backup(copy)
+        _migrated.append(copy.serialize())
 
 
 async def until(
