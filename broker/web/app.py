@@ -147,7 +147,6 @@ def create_app(
         title="cpis-broker", openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(auth.admit)]
     )
     limits = limits or PageLimits()
-    static_files = surroundings.load_static_files()
     app.state.pages = Pages(
         database=database,
         keyring=keyring,
@@ -157,8 +156,8 @@ def create_app(
         notice_rules=notice_rules or NoticeRules(nudges=NudgeRules(page=f"{settings.public_url}/school")),
         incidents=incidents,
         limits=limits,
-        templates=surroundings.load_templates(static_files),
-        static_files=static_files,
+        templates=surroundings.load_templates(),
+        static_files=surroundings.load_static_files(),
     )
     app.state.password_check = PasswordCheck(settings, limits)
     app.state.status = status

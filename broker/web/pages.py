@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -98,8 +99,9 @@ def pages_of(request: Request) -> Pages:
     return pages
 
 
-def load_static_files() -> dict[str, StaticFile]:
-    """Read the style sheet and the icon, once."""
+@cache
+def load_static_files() -> Mapping[str, StaticFile]:
+    """The style sheet and the icon, which a process reads once."""
     found = {}
     for path in sorted((_HERE / "static").iterdir()):
         if path.suffix in _MEDIA_TYPES:
@@ -109,8 +111,14 @@ def load_static_files() -> dict[str, StaticFile]:
     return found
 
 
-def load_templates(static_files: Mapping[str, StaticFile]) -> Environment:
-    """The templates: everything is escaped, and a name that is missing is an error."""
+@cache
+def load_templates() -> Environment:
+    """The templates: everything is escaped, and a name that is missing is an error.
+
+    One for all applications of a process: it compiles each template when that is first shown, which takes longer than
+    to show it.
+    """
+    static_files = load_static_files()
     templates = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
