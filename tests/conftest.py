@@ -189,7 +189,8 @@ def postgres_server() -> Iterator[PostgresServer]:
     Nobody ends it before it has done its work, so it need not wait for the disk. What outlives the end of a server is
     proven on servers of their own.
     """
-    server = PostgresServer(settings={"fsync": "off", "full_page_writes": "off"})
+    settings = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "128MB"}
+    server = PostgresServer(settings=settings, in_memory=True)
     try:
         server.start()
         yield server

@@ -236,10 +236,11 @@ class _Server(ABC):
     STOP_LIMIT_S = 30.0
     STOP_SIGNAL: signal.Signals
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, within: Path | None = None) -> None:
+        """``within``: where its directory is made; None: where temporary files go."""
         self.port = free_port()
         self._name = name
-        self._directory = Path(tempfile.mkdtemp(prefix=f"cpis-{name.lower()}-"))
+        self._directory = Path(tempfile.mkdtemp(prefix=f"cpis-{name.lower()}-", dir=within))
         self._process: _Process | None = None
 
     @property
@@ -616,9 +617,11 @@ class PostgresServer(_Server):
     START_LIMIT_S = 60.0
     STOP_SIGNAL = signal.SIGINT  # "fast": ends sessions and leaves a clean data directory
 
-    def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
-        """``settings`` are server parameters, such as ``{"max_connections": "20"}``."""
-        super().__init__("PostgreSQL")
+    def __init__(self, *, settings: Mapping[str, str] | None = None, in_memory: bool = False) -> None:
+        """``settings`` are server parameters, such as ``{"max_connections": "20"}``. ``in_memory``: its files are, where
+        there is room, so that hundreds of databases can come and go: each is 700 files, which a disk makes slowly.
+        """
+        super().__init__("PostgreSQL", within=memory_dir() if in_memory else None)
         self._more_settings = dict(settings or {})
         self._as_user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
         self._programs: Path | None = None
@@ -636,6 +639,8 @@ class PostgresServer(_Server):
             "listen_addresses": LOOPBACK,
             "port": str(self.port),
             "unix_socket_directories": "",
+            # Shared memory that belongs to no file of its own would outlive a server that is killed.
+            "dynamic_shared_memory_type": "mmap",
             "fsync": "on",
             **self._more_settings,
         }
@@ -708,6 +713,17 @@ class PostgresServer(_Server):
         ]
         _run("initdb", command, log_path=self.log_path, limit_s=60, as_user=self._as_user)
         unfinished.rename(data_dir)
+
+
+def memory_dir(free_bytes_min: int = 2**30) -> Path | None:
+    """Where files are kept in memory, if there is room for them and programs may be run from there."""
+    found = Path("/dev/shm")
+    if not os.access(found, os.W_OK):
+        return None
+    system = os.statvfs(found)
+    if system.f_flag & os.ST_NOEXEC or system.f_bavail * system.f_frsize < free_bytes_min:
+        return None
+    return found
 
 
 def postgres_programs_dir() -> Path:
