@@ -12,12 +12,15 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
+from sqlalchemy.ext.asyncio import create_async_engine
 
+import broker.storage.database
 from tests.engines import KafkaServer, MeshSandbox, PostgresServer, chromium_path
 
 AGAINST_THE_CLOCK = Path(__file__).parent / "e2e"
@@ -196,6 +199,36 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
     finally:
         server.close()
+
+
+class CompiledStatements(dict[Any, Any]):
+    """SQLAlchemy's statements as text, whichever engine of the same kind compiled them.
+
+    SQLAlchemy begins each key with the engine's own dialect: each test would compile all of its statements anew, a
+    fifth of what the tests of the databases take.
+    """
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get(_without_engine(key), default)
+
+    def __setitem__(self, key: Any, compiled: Any) -> None:
+        super().__setitem__(_without_engine(key), compiled)
+
+
+def _without_engine(key: Any) -> Any:
+    dialect, *statement = key
+    return type(dialect), *statement
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_statements_once() -> Iterator[None]:
+    """All databases of one process share what SQLAlchemy compiled, as the connections of one database do."""
+    options = {"compiled_cache": CompiledStatements()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            broker.storage.database, "create_async_engine", partial(create_async_engine, execution_options=options)
+        )
+        yield
 
 
 @pytest.fixture
