@@ -6,7 +6,7 @@ Pure functions between bytes and text. The bytes themselves are never rewritten:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from itertools import zip_longest
@@ -221,8 +221,8 @@ class Message:
 
     def text(self, name: str, number: int, component: int = 1) -> str | None:
         """One component of the field's first repetition, to be read by people or compared; cut to the limit."""
-        fields = self._fields.get(name, ())
-        if number >= len(fields) or not (field := fields[number]):
+        fields = self._fields.get(name)
+        if fields is None or number >= len(fields) or not (field := fields[number]):
             return None
         if self._repetition in field:
             field = field.partition(self._repetition)[0]
@@ -251,8 +251,8 @@ class Message:
 
     def repetitions(self, name: str, number: int) -> list[list[str]]:
         """Each repetition of the field as its raw components. Raises Unreadable ``too_many_repetitions``."""
-        fields = self._fields.get(name, ())
-        if number >= len(fields) or not (field := fields[number]):
+        fields = self._fields.get(name)
+        if fields is None or number >= len(fields) or not (field := fields[number]):
             return []
         if self._repetition not in field:
             return [field.split(self._component, _COMPONENTS_MAX)]
@@ -300,7 +300,7 @@ def read_segment(line: str, limits: Hl7v2Limits) -> Message:
     return Message([_STANDARD_HEADER, line], STANDARD, plain=plain, limits=limits)
 
 
-def read_segments(text: str, names: Sequence[str], limits: Hl7v2Limits) -> Message:
+def read_segments(text: str, names: Collection[str], limits: Hl7v2Limits) -> Message:
     """The segments ``names`` of a message, by CR, LF or CRLF, mixed as senders mix them.
 
     Raises NotHl7 when MSH has no usable separators, and Unreadable ``too_many_segments``.
@@ -310,18 +310,14 @@ def read_segments(text: str, names: Sequence[str], limits: Hl7v2Limits) -> Messa
     if len(text) > limits.segments_max and text.count("\r") >= limits.segments_max:
         raise Unreadable("too_many_segments", "the message has too many segments")
     separators = read_separators(text)
-    end = text.find("\r")
-    lines = [text[:end] if end >= 0 else text, *_segments_named(names, separators.field).findall(text)]
+    first, *others = text.split("\r")
+    field = separators.field
+    lines = [first, *(line for line in others if line[:3] in names and line[3:4] == field)]
     return Message(lines, separators, plain=_is_plain(text, separators), limits=limits)
 
 
 def _is_plain(text: str, separators: Separators) -> bool:
     return '"' not in text and text.find(separators.escape, 9) < 0
-
-
-@lru_cache(maxsize=32)
-def _segments_named(names: Sequence[str], field: str) -> re.Pattern[str]:
-    return re.compile(rf"\r((?:{'|'.join(names)}){re.escape(field)}[^\r]*)")
 
 
 # --- times ----------------------------------------------------------------------------------------------
@@ -333,6 +329,7 @@ _HL7_DAY: Final = re.compile(r"([0-9]{8})(?:[0-9]{2}){0,3}(?:\.[0-9]{1,6})?(?:[+
 _ISO_DAY: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ].*)?", re.ASCII)
 
 
+@lru_cache(maxsize=1024)
 def parse_instant(text: str | None) -> datetime | None:
     """The instant of an HL7 time stamp (TS; v2.4, 2.9.47) in UTC; None when it is vaguer than the minute or no time.
 

@@ -68,7 +68,7 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _RESIDUE: Final = b"\x0b\x1c\r\n\t "
 _WAS_NOT_BROUGHT: Final = {"3": True, "5": False, "6": False, "7": False}
 """ZU3-3 (HSCIC ITK HL7 v2): 3 did not attend; 5 on time, 6 late and seen, 7 late and not seen. Others say neither."""
-_SEGMENTS: Final = ("MSH", "EVN", "PID", "MRG", "PV1", "PV2", "ZU3", "MSA")
+_SEGMENTS: Final = frozenset({"MSH", "EVN", "PID", "MRG", "PV1", "PV2", "ZU3", "MSA"})
 _BATCH_HEADERS: Final = (b"FHS", b"BHS")
 
 

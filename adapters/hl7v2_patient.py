@@ -101,6 +101,8 @@ def _read_names(message: Message, limits: Hl7v2Limits) -> tuple[PersonName, ...]
 def _read_mother(message: Message) -> NhsNumber | None:
     """The mother's NHS number in PID-21, found as the patient's own is in PID-3."""
     repetitions = message.repetitions("PID", 21)
+    if not repetitions:
+        return None
     for wanted in ("nhs", "untyped"):
         for components in repetitions:
             if _kind_of(components, message) == wanted and (number := _number_in(components, message)):
@@ -129,12 +131,18 @@ def _read_number_status(message: Message) -> str | None:
     """The NHS number status among the reliability codes of PID-32: ``NSTS01`` before a bare ``01``."""
     bare: str | None = None
     for components in message.repetitions("PID", 32):
-        status = _NUMBER_STATUS.fullmatch(components[0].strip())
-        if status and status[1]:
-            return status[2]
-        if status and bare is None:
-            bare = status[2]
+        is_named, status = _number_status(components[0])
+        if is_named:
+            return status
+        bare = bare or status
     return bare
+
+
+@lru_cache(maxsize=256)
+def _number_status(code: str) -> tuple[bool, str | None]:
+    """The status that a reliability code is, and whether it says that it is one; a feed has few of them."""
+    status = _NUMBER_STATUS.fullmatch(code.strip())
+    return (status[1] is not None, status[2]) if status else (False, None)
 
 
 # --- identifiers ----------------------------------------------------------------------------------------
