@@ -618,8 +618,10 @@ class PostgresServer(_Server):
     STOP_SIGNAL = signal.SIGINT  # "fast": ends sessions and leaves a clean data directory
 
     def __init__(self, *, settings: Mapping[str, str] | None = None, in_memory: bool = False) -> None:
-        """``settings`` are server parameters, such as ``{"max_connections": "20"}``. ``in_memory``: its files are, where
-        there is room, so that hundreds of databases can come and go: each is 700 files, which a disk makes slowly.
+        """``settings`` are server parameters, such as ``{"max_connections": "20"}``.
+
+        ``in_memory``: its files are, where there is room, so that hundreds of databases can come and go. Each is 700
+        files, which a disk makes slowly.
         """
         super().__init__("PostgreSQL", within=memory_dir() if in_memory else None)
         self._more_settings = dict(settings or {})
