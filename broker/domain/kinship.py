@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from broker.domain.visits import is_merge, is_of_person, message_order, moved_from
+from broker.domain.visits import is_merge, is_of_person, message_order, moved_from, moves_visit
 from schemas.attendance import Attendance, Event
 
 Patient = tuple[str, str]
@@ -120,9 +120,11 @@ def former_of(said: Attendance) -> Patient | None:
 
 def own_patients(messages: Iterable[tuple[bytes, Attendance]]) -> set[Patient]:
     """Under which patients a visit itself was spoken of, (marker, attendance), and from whom it was not moved away."""
-    said = [said for _, said in sorted(messages, key=message_order) if not is_of_person(said)]
-    gone = moved_from(said)
-    return {found for each in said if (found := patient_of(each)) is not None and found[1] not in gone}
+    own = [message for message in messages if not is_of_person(message[1])]
+    gone = set[str]()
+    if any(moves_visit(said) for _, said in own):
+        gone = moved_from(said for _, said in sorted(own, key=message_order))
+    return {found for _, said in own if (found := patient_of(said)) is not None and found[1] not in gone}
 
 
 def as_of_person(said: Attendance) -> Attendance:

@@ -15,6 +15,8 @@ from schemas.attendance import Attendance, Event, NhsNumberProblem
 LONDON: Final = ZoneInfo("Europe/London")
 _AGE_MAX: Final = 130
 """Years. A date of birth that makes anybody older is a slip of the pen: it may be a child's."""
+Order = tuple[datetime, datetime, bytes]
+"""Of a visit's messages."""
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 _NOT_HERE: Final = frozenset(
     {
@@ -69,9 +71,18 @@ def fold_visit(messages: Iterable[tuple[bytes, Attendance]]) -> Attendance:
     ordered = [message for _, message in sorted(messages, key=message_order)]
     if gone := moved_from(ordered):
         ordered = [_without_person(message) if message.local_patient_id in gone else message for message in ordered]
+    return _fold_ordered(ordered)
+
+
+def fold_later(known: Attendance, said: Attendance) -> Attendance:
+    """As ``fold_visit``, of a visit as it is known and a message later than all of it. None of them moves a visit."""
+    return _fold_ordered((known, said))
+
+
+def _fold_ordered(ordered: Sequence[Attendance]) -> Attendance:
     known = ordered[-1]
-    if len(ordered) > 1:
-        known = msgspec.structs.replace(known, **_gather_unsaid(ordered))
+    if unsaid := _gather_unsaid(ordered):
+        known = msgspec.structs.replace(known, **unsaid)
     problem = None if known.nhs_number else _last_problem(ordered)
     if problem is known.nhs_number_problem:
         return known
@@ -164,7 +175,7 @@ def visit_slot(said: Attendance) -> str | None:
     return None if day is None else london_day(day).isoformat()
 
 
-def message_order(message: tuple[bytes, Attendance]) -> tuple[datetime, datetime, bytes]:
+def message_order(message: tuple[bytes, Attendance]) -> Order:
     """Where a message, (marker, attendance), stands in its visit: by event time, then as sent, then by marker."""
     marker, said = message
     return (said.event_at or said.message_at or _BEGINNING, said.message_at or _BEGINNING, marker)

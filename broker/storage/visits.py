@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.course import Quiet, VisitState, begins_anew, is_after, says_present, visit_state
 from broker.domain.decision import Known
 from broker.domain.matching import birth_block, visitor_blocks
-from broker.domain.visits import fold_visit, london_day
+from broker.domain.visits import Order, fold_later, fold_visit, london_day, message_order, moves_visit
 from broker.keyring import Keyring
 from broker.storage.child_lists import index_block, index_nhs_number
 from broker.storage.persons import index_patient
@@ -112,7 +112,9 @@ class Thread(msgspec.Struct, kw_only=True):
     stored: Attendance | None = None
     """The visit as its row stands: what it is found by was made of this."""
     folded: Attendance | None = None
-    """The messages as one, until there is another."""
+    """The messages as one, until there is one that does not come after them all."""
+    latest: Order | None = None
+    """Where the last of the messages stands that were folded; None: one of them moves a visit."""
     stored_state: VisitState | None = None
     closed_at: datetime | None = None
     """When it came to rest, because nothing was heard of it; None: it is under way."""
@@ -133,10 +135,11 @@ class Thread(msgspec.Struct, kw_only=True):
         if former is None:
             self.messages.append((marker, said))
             self.added.append((marker, said))
+            self._fold_in(marker, said)
         else:
             self.replaced.setdefault(marker, former)
             self._put(marker, said)
-        self.folded = None
+            self.folded = None
 
     @property
     def is_here(self) -> bool:
@@ -182,7 +185,17 @@ class Thread(msgspec.Struct, kw_only=True):
         """The visit as it is known."""
         if self.folded is None:
             self.folded = fold_visit(self.messages)
+            moves = any(moves_visit(said) for _, said in self.messages)
+            self.latest = None if moves else max(map(message_order, self.messages))
         return self.folded
+
+    def _fold_in(self, marker: bytes, said: Attendance) -> None:
+        """Most messages come after all that was heard of their visit: those are not gone through again."""
+        at = message_order((marker, said))
+        if self.folded is None or self.latest is None or at <= self.latest or moves_visit(said):
+            self.folded = None
+        else:
+            self.folded, self.latest = fold_later(self.folded, said), at
 
     def take_back(self, authority: str) -> None:
         """An authority's alert was withdrawn: it may be alerted again, and the department is answered anew."""
