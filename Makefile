@@ -40,7 +40,7 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 	echo "What needs the machine for itself (three minutes)"; \
 	$(PYTEST) -m alone tests/e2e || failed=1; \
 	echo "All others, in three processes"; \
-	$(PYTEST) -m "not alone and not waits" $(PLAIN:%=--ignore=%) -n 3 $(SHARE) || failed=1; \
+	$(PYTEST) -m "not alone and not waits" $(PLAIN:%=--ignore=%) -n 3 $(SHARE) --one-kafka || failed=1; \
 	exit $$failed
 else
 	@$(MAKE) --no-print-directory lint

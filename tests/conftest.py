@@ -53,12 +53,15 @@ class ConnectionElsewhere(Exception):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="also run the tests marked soak, which take minutes")
+    parser.addoption("--one-kafka", action="store_true", help="start one Apache Kafka for all processes of this run")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # Hundreds of tests start the product as a process: each would compile it anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.addaudithook(_refuse_other_machines)
+    if config.getoption("--one-kafka") and not hasattr(config, "workerinput"):
+        _start_one_kafka(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -151,6 +154,16 @@ class RunningKafka:
     """An Apache Kafka that someone else started, on this machine."""
 
     bootstrap_servers: str
+
+
+def _start_one_kafka(config: pytest.Config) -> None:
+    """Processes of tests inherit its address: even one that nobody uses takes three hundredths of a core."""
+    if KAFKA_VARIABLE in os.environ:
+        return
+    server = KafkaServer()
+    config.add_cleanup(server.close)
+    server.start()
+    os.environ[KAFKA_VARIABLE] = server.bootstrap_servers
 
 
 @pytest.fixture(scope="session")
