@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -485,18 +486,32 @@ def build_reply(
         f"OBR|1|{escape(reply.in_answer_to)}|{escape(reply.reply_id)}"
         f"|CHILD-PROTECTION-CHECK^Child protection check^{CODING_SYSTEM}|||{replied_at}"
         f"|||||||||||||||{replied_at}|||F",
-        *_observation_segments(reply, replied_at),
+        _write_nothing_found(_anonymise(reply)) if not reply.plans else _write_observations(reply),
     ]
     return "\r".join((*segments, "")).encode()
 
 
-def _observation_segments(reply: ClinicianReply, replied_at: str) -> Iterator[str]:
+def _anonymise(reply: ClinicianReply) -> ClinicianReply:
+    """What a reply says of lists, without whom it is about and who asked."""
+    return msgspec.structs.replace(
+        reply, reply_id="", organisation="", in_answer_to="", visit_number=None, local_patient_id=None
+    )
+
+
+def _write_observations(reply: ClinicianReply) -> str:
+    replied_at = format_instant(reply.replied_at)
+    segments: list[str] = []
     for number, (observation, group, value, units) in enumerate(_observations(reply), 1):
         code, value_type, name = observation.value
-        yield (
+        segments.append(
             f"OBX|{number}|{value_type}|{code}^{name}^{CODING_SYSTEM}|{group or ''}|{value}|{units}"
             f"|||||F|||{replied_at}"
         )
+    return "\r".join(segments)
+
+
+_write_nothing_found: Final = lru_cache(maxsize=64)(_write_observations)
+"""Of a batch, all replies that show no plan say the same."""
 
 
 def _observations(reply: ClinicianReply) -> Iterator[tuple[Observation, int, str, str]]:

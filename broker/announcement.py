@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -106,6 +106,10 @@ class Occasion(msgspec.Struct, frozen=True, kw_only=True):
     rules: Rules
     keyring: Keyring
     match_rules: MatchRules
+    confirmed: Mapping[str, datetime | None]
+    """When each authority's list was confirmed."""
+    lists: dict[str, ListsSearched] = msgspec.field(default_factory=dict)
+    """What answers to each department rest on, once there was one."""
 
 
 def open_occasion(keyring: Keyring, directory: Directory, rules: Rules, now: datetime) -> Occasion:
@@ -115,7 +119,13 @@ def open_occasion(keyring: Keyring, directory: Directory, rules: Rules, now: dat
         windows=rules.windows, quiet_when_ended=frozenset(quiet), review_bits_min=rules.review_bits_min
     )
     return Occasion(
-        now=now, on=london_day(now), directory=directory, rules=rules, keyring=keyring, match_rules=match_rules
+        now=now,
+        on=london_day(now),
+        directory=directory,
+        rules=rules,
+        keyring=keyring,
+        match_rules=match_rules,
+        confirmed={list_.authority: list_.confirmed_at for list_ in directory.freshness},
     )
 
 
@@ -242,7 +252,7 @@ def announce_look_up(occasion: Occasion, visit_id: str, site: Site, found: Seque
                 site=site,
                 entries=entries,
                 now=occasion.now,
-                list_confirmed_at=_confirmed(occasion).get(authority),
+                list_confirmed_at=occasion.confirmed.get(authority),
             ),
             visit_id=visit_id,
             role=LOOK_UP_ROLE,
@@ -392,7 +402,7 @@ def _compose_alert(
             matched=[(candidate.entry, match) for candidate, match in matched],
             now=occasion.now,
             late=late,
-            list_confirmed_at=_confirmed(occasion).get(authority),
+            list_confirmed_at=occasion.confirmed.get(authority),
             correction=correction,
             course=RULES[state].words if state in RULES else "",
         ),
@@ -441,19 +451,14 @@ def _compose_reply(
     *,
     correction: Correction | None,
 ) -> ClinicianReply:
-    lists = summarise_lists(
-        occasion.directory.freshness,
-        occasion.directory.sites.get(facts.sender),
-        occasion.now,
-        occasion.rules.list_stale,
-    )
+    lists = _summarise_lists(occasion, facts.sender)
     shown = [(candidate.authority, candidate.entry) for candidate, _ in decision.matched]
     differs = differing_facts(decision.matched)
     plans = show_plans(
         shown,
         occasion.directory.authorities,
         occasion.now,
-        _confirmed(occasion),
+        occasion.confirmed,
         occasion.rules.proclaimed_days,
     )
     told = [code for code in dict.fromkeys(code for code, _ in shown) if code in {*thread.alerted, *decision.to_alert}]
@@ -499,16 +504,21 @@ def _word(
             is_told=is_told,
         )
         + word_ages(
-            [_confirmed(occasion).get(candidate.authority) for candidate, _ in decision.matched],
+            [occasion.confirmed.get(candidate.authority) for candidate, _ in decision.matched],
             occasion.now,
             occasion.rules.list_stale,
         )
     )
 
 
-def _confirmed(occasion: Occasion) -> dict[str, datetime | None]:
-    """When each authority's list was confirmed."""
-    return {list_.authority: list_.confirmed_at for list_ in occasion.directory.freshness}
+def _summarise_lists(occasion: Occasion, sender: str) -> ListsSearched:
+    """England has 153 lists: what is said of them is put together once for each department."""
+    if sender not in occasion.lists:
+        directory = occasion.directory
+        occasion.lists[sender] = summarise_lists(
+            directory.freshness, directory.sites.get(sender), occasion.now, occasion.rules.list_stale
+        )
+    return occasion.lists[sender]
 
 
 def _alert_deliveries(occasion: Occasion, alert: NewAlert) -> list[NewDelivery]:

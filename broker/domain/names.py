@@ -19,6 +19,8 @@ NAME_SIMILARITY_MIN: Final = 0.92
 
 def fold_name(text: str) -> str:
     """Letters and single spaces only: accents, case, hyphens, apostrophes and titles' dots do not count."""
+    if text.isascii() and text.isalpha():
+        return text.lower()  # as nearly all are, and at a tenth of the cost
     plain = unicodedata.normalize("NFKD", text).casefold()
     return " ".join(_NOT_LETTERS.sub("", _WORD_BREAKS.sub(" ", plain)).split())
 
