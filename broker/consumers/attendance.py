@@ -456,7 +456,10 @@ class _Heard:
     def _bring_up_to_date(self, thread: Thread, *, parts: bool) -> bool:
         """Take in what is said of the patients of a visit; with ``parts`` let go of what is not. Whether it changed."""
         own = own_patients(thread.messages)
-        wanted, present = self.kinship.news_of(own), dict(thread.messages)
+        wanted = self.kinship.news_of(own)
+        if not wanted and not parts:
+            return False
+        present = dict(thread.messages)
         new = wanted.keys() - present.keys()
         for marker in sorted(new):
             thread.add(marker, wanted[marker])
