@@ -8,8 +8,10 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from broker.domain.visits import age_on, fold_visit, is_adult, london_day, opens_visit
+from broker.storage.visits import Thread
 from schemas.attendance import Attendance, Event, NhsNumberProblem, PersonName
 from tests.factories import NIGHT, make_attendance, make_nhs_number
 
@@ -44,6 +46,25 @@ def test_every_order_of_arrival_gives_the_same_visit(said: list[Attendance], cha
     marked = [(f"marker-{number}".encode(), message) for number, message in enumerate(said)]
     shuffled = chance.sample(marked, len(marked))
     assert fold_visit(shuffled) == fold_visit(marked)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(MESSAGES, TEXTS, TEXTS), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_a_visit_that_takes_in_each_message_as_it_comes_is_the_visit_of_them_all(
+    said: list[tuple[Attendance, str | None, str | None]], chance: random.Random
+) -> None:
+    marked = [
+        (bytes([number]), replace(message, former_patient_id=patient, former_visit_number=visit))
+        for number, (message, patient, visit) in enumerate(said)
+    ]
+    thread = Thread(visit_id="v", sender="RZ1", opened_at=NIGHT, messages=[])
+    for marker, message in chance.sample(marked, len(marked)):
+        thread.add(marker, message)
+        assert thread.facts() == fold_visit(thread.messages)
+    thread.add(*chance.choice(marked))
+    thread.remove(chance.choice(marked)[0])
+    thread.add(*chance.choice(marked))
+    assert thread.facts() == fold_visit(thread.messages)
 
 
 @settings(deadline=None)
