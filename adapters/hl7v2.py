@@ -220,6 +220,7 @@ def _read_usual_patient(message: bytes, header: Header, limits: Hl7v2Limits) -> 
     None wherever another segment or field might be at fault, or whenever that would take longer to see.
     """
     event = _EVENTS.get(header.event)
+    is_too_large = len(message) > limits.message_bytes_max  # also by what stands behind the last segment
     message = message.rstrip(_RESIDUE)
     if (
         header.message_type != "ADT"
@@ -227,7 +228,7 @@ def _read_usual_patient(message: bytes, header: Header, limits: Hl7v2Limits) -> 
         or event in _MERGES
         or not message.startswith(_SEPARATORS_SEEN)
         or b"\n" in message
-        or len(message) > limits.message_bytes_max
+        or is_too_large
         or message.count(b"\r") >= limits.segments_max
         or message.count(b"~") >= limits.repetitions_max
     ):

@@ -50,6 +50,7 @@ UNUSUAL = (
     USUAL + b"PID|2||K9^^^RZ1^MR\r",
     USUAL + b"OBX|1\r" * 2_000,
     USUAL + b"NTE|" + b"x" * 1_048_576,
+    USUAL + b"\r" * 1_048_576,
     b"\xef\xbb\xbf" + USUAL,
     b"\x0b" + USUAL,
     b"FHS|^~\\&|ED\rBHS|^~\\&|ED\r" + USUAL,
