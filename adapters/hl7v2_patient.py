@@ -125,13 +125,17 @@ def _read_postcode(message: Message) -> str | None:
 
 
 _NUMBER_STATUS: Final = re.compile(r"(NSTS|PDS)?(0[1-8])", re.ASCII | re.IGNORECASE)
+_NUMBER_STATUS_CHARACTERS_MAX: Final = 6
 
 
 def _read_number_status(message: Message) -> str | None:
     """The NHS number status among the reliability codes of PID-32: ``NSTS01`` before a bare ``01``."""
     bare: str | None = None
     for components in message.repetitions("PID", 32):
-        is_named, status = _number_status(components[0])
+        code = components[0].strip()
+        if len(code) > _NUMBER_STATUS_CHARACTERS_MAX:
+            continue
+        is_named, status = _number_status(code)
         if is_named:
             return status
         bare = bare or status
@@ -141,7 +145,7 @@ def _read_number_status(message: Message) -> str | None:
 @lru_cache(maxsize=256)
 def _number_status(code: str) -> tuple[bool, str | None]:
     """The status that a reliability code is, and whether it says that it is one; a feed has few of them."""
-    status = _NUMBER_STATUS.fullmatch(code.strip())
+    status = _NUMBER_STATUS.fullmatch(code)
     return (status[1] is not None, status[2]) if status else (False, None)
 
 

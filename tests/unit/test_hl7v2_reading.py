@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapters import hl7v2_patient
 from adapters.er7 import Hl7v2Limits, Separators
 from adapters.errors import NotAnAttendance, NotHl7, Unreadable
 from adapters.hl7v2 import read_ack, read_attendance, read_header
@@ -414,6 +415,14 @@ def test_an_invalid_number_in_pid_2_counts_only_when_it_says_what_it_is() -> Non
 )
 def test_the_number_status_is_found_among_the_reliability_codes(codes: str, status: str | None) -> None:
     assert read(Adt(pid={32: codes})).nhs_number_status == status
+
+
+def test_what_stands_in_the_place_of_a_reliability_code_is_not_kept_in_memory() -> None:
+    kept = hl7v2_patient._number_status.cache_info
+    before = kept()
+    assert read(Adt(pid={32: "X" * 100_000 + "~NSTS04"})).nhs_number_status == "04"
+    read(Adt(pid={32: "CASEY TESTER"}))
+    assert kept().misses - before.misses <= 1
 
 
 @pytest.mark.parametrize(
