@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import date, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ from schemas.identifiers import authority_owner
 from schemas.upload import FileCode, RecordCode, UploadFormat, UploadKind, UploadState
 from tests.factories import make_entry, make_nhs_number
 from tests.unit.test_cpis_xml import child, plan, record, upload
-from tests.world import CASEY, CHILDREN_COLUMNS, World, hl7
+from tests.world import CASEY, CHILDREN_COLUMNS, World, hl7, open_world
 
 OFFICER, LEAD = "list.officer@706.example.org", "lee@706.example.org"
 OWNER = authority_owner("706")
@@ -317,6 +318,14 @@ async def test_a_list_that_lands_in_slices_keeps_nobody_waiting_and_half_of_it_m
         if not world.database.is_sqlite:
             counted = await connection.execute(text("SELECT reltuples FROM pg_class WHERE relname = 'list_entries'"))
             assert counted.scalar_one() == 8, "PostgreSQL plans for the list as it is now"
+
+
+async def test_a_list_has_landed_also_while_somebody_tidies_its_table(postgres_url: str, tmp_path: Path) -> None:
+    async with open_world(postgres_url, tmp_path) as world, world.database.writing() as connection:
+        await connection.execute(text("LOCK TABLE list_entries IN SHARE UPDATE EXCLUSIVE MODE"))  # as VACUUM has it
+        async with asyncio.timeout(5):
+            report = await land(world, [row(n) for n in range(1, 4)], lambda done, total: None)
+        assert report.changed == 3
 
 
 async def test_a_file_that_cannot_be_landed_keeps_no_other_list_waiting(world: World) -> None:
