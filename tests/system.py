@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from broker import bootstrap
@@ -61,7 +62,7 @@ class System:
     http_port: int
     parts: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
         """The settings every part runs with."""
         values = {
