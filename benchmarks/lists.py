@@ -24,7 +24,7 @@ from sqlalchemy.engine import make_url
 from benchmarks.figures import Figure, Subject
 from benchmarks.installation import Engines, Scale, peak_memory_mib
 from broker.clock import SystemClock
-from broker.keyring import Keyring
+from broker.keyring import INDEX_BYTES, Keyring
 from broker.list_upload import upload_children
 from broker.spool import SealedSpool
 from broker.storage import child_lists
@@ -201,7 +201,7 @@ _ENTRY: Final = (
 
 def _index(number: int) -> bytes:
     """Spread over the index as keyed hashes are."""
-    return Random(number).randbytes(32)
+    return Random(number).randbytes(INDEX_BYTES)
 
 
 def _lines(rows: int) -> Iterator[bytes]:
