@@ -65,8 +65,9 @@ async def measure_lists(engines: Engines, scale: Scale, say: Say, *, is_huge: bo
             _figure(engines, "longest wait of another writer meanwhile", "ms", Subject.PRODUCT, 1000 * max(waits_s)),
             _figure(engines, "peak memory of the loader", "MiB", Subject.PRODUCT, told["peak_mib"]),
         ]
+        await empty_lists(database)
         for size in (*MATCHED_AT, *((HUGE,) if is_huge else ())):
-            rounds, computed = await _match(database, keyring, size)
+            rounds, computed = await measure_matches(database, keyring, size)
             middle = len(rounds) // 2
             say(
                 f"  a match among {size:,} entries: {sorted(rounds)[middle]:.0f} us, of which this process computes "
@@ -130,7 +131,14 @@ async def _write_bare(database: Database, rows: int) -> float:
     return time.perf_counter() - began_at
 
 
-async def _match(database: Database, keyring: Keyring, size: int) -> tuple[list[float], list[float]]:
+async def empty_lists(database: Database) -> None:
+    """The list that was loaded goes; its upload stays on record."""
+    async with database.writing() as connection:
+        for name in ("jobs", "entry_traces", "list_versions", "entry_blocks", "list_entries"):
+            await connection.execute(text(f"DELETE FROM {name}"))
+
+
+async def measure_matches(database: Database, keyring: Keyring, size: int) -> tuple[list[float], list[float]]:
     """Microseconds for one look-up by number, in batches as the consumer asks, and how much of it was computing.
 
     Exactly half of the numbers are listed, the same many at every size, each round others. What was written is settled
@@ -166,12 +174,9 @@ async def _settle(database: Database) -> None:
 
 
 async def _fill(database: Database, keyring: Keyring, size: int) -> None:
-    """Put entries straight into the table until it has so many, all of one size; the list that was loaded goes."""
+    """Put entries straight into the table until it has so many, all of one size."""
     entries, now = table(ListEntry), datetime.now(UTC)
     async with database.writing() as connection:
-        if size == MATCHED_AT[0]:
-            for name in ("jobs", "entry_traces", "list_versions", "entry_blocks", "list_entries"):
-                await connection.execute(text(f"DELETE FROM {name}"))
         upload_id = (await connection.execute(table(ListUpload).select())).first()
         assert upload_id is not None
         had = int((await connection.execute(text("SELECT count(*) FROM list_entries"))).scalar_one())

@@ -1,4 +1,4 @@
-"""A long list is read as a stream: what it needs of memory does not grow with it."""
+"""A long list is read as a stream: what it needs of memory does not grow with it; nor does what a match costs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.lists import empty_lists, measure_matches
+from tests.world import CASEY, World
 
 ROWS = 20_000
 MEMORY_MIB_MAX = 40
@@ -62,3 +65,11 @@ def test_20000_rows_are_loaded_in_bounded_memory(tmp_path: Path) -> None:
     assert told["loaded"] == ROWS
     assert told["grown_kib"] < MEMORY_MIB_MAX * 1024
     assert told["peak_kib"] < 256 * 1024
+
+
+async def test_the_benchmark_of_a_match_finds_exactly_those_who_are_listed(world: World) -> None:
+    """It fills the table itself, past the product: what it writes must be what the product looks for."""
+    await world.list_children(CASEY)
+    await empty_lists(world.database)
+    waited, computed = await measure_matches(world.database, world.keyring, 400)
+    assert len(waited) == len(computed) > 0
