@@ -5,6 +5,7 @@
         - NotHl7          not an HL7 v2 message at all
         - NotAnAttendance understood, and of no concern to the broker
     - MailboxUnavailable  a mailbox did not do what it was asked; ``code`` is a closed word
+    - ReceiptsUnavailable what became of a message could not be asked; ``code`` is a closed word
     - LogError
         - NotDurable      an append was not confirmed; the caller must not acknowledge
         - LogUnavailable  the log cannot be reached or does not answer in time
@@ -48,6 +49,18 @@ class MailboxUnavailable(AdapterError):
     def __init__(self, code: str) -> None:
         super().__init__(code)
         self.code = code
+
+
+class ReceiptsUnavailable(AdapterError):
+    """A provider did not say what became of a message: ask again later.
+
+    ``code`` is a closed word for logs (``http_403``), never an address or contents.
+    """
+
+    def __init__(self, code: str, retry_after_s: float | None = None) -> None:
+        super().__init__(code)
+        self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class LogError(AdapterError):

@@ -1,8 +1,10 @@
 """The channel to GOV.UK Notify: an e-mail or a text message whose template holds one gap, ``((message))``.
 
 REST API v2: ``POST /v2/notifications/email`` and ``/sms``, each under a JWT (RFC 7519, HS256) that our key signs and
-that is good for some seconds. Notify keeps every copy it is sent: our own id goes along as ``reference``, and after an
-attempt whose end is not known it is asked by that reference before anything is sent again.
+that is good for some seconds. Notify keeps every copy it is sent: our own id goes along as ``reference``. After an
+attempt whose end is not known Notify is asked by that reference before anything is sent again, and afterwards what
+became of the message (``GET /v2/notifications?reference=``, for seven days). Of its answer, which repeats address and
+text, nothing is read but the status.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlencode
 
@@ -21,9 +24,10 @@ import msgspec
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
+from adapters.errors import ReceiptsUnavailable
 from adapters.exchange import Exchange, ExchangeOptions, NoReply, Reply
 from adapters.smtp import is_address
-from schemas.delivery import Outcome, OutcomeClass, Parcel
+from schemas.delivery import Outcome, OutcomeClass, Parcel, Receipt
 
 PUBLIC_URL: Final = "https://api.notifications.service.gov.uk"
 _UUID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -32,7 +36,16 @@ _MOBILE: Final = re.compile(r"\+447[1-57-9][0-9]{8}", re.ASCII)
 _OURS: Final = frozenset({401, 403})
 """Our key, our clock or our quota: none of it is the recipient's, and a person mends it."""
 _NOT_NOW: Final = frozenset({408, 425, 429})
-_MISSED: Final = frozenset({"permanent-failure", "temporary-failure", "technical-failure"})
+_ENDS: Final[Mapping[str, Receipt]] = MappingProxyType(
+    {
+        "delivered": Receipt.DELIVERED,
+        "permanent-failure": Receipt.PERMANENT_FAILURE,
+        "temporary-failure": Receipt.TEMPORARY_FAILURE,
+        "technical-failure": Receipt.TECHNICAL_FAILURE,
+        "sent": Receipt.UNKNOWN,
+    }
+)
+"""By Notify's word. ``sent`` is of a network that says no more; created, sending and pending are no ends."""
 
 
 class NotifyKind(StrEnum):
@@ -98,12 +111,29 @@ class NotifyChannel:
             return Outcome(outcome=OutcomeClass.PERMANENT, code="bad_address")
         try:
             if parcel.attempts:
-                kept = await self._find_kept(parcel.idempotency_key)
-                if kept is not None:
-                    return kept
+                kept = await self._list_kept(parcel.idempotency_key)
+                if not all(_is_missed(each) for each in kept):
+                    return Outcome(outcome=OutcomeClass.SENT, code="kept_before")
             return self._settle(await self._post(parcel))
+        except ReceiptsUnavailable as error:
+            # What cannot be asked is not known: only sending may end a delivery.
+            return Outcome(outcome=OutcomeClass.TRANSIENT, code=error.code, retry_after_s=error.retry_after_s)
         except NoReply as missing:
             return _settle_missing(missing)
+
+    async def find_receipt(self, idempotency_key: str) -> Receipt | None:
+        """What became of what was sent under this key; None: not known yet, or nothing is known of it.
+
+        Of several copies one that arrived is enough, and none may be on its way still. Raises ReceiptsUnavailable.
+        """
+        try:
+            kept = await self._list_kept(idempotency_key)
+        except NoReply as missing:
+            raise ReceiptsUnavailable(missing.code) from None
+        found = [_ENDS.get(each.status) for each in kept]
+        if Receipt.DELIVERED in found:
+            return Receipt.DELIVERED
+        return None if not found or None in found else found[0]
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -120,23 +150,16 @@ class NotifyChannel:
         url = httpx.URL(f"{self._base}/v2/notifications/{self._options.kind.value}")
         return await self._exchange.send("POST", url, self._headers(), msgspec.json.encode(body))
 
-    async def _find_kept(self, reference: str) -> Outcome | None:
-        """What became of an earlier attempt; None: Notify has nothing under this reference."""
+    async def _list_kept(self, reference: str) -> tuple[_Kept, ...]:
+        """Every copy that Notify has under this reference, the newest first. Raises NoReply, ReceiptsUnavailable."""
         query = urlencode({"reference": reference})
         reply = await self._exchange.send("GET", httpx.URL(f"{self._base}/v2/notifications?{query}"), self._headers())
         if reply.status != httpx.codes.OK:
-            outcome = self._settle(reply)
-            # What cannot be asked is not known: only sending may end a delivery.
-            return msgspec.structs.replace(outcome, outcome=OutcomeClass.TRANSIENT)
+            raise ReceiptsUnavailable(f"http_{reply.status}", reply.retry_after_s)
         try:
-            found = msgspec.json.decode(reply.body, type=_KeptList).notifications
+            return msgspec.json.decode(reply.body, type=_KeptList).notifications
         except msgspec.DecodeError:
-            return Outcome(outcome=OutcomeClass.TRANSIENT, code="not_understood")
-        if not found:
-            return None
-        if all(each.status in _MISSED for each in found):
-            return Outcome(outcome=OutcomeClass.PERMANENT, code=found[0].status.replace("-", "_"))
-        return Outcome(outcome=OutcomeClass.SENT, code="kept_before")
+            raise ReceiptsUnavailable("not_understood") from None
 
     def _headers(self) -> dict[str, str]:
         claims: dict[str, str | int] = {"iss": self._service, "iat": int(self._now().timestamp())}
@@ -170,6 +193,11 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_missed(kept: _Kept) -> bool:
+    found = _ENDS.get(kept.status)
+    return found is not None and found.is_failure
 
 
 def _settle_missing(missing: NoReply) -> Outcome:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from schemas.delivery import Outcome, Parcel
+from schemas.delivery import Outcome, Parcel, Receipt
 from schemas.mesh import MeshMessage
 from schemas.record import LogRecord, Partition, PartitionExtent
 from schemas.trace import Answer, Question
@@ -129,6 +129,14 @@ class Channel(Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+        ...
+
+
+class Receipts(Protocol):
+    """Says what became of messages that a provider took."""
+
+    async def find_receipt(self, idempotency_key: str) -> Receipt | None:
+        """What became of what was sent under this key; None: not known yet. Raises ReceiptsUnavailable."""
         ...
 
 

@@ -52,6 +52,8 @@ notify.refuse_400       the message is not kept; 400, as for a number of a team'
 notify.refuse_403       the message is not kept; 403, as for a clock that is wrong
 notify.refuse_429       the message is not kept; 429 RateLimitError
 notify.refuse_500       the message is not kept; 500
+notify.refuse_listing   whoever asks what became of a message is answered 503
+notify.drop_listing     whoever asks what became of a message is answered nothing, and the connection closes
 notify.slow             the message is kept; 201 after a pause
 notify.drop_after_read  the request is read whole, nothing is kept, and the connection closes without an answer
 notify.drop_after_keep  the message is kept, and the connection closes without an answer

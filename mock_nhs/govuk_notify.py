@@ -2,7 +2,11 @@
 
 ``POST .../email`` and ``.../sms`` take a message under a JWT that the service's key has signed (HS256, issued within 30
 seconds), with one of the service's templates and a value for its gap; every copy is kept, whatever its reference.
-``GET`` lists them by ``reference``, ``GET .../{id}`` shows one. Errors have the published shape.
+``GET`` lists them by ``reference``, the newest first, ``GET .../{id}`` shows one. Errors have the published shape.
+
+What becomes of a message is known by its address, as for Notify's own test keys: ``perm-fail@simulator.notify`` and
+07700 900002 end as ``permanent-failure``, ``temp-fail@simulator.notify`` and 07700 900003 as ``temporary-failure``,
+every other as ``delivered``. With ``--course created,sending`` that is said first, one word each time that it is asked.
 
 As a program: ``python -m mock_nhs.govuk_notify --port 8084 --api-key KEY --template ID:KIND --record FILE``, each
 template once. Its journal has a line for every request: ``taken`` with the kind and the reference, ``refused`` with the
@@ -37,6 +41,12 @@ PATH: Final = "/v2/notifications"
 TOKEN_S_MAX: Final = 30
 _TO: Final = {"email": "email_address", "sms": "phone_number"}
 _EMAIL: Final = re.compile(r"[^@\s,;<>]+@[^@\s,;<>]+\.[^@\s,;<>]+", re.ASCII)
+_FAILING: Final = {
+    "perm-fail@simulator.notify": "permanent-failure",
+    "temp-fail@simulator.notify": "temporary-failure",
+    "7700900002": "permanent-failure",
+    "7700900003": "temporary-failure",
+}
 _MOBILE: Final = re.compile(r"(?:\+44|0)7[0-9]{9}", re.ASCII)
 _REFUSALS: Final = (
     ("notify.refuse_400", HTTPStatus.BAD_REQUEST, "BadRequestError"),
@@ -56,6 +66,8 @@ class NotifyOptions:
     """By id: ``email`` or ``sms``."""
     host: str = "127.0.0.1"
     port: int = 0
+    course: tuple[str, ...] = ()
+    """What is said of a message before its end, one word each time that it is asked: ``created``, ``sending``."""
     idle_s: float = 60.0
     slow_pause_s: float = 0.5
     """The pause of the fault ``notify.slow``."""
@@ -70,7 +82,10 @@ class Notification:
     to: str
     message: str
     reference: str
-    status: str = "delivered"
+    status: str
+    """What becomes of it at last."""
+    asked: int = 0
+    """How often somebody asked what became of it."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +110,7 @@ class GovukNotify(HttpServer):
     ) -> None:
         super().__init__(options.host, options.port, idle_s=options.idle_s, faults=faults or Faults())
         self.kept: list[Notification] = []
+        self.course = options.course
         self._options = options
         self._journal = journal
         self._clock = clock
@@ -103,11 +119,19 @@ class GovukNotify(HttpServer):
         """What was taken under this reference did not reach anybody: ``permanent-failure`` or another."""
         self.kept = [replace(each, status=status) if each.reference == reference else each for each in self.kept]
 
+    def forget(self) -> None:
+        """What was taken is not kept any longer: after seven days Notify knows nothing of it."""
+        self.kept.clear()
+
     async def _answer(self, request: Request) -> tuple[bytes, bool]:
         """The bytes to write, and whether the connection closes after them."""
         try:
             self._check_token(request)
             if request.method == "GET":
+                if self._fails("notify.refuse_listing"):
+                    return _refuse(Refused(status=HTTPStatus.SERVICE_UNAVAILABLE, error="Exception")).as_bytes(), False
+                if self._fails("notify.drop_listing"):
+                    return b"", True
                 return self._show(request).as_bytes(), False
             if self._fails("notify.drop_after_read"):
                 return b"", True
@@ -124,7 +148,7 @@ class GovukNotify(HttpServer):
             await asyncio.sleep(self._options.slow_pause_s)
         if self._fails("notify.drop_after_keep"):
             return b"", True
-        answer = Answer(status=HTTPStatus.CREATED, content=_describe(taken)).as_bytes()
+        answer = Answer(status=HTTPStatus.CREATED, content=_describe(taken, "created")).as_bytes()
         if self._fails("notify.half_response"):
             return answer[:20], True
         return answer, False
@@ -163,7 +187,8 @@ class GovukNotify(HttpServer):
             raise Refused(status=HTTPStatus.BAD_REQUEST, error="BadRequestError", message="Template not found")
         if not (_EMAIL if kind == "email" else _MOBILE).fullmatch(to):
             raise Refused(status=HTTPStatus.BAD_REQUEST, error="ValidationError", message="Not a valid recipient")
-        return Notification(id=str(uuid4()), kind=kind, to=to, message=message, reference=reference)
+        status = _FAILING.get(to if kind == "email" else to[-10:], "delivered")
+        return Notification(id=str(uuid4()), kind=kind, to=to, message=message, reference=reference, status=status)
 
     def _show(self, request: Request) -> Answer:
         """Raises Refused."""
@@ -171,11 +196,18 @@ class GovukNotify(HttpServer):
         if request.path == PATH:
             references = parse_qs(request.query).get("reference", [])
             found = [each for each in reversed(self.kept) if not references or each.reference in references]
-            return Answer(status=HTTPStatus.OK, content={"notifications": list(map(_describe, found)), "links": {}})
+            return Answer(status=HTTPStatus.OK, content={"notifications": self._ask(found), "links": {}})
         for each in self.kept:
             if request.path == f"{PATH}/{each.id}":
-                return Answer(status=HTTPStatus.OK, content=_describe(each))
+                return Answer(status=HTTPStatus.OK, content=self._ask([each])[0])
         raise Refused(status=HTTPStatus.NOT_FOUND, error="NoResultFound")
+
+    def _ask(self, found: Sequence[Notification]) -> list[dict[str, Any]]:
+        """As they stand; whoever asks again finds them one step further."""
+        shown = [_describe(each, (*self.course, each.status)[min(each.asked, len(self.course))]) for each in found]
+        ids = {each.id for each in found}
+        self.kept = [replace(each, asked=each.asked + 1) if each.id in ids else each for each in self.kept]
+        return shown
 
     def _refuse_unread(self, status: int) -> Answer:
         return _refuse(Refused(status=status, error="BadRequestError"))
@@ -185,14 +217,14 @@ class GovukNotify(HttpServer):
             self._journal.write(what, at=self._clock().isoformat(), **facts)
 
 
-def _describe(kept: Notification) -> dict[str, Any]:
+def _describe(kept: Notification, status: str) -> dict[str, Any]:
     return {
         "id": kept.id,
         "reference": kept.reference,
         "type": kept.kind,
         _TO[kept.kind]: kept.to,
         "body": kept.message,
-        "status": kept.status,
+        "status": status,
     }
 
 
@@ -212,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=0, help="a free one if left out")
     parser.add_argument("--api-key", required=True, metavar="NAME-SERVICE-SECRET")
     parser.add_argument("--template", action="append", default=[], metavar="ID:KIND", help="email or sms")
+    parser.add_argument("--course", default="", metavar="STATUS,STATUS", help="said of a message before its end")
     parser.add_argument("--record", type=Path, required=True, metavar="FILE", help="the journal, JSON lines")
     parser.add_argument("--seed", type=int, default=1, help="of faults armed with a share")
     add_fault_argument(parser)
@@ -221,7 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 async def _run(given: argparse.Namespace) -> None:
     faults = read_faults(given.fault, seed=given.seed)
     templates = dict(text.rsplit(":", 1) for text in given.template)
-    options = NotifyOptions(api_key=given.api_key, templates=templates, host=given.host, port=given.port)
+    course = tuple(word for word in given.course.split(",") if word)
+    options = NotifyOptions(api_key=given.api_key, templates=templates, host=given.host, port=given.port, course=course)
     service = GovukNotify(options, faults, Journal(given.record))
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -60,6 +60,25 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float | None = None
 
 
+class Receipt(StrEnum):
+    """What became, at last, of a message that a provider took."""
+
+    DELIVERED = "delivered"
+    PERMANENT_FAILURE = "permanent_failure"
+    """There is no such mailbox, or no such number."""
+    TEMPORARY_FAILURE = "temporary_failure"
+    """Tried for three days: the mailbox is full, or the telephone off."""
+    TECHNICAL_FAILURE = "technical_failure"
+    """Something between the provider and the network; nothing of the recipient's."""
+    UNKNOWN = "unknown"
+    """Nobody will say."""
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it certainly reached nobody."""
+        return self not in (Receipt.DELIVERED, Receipt.UNKNOWN)
+
+
 class Parcel(msgspec.Struct, frozen=True, kw_only=True):
     """One delivery on its way out, complete."""
 

@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
+from adapters.errors import ReceiptsUnavailable
 from adapters.govuk_notify import BadApiKey, NotifyChannel, NotifyKind, NotifyOptions, split_api_key
-from schemas.delivery import Outcome, OutcomeClass
+from schemas.delivery import Outcome, OutcomeClass, Receipt
 from tests.contract.channel_sides import NOTIFY_KEY, NOW, NUDGE, TEMPLATES, Notified, open_notify, parcel
 
 
@@ -24,6 +25,11 @@ async def notify() -> AsyncIterator[Notified]:
 
 async def send(notify: Notified, **changes: object) -> Outcome:
     return await notify.channel.send(parcel(notify.address, NUDGE, **changes))
+
+
+async def find_receipt(notify: Notified) -> Receipt | None:
+    assert isinstance(notify.channel, NotifyChannel)
+    return await notify.channel.find_receipt("key-0001")
 
 
 async def test_a_message_goes_under_its_own_reference_to_one_recipient(notify: Notified) -> None:
@@ -49,11 +55,44 @@ async def test_after_an_answer_that_did_not_come_it_is_asked_before_anything_is_
     assert len(notify.service.kept) == 1
 
 
-async def test_what_notify_could_not_deliver_is_not_to_be_tried_again(notify: Notified) -> None:
+async def test_what_notify_could_not_deliver_is_sent_again_when_somebody_wishes_it(notify: Notified) -> None:
     await send(notify)
     notify.service.fail("key-0001", "permanent-failure")
-    assert await send(notify, attempts=1) == Outcome(outcome=OutcomeClass.PERMANENT, code="permanent_failure")
-    assert len(notify.service.kept) == 1
+    assert (await send(notify, attempts=1)).code == "http_201"
+    # One copy that arrived is enough, whatever became of the one before.
+    assert len(notify.service.kept) == 2
+    assert await find_receipt(notify) is Receipt.DELIVERED
+    notify.service.fail("key-0001", "temporary-failure")
+    assert await find_receipt(notify) is Receipt.TEMPORARY_FAILURE
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("delivered", Receipt.DELIVERED),
+        ("permanent-failure", Receipt.PERMANENT_FAILURE),
+        ("temporary-failure", Receipt.TEMPORARY_FAILURE),
+        ("technical-failure", Receipt.TECHNICAL_FAILURE),
+        ("sent", Receipt.UNKNOWN),
+        ("a word of tomorrow", None),
+    ],
+)
+async def test_what_became_of_a_message_is_known_when_it_has_come_to_its_end(
+    notify: Notified, said: str, expected: Receipt | None
+) -> None:
+    notify.service.course = ("created", "sending", "pending")
+    assert await find_receipt(notify) is None, "nothing is known under this reference"
+    await send(notify)
+    notify.service.fail("key-0001", said)
+    assert [await find_receipt(notify) for _ in range(4)] == [None, None, None, expected]
+    for fault, code in (("refuse_listing", "http_503"), ("drop_listing", "connection_lost")):
+        notify.service.faults.arm_times(f"notify.{fault}", 1)
+        with pytest.raises(ReceiptsUnavailable) as missing:
+            await find_receipt(notify)
+        assert missing.value.code == code
+    await notify.service.stop()
+    with pytest.raises(ReceiptsUnavailable, match="connect_failed"):
+        await find_receipt(notify)
 
 
 @pytest.mark.parametrize(
