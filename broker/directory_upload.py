@@ -32,7 +32,7 @@ from adapters.school_csv import read_pupils, read_safeguarding_contacts, read_sc
 from broker.keyring import KEY_BYTES, Keyring
 from broker.ports import Clock
 from broker.senders import digest_credential, write_snapshot
-from broker.storage import audit, directory, establishments, logins
+from broker.storage import audit, directory, establishments, logins, receipts
 from broker.storage.audit import Act
 from broker.storage.database import Database
 from broker.storage.directory import RecipientSecrets
@@ -239,6 +239,11 @@ class DirectoryUpload:
     async def _save_contact(self, connection: AsyncConnection, contact: SafeguardingContact) -> list[Issued]:
         if not await establishments.find_establishments(connection, [contact.urn]):
             raise _Refused("urn", "is not in the directory; import schools first")
+        owner, reach = establishment_owner(contact.urn), Reach(mailbox=contact.mailbox, mobile=contact.mobile)
+        for each in (await establishments.load_contacts(connection, self._keyring, [contact.urn])).get(contact.urn, ()):
+            if each.contact_id == contact.contact_id:
+                before = Reach(mailbox=each.mailbox, mobile=each.mobile)
+                await receipts.forget_unreached(connection, owner, contact.contact_id, before, reach)
         await establishments.save_contact(connection, self._keyring, contact)
         return []
 
@@ -282,6 +287,8 @@ class DirectoryUpload:
     async def _save_login(
         self, connection: AsyncConnection, person: Person, password: str | None, reach: Reach = NOWHERE
     ) -> list[Issued]:
+        before = await logins.find_reach(connection, self._keyring, person.owner, person.login)
+        await receipts.forget_unreached(connection, person.owner, person.login, before, reach)
         if not password and await logins.has_login(connection, person.login):
             await logins.change_person(connection, self._keyring, person, reach)
             return []

@@ -14,17 +14,18 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.domain.retry import NextStep, next_step, next_try_at
+from broker.domain.retry import NextStep, next_ask_at, next_step, next_try_at
 from broker.keyring import Keyring
+from broker.nudges import NUDGING, note_unreached
 from broker.ports import Channel, Clock
-from broker.storage import directory, establishments, logins, outbox
+from broker.storage import directory, establishments, logins, outbox, receipts
 from broker.storage.database import Database
 from broker.storage.logins import NOWHERE
 from broker.storage.outbox import DueDelivery, LeasedLane, LeaseLost
@@ -50,6 +51,8 @@ class DispatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     give_up: timedelta = timedelta(days=42)
     give_up_on: Mapping[ChannelName, timedelta] = {}
     """Where a channel's deliveries are of use for less."""
+    receipted: frozenset[ChannelName] = frozenset()
+    """Channels that are asked afterwards what became of what they sent."""
     poll_s: float = 0.5
 
 
@@ -233,12 +236,33 @@ class Dispatcher:
                 claimed = ()
             elif is_last or not self._has_room(lane):
                 claimed = await self._claim_or_release(connection, lane)
+            if lane.channel in NUDGING:
+                await self._note_reach(connection, lane, delivery, step, code=outcome.code, now=now)
         if is_away:
             self._failures[lane.id] = failures
         else:
             self._failures.pop(lane.id, None)
         self._report(lane, outcome, step)
         return claimed
+
+    async def _note_reach(
+        self,
+        connection: AsyncConnection,
+        lane: LeasedLane,
+        delivery: DueDelivery,
+        step: NextStep,
+        *,
+        code: str,
+        now: datetime,
+    ) -> None:
+        """Whether a person was told, as far as this channel knows when it has sent."""
+        if step.state in (DeliveryState.FAILED, DeliveryState.GIVEN_UP):
+            await note_unreached(connection, delivery.id, lane=lane.id, owner=lane.owner, code=code, now=now)
+        elif step.state is DeliveryState.SENT and lane.channel in self._options.receipted:
+            ask_at = next_ask_at(now, now)
+            await receipts.expect_receipt(connection, delivery.id, lane.owner, ask_at=ask_at, now=now)
+        elif step.state is DeliveryState.SENT:
+            await receipts.mark_reached(connection, lane.id)
 
     def _report(self, lane: LeasedLane, outcome: Outcome, step: NextStep) -> None:
         DELIVERIES.labels(channel=lane.channel.value, outcome=outcome.outcome.value).inc()

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.safeguarding import SkipReason
 from broker.keyring import Keyring
-from broker.storage import establishments, outbox
+from broker.storage import audit, establishments, nudges, outbox, receipts
+from broker.storage.audit import act_of_broker
 from broker.storage.incidents import StoredNotice
 from broker.storage.outbox import NewDelivery
 from schemas.delivery import ChannelName
@@ -125,8 +126,20 @@ async def forget_nudges(
     if before is None or before.sent_at is None:
         return
     if gone := sorted(set(before.telling.told) - set(notice.telling.told)):
-        nudges = derive_nudge_ids(keyring, notice.id, before.version, gone)
-        await outbox.forget_deliveries(connection, nudges, now)
+        forgotten = derive_nudge_ids(keyring, notice.id, before.version, gone)
+        await outbox.forget_deliveries(connection, forgotten, now)
+
+
+async def note_unreached(
+    connection: AsyncConnection, delivery: str, *, lane: str, owner: str, code: str, now: datetime
+) -> None:
+    """A message that says "sign in" reached nobody: it stands with whom it was for, and what it told of moves up.
+
+    ``code``: a closed word for why. Writes the audit: call it last.
+    """
+    await receipts.mark_unreached(connection, lane, code, now)
+    await nudges.hasten_untold(connection, delivery, now)
+    await audit.record_acts(connection, [act_of_broker(owner, "nudge.not_delivered", lane, code)], now)
 
 
 def derive_nudge_ids(keyring: Keyring, notice_id: str, version: int, contact_ids: Iterable[str]) -> list[str]:

@@ -17,11 +17,12 @@ from broker.domain.school_coverage import Gap, SchoolGap, SchoolRules, find_gaps
 from broker.domain.visits import LONDON, london_day
 from broker.keyring import Keyring
 from broker.nudges import derive_nudge_ids
-from broker.storage import establishments, incidents, sendings
+from broker.storage import establishments, incidents, receipts, sendings
 from broker.storage.incidents import StoredIncident, StoredNotice
 from broker.storage.sendings import AuditedAct, Received, Sending, Sent, TaskSpan
 from broker.storage.tables import ItemState
 from schemas.encompass import EstablishmentStatus, NoticeState, PoliceIncident, TaskKind
+from schemas.identifiers import establishment_owner
 
 _DELAYS = {
     TaskKind.RELEASE: Delay.RELEASE,
@@ -245,11 +246,12 @@ async def report_schools(
     ]
     contacts = await establishments.load_contacts(connection, keyring, [each.urn for each in schools])
     days = await establishments.list_days(connection, authority)
-    lines = [
-        SchoolLine(urn=each.urn, name=each.name, gaps=gaps)
-        for each in schools
-        if (gaps := find_gaps(each, contacts.get(each.urn, ()), days, on, rules))
-    ]
+    missed = await receipts.find_unreached_contacts(connection, [establishment_owner(each.urn) for each in schools])
+    lines = []
+    for each in schools:
+        unreached = {who: london_day(at) for who, at in missed.get(establishment_owner(each.urn), {}).items()}
+        if gaps := find_gaps(each, contacts.get(each.urn, ()), days, on, rules, unreached=unreached):
+            lines.append(SchoolLine(urn=each.urn, name=each.name, gaps=gaps))
     order = list(SchoolGap)
     lines.sort(key=lambda line: (min(order.index(gap.kind) for gap in line.gaps), line.urn))
     counted = Counter(kind for line in lines for kind in {gap.kind for gap in line.gaps})

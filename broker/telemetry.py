@@ -55,6 +55,7 @@ class LogEvent(StrEnum):
     ALERT_MISSED = "alert_missed"  # owner, cause
     LANE_FAILED = "lane_failed"  # lane, code
     DELIVERY_GIVEN_UP = "delivery_given_up"  # lane, code
+    RECEIPTS_UNAVAILABLE = "receipts_unavailable"  # code
     LEASE_LOST = "lease_lost"  # lane
     ESCALATED = "escalated"  # owner, count
     REFERRAL_HELD = "referral_held"  # owner, count
@@ -150,6 +151,9 @@ MESSAGES_HANDLED = Counter("cpis_messages_handled_total", "Log positions settled
 BATCH_SECONDS = Histogram("cpis_batch_seconds", "One handled batch, from read to commit")
 APPEND_SECONDS = Histogram("cpis_append_seconds", "One append, from bytes to durable")
 DELIVERIES = Counter("cpis_deliveries_total", "Attempts to deliver, by channel and outcome", ["channel", "outcome"])
+RECEIPTS = Counter(
+    "cpis_receipts_total", "What became of messages that a provider took, by channel and end", ["channel", "receipt"]
+)
 LAG = Gauge("cpis_lag_records", "Records the group has not handled yet", ["group"], multiprocess_mode="livemostrecent")
 LISTS_BLOCKED = Gauge(
     "cpis_lists_blocked", "Lists of which a file cannot land, so that others wait", multiprocess_mode="livemostrecent"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 
 from adapters.fhir_reply import FhirReplyChannel
@@ -13,7 +14,7 @@ from adapters.webhook import WebhookChannel, WebhookOptions
 from broker.bootstrap.engines import open_log
 from broker.bootstrap.report import report_wire
 from broker.clock import SystemClock
-from broker.ports import Channel
+from broker.ports import Channel, Receipts
 from broker.settings import Settings
 from schemas.delivery import ChannelName
 
@@ -66,6 +67,15 @@ def open_channels(settings: Settings) -> dict[ChannelName, Channel]:
     if settings.texts_enabled:
         channels[ChannelName.TEXT_MESSAGE] = _open_notify(settings, ChannelName.TEXT_MESSAGE)
     return channels
+
+
+def receipts_of(settings: Settings, channels: Mapping[ChannelName, Channel]) -> dict[ChannelName, Receipts]:
+    """Those of the ways out that say afterwards what became of a message."""
+    if not settings.emails_by_notify and not settings.texts_enabled:
+        return {}
+    from adapters.govuk_notify import NotifyChannel
+
+    return {name: channel for name, channel in channels.items() if isinstance(channel, NotifyChannel)}
 
 
 def _open_notify(settings: Settings, name: ChannelName) -> Channel:

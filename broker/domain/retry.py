@@ -12,6 +12,9 @@ from schemas.delivery import DeliveryState, Outcome, OutcomeClass
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 300.0
 """A recipient that comes back is served within five minutes, however long it was away."""
+FIRST_ASKED: Final = timedelta(seconds=15)
+"""An address that does not exist is known within seconds."""
+ASKED_EVERY_MAX: Final = timedelta(hours=1)
 
 
 class NextStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,3 +45,8 @@ def next_try_at(outcome: Outcome, *, failures: int, now: datetime) -> datetime:
     if outcome.retry_after_s is not None:
         wait_s = max(wait_s, min(outcome.retry_after_s, LONGEST_WAIT_S))
     return now + timedelta(seconds=wait_s)
+
+
+def next_ask_at(sent_at: datetime, now: datetime) -> datetime:
+    """When to ask, again, what became of a message that was sent: when it is twice as old, then every hour."""
+    return now + min(ASKED_EVERY_MAX, max(FIRST_ASKED, now - sent_at))

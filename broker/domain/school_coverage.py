@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from enum import StrEnum
 
@@ -27,6 +27,8 @@ class SchoolGap(StrEnum):
     """No lead whose entry is confirmed and who is trained: the duty rests on a deputy, or on nobody."""
     NOT_CONFIRMED = "not_confirmed"
     """An entry that nobody has confirmed for too long, or ever."""
+    NOT_REACHED = "not_reached"
+    """An e-mail or text message that says "sign in" did not arrive: the address may be wrong."""
     TRAINING_OUT_OF_DATE = "training_out_of_date"
     CALENDAR_MISSING = "calendar_missing"
     """No term is known: weekdays are taken for school days."""
@@ -59,8 +61,13 @@ def find_gaps(
     days: Sequence[CalendarDays],
     on: date,
     rules: SchoolRules,
+    *,
+    unreached: Mapping[str, date],
 ) -> tuple[Gap, ...]:
-    """Everything lacking at a school, nothing of one that is closed or merged. ``days``: its own, its authority's."""
+    """Everything lacking at a school, nothing of one that is closed or merged. ``days``: its own, its authority's.
+
+    ``unreached``: by contact since when what was sent to them has not arrived.
+    """
     if school.status is not EstablishmentStatus.OPEN:
         return ()
     told = [contact for contact in contacts if contact.role is not ContactRole.OFFICE]
@@ -73,6 +80,9 @@ def find_gaps(
     for each in told:
         if not _is_confirmed(each, on, rules):
             gaps.append(Gap(kind=SchoolGap.NOT_CONFIRMED, contact_id=each.contact_id, since=each.confirmed_on))
+        if each.contact_id in unreached:
+            since = unreached[each.contact_id]
+            gaps.append(Gap(kind=SchoolGap.NOT_REACHED, contact_id=each.contact_id, since=since))
         if each.trained_on is None or on - each.trained_on > rules.trained:
             gaps.append(Gap(kind=SchoolGap.TRAINING_OUT_OF_DATE, contact_id=each.contact_id, since=each.trained_on))
     gaps += _find_calendar_gaps(school, days, on)

@@ -7,9 +7,10 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, delete, func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, Table, delete, func, literal, or_, select, true, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker.domain.alerts import DUTY_DESK
 from broker.storage import outbox
 from broker.storage.alerts import LOOK_UP_ROLE
 from broker.storage.coverage import LIST_OFFICERS
@@ -32,6 +33,7 @@ from schemas.delivery import ChannelName, DeliveryState
 from schemas.encompass import TaskKind
 
 _nudges, _alerts, _reviews, _tasks = table(Nudge), table(Alert), table(Review), table(EncompassTask)
+_deliveries = table(Delivery)
 _NOT_FOR_THE_NIGHT: Final = frozenset(TaskKind) - HUB_KINDS - {TaskKind.RING_SCHOOL, TaskKind.NO_ROUTE}
 TASKS: Final = _tasks.name
 LISTS: Final = "lists"
@@ -183,6 +185,28 @@ async def forget_settled(connection: AsyncConnection, now: datetime) -> int:
         gone -= {row.delivery for row in await connection.execute(still)}
         await outbox.forget_deliveries(connection, sorted(gone), now)
     return forgotten
+
+
+async def hasten_untold(connection: AsyncConnection, delivery: str, now: datetime) -> None:
+    """What a delivery was to tell of moves up now, and not at its limit, if nobody can be told of this step any more.
+
+    Only what a worker holds: behind the desk stands nobody else. An alert that was opened has reached its holder.
+    """
+    told, others = _nudges.alias(), _nudges.alias()
+    for source, unseen in ((_alerts, _alerts.c.opened_at.is_(None)), (_reviews, true())):
+        of_this = (told.c.delivery == delivery, told.c.item == source.c.id, told.c.level == source.c.level)
+        may_reach = (
+            select(_deliveries.c.id)
+            .join(others, others.c.delivery == _deliveries.c.id)
+            .where(others.c.item == source.c.id, others.c.level == source.c.level)
+            .where(_deliveries.c.state.not_in((DeliveryState.FAILED.value, DeliveryState.GIVEN_UP.value)))
+        )
+        await connection.execute(
+            update(source)
+            .where(source.c.state == "open", source.c.held_by != DUTY_DESK, source.c.due_by > now, unseen)
+            .where(select(told.c.item).where(*of_this).exists(), ~may_reach.exists())
+            .values(due_by=now)
+        )
 
 
 async def is_any_settled(connection: AsyncConnection) -> bool:

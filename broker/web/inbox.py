@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from broker.domain.alerts import DUTY_DESK
-from broker.storage import accesses, alerts, audit, coverage, directory, logins, reviews, visits
+from broker.storage import accesses, alerts, audit, coverage, directory, logins, receipts, reviews, visits
 from broker.storage.alerts import StoredAlert
 from broker.storage.audit import Act, act_of
 from broker.storage.reviews import StoredReview
@@ -101,6 +101,9 @@ async def show_inbox(request: Request) -> Response:
         acts = await _acts_of_listing(connection, request, "alerts.listed", alert_ids, now)
         review_ids = [doubt.id for doubt in (*doubts[:rows_max], *decided)]
         acts += await _acts_of_listing(connection, request, "reviews.listed", review_ids, now)
+        unreached = await receipts.list_unreached_people(
+            connection, person.owner, login=None if worker is None else person.login, rows_max=rows_max
+        )
         handed_over = await coverage.count_handed_over(connection, person.owner) if worker is None else 0
         await audit.record_acts(connection, acts, now)
     rows = [describe_row(each, colleagues, now) for each in found[:rows_max]]
@@ -109,6 +112,7 @@ async def show_inbox(request: Request) -> Response:
         "inbox.html",
         rows=rows,
         handed_over=handed_over,
+        unreached=[(colleagues.name_login(each.contact), each) for each in unreached],
         open_count=sum(row.is_open for row in rows),
         urgent_count=sum(row.is_urgent for row in rows),
         reviews=group_reviews([describe_review(doubt, colleagues, now) for doubt in doubts[:rows_max]]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,19 +16,22 @@ from sqlalchemy import func, select
 from adapters.govuk_notify import NotifyChannel, NotifyKind
 from adapters.govuk_notify import NotifyOptions as ChannelOptions
 from adapters.smtp import SUBJECT, EmailChannel, EmailOptions
-from broker.bootstrap.channels import open_channels
+from broker.bootstrap.channels import open_channels, receipts_of
 from broker.bootstrap.rules import notice_rules_of
 from broker.bootstrap.safety import check_safety
 from broker.dispatcher import Dispatcher, DispatchOptions
+from broker.domain.alerts import DUTY_DESK
 from broker.jobs.nudges import nudge_people
+from broker.jobs.receipts import ReceiptOptions, ReceiptReader
 from broker.nudges import PERSON_NUDGE_TYPE
 from broker.ports import Channel
 from broker.proof import tell_incident
 from broker.settings import Environment
-from broker.storage import outbox
-from broker.storage.alerts import acknowledge_alert
+from broker.storage import outbox, receipts
+from broker.storage.alerts import acknowledge_alert, note_opened
 from broker.storage.coverage import LIST_OFFICERS
-from broker.storage.tables import Delivery, Lane, ListDifference, ListEntry, table
+from broker.storage.receipts import Unreached
+from broker.storage.tables import AuditRow, AwaitedReceipt, Delivery, Lane, ListDifference, ListEntry, table
 from mock_nhs.govuk_notify import GovukNotify, NotifyOptions
 from mock_nhs.mail_server import MailServer
 from schemas.delivery import ChannelName, DeliveryState, MailTls
@@ -66,11 +70,46 @@ async def states(encompass: Encompass) -> dict[DeliveryState, int]:
 
 @pytest.fixture
 async def notify() -> AsyncIterator[GovukNotify]:
-    """GOV.UK Notify with a template for text messages."""
-    service = GovukNotify(NotifyOptions(api_key=NOTIFY_KEY, templates={"texts": "sms"}))
+    """GOV.UK Notify with a template for each kind."""
+    templates = {"email-template": "email", "sms-template": "sms"}
+    service = GovukNotify(NotifyOptions(api_key=NOTIFY_KEY, templates=templates))
     await service.start()
     yield service
     await service.stop()
+
+
+def open_notify(url: str) -> dict[ChannelName, NotifyChannel]:
+    kinds = {ChannelName.EMAIL: NotifyKind.EMAIL, ChannelName.TEXT_MESSAGE: NotifyKind.SMS}
+    return {
+        name: NotifyChannel(
+            ChannelOptions(kind=kind, template_id=f"{kind.value}-template", base_url=url, allow_loopback=True),
+            api_key=NOTIFY_KEY,
+            now=lambda: datetime.now(UTC),
+            tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        )
+        for name, kind in kinds.items()
+    }
+
+
+@asynccontextmanager
+async def notified(encompass: Encompass, notify: GovukNotify) -> AsyncIterator[ReceiptReader]:
+    """What waits has left by Notify. Who asks afterwards knows nothing but what is stored: as after a restart."""
+    world, channels = encompass.world, open_notify(notify.url)
+    options = DispatchOptions(name="one", poll_s=0.02, receipted=frozenset(channels))
+    dispatcher = Dispatcher(world.database, world.keyring, world.clock, channels, options)
+    running = asyncio.create_task(dispatcher.run())
+    try:
+
+        async def are_sent() -> bool:
+            return not (await personal(encompass)).keys() & {DeliveryState.WAITING, DeliveryState.CLAIMED}
+
+        await until(are_sent, limit_s=20, what="nothing waits", every_s=0.02)
+        yield ReceiptReader(world.database, world.clock, channels, ReceiptOptions(poll_s=0.02))
+    finally:
+        dispatcher.stop()
+        await running
+        for each in channels.values():
+            await each.close()
 
 
 @asynccontextmanager
@@ -82,8 +121,7 @@ async def dispatching(encompass: Encompass, post: MailServer, notify: GovukNotif
     options = DispatchOptions(name="one", poll_s=0.02, give_up_on={ChannelName.EMAIL: timedelta(hours=24)})
     channels: dict[ChannelName, Channel] = {ChannelName.EMAIL: channel}
     if notify is not None:
-        sms = ChannelOptions(kind=NotifyKind.SMS, template_id="texts", base_url=notify.url, allow_loopback=True)
-        channels[ChannelName.TEXT_MESSAGE] = NotifyChannel(sms, api_key=NOTIFY_KEY, now=lambda: datetime.now(UTC))
+        channels[ChannelName.TEXT_MESSAGE] = open_notify(notify.url)[ChannelName.TEXT_MESSAGE]
     dispatcher = Dispatcher(world.database, world.keyring, world.clock, channels, options)
     running = asyncio.create_task(dispatcher.run())
     try:
@@ -216,7 +254,10 @@ def test_notify_needs_a_key_of_its_own_and_a_template_and_leaves_by_https(tmp_pa
     assert (on.emails_enabled, on.texts_enabled, off.texts_enabled) == (True, True, False)
     channels = open_channels(on)
     assert isinstance(channels[ChannelName.EMAIL], NotifyChannel)
-    assert ChannelName.TEXT_MESSAGE in channels
+    assert receipts_of(on, channels).keys() == {ChannelName.EMAIL, ChannelName.TEXT_MESSAGE} <= channels.keys()
+    by_server = on.model_copy(update={"notify_email_template_id": "", "smtp_host": "mail.example.org"})
+    assert receipts_of(by_server, open_channels(by_server)).keys() == {ChannelName.TEXT_MESSAGE}
+    assert receipts_of(off, open_channels(off)) == {}
     real = on.model_copy(update={"environment": Environment.PRODUCTION})
     assert not [problem for problem in check_safety(real) if "NOTIFY" in problem]
     for unsafe in (
@@ -349,3 +390,137 @@ async def test_the_desk_is_not_woken_for_what_can_wait_and_list_officers_are_tol
     assert await nudged(encompass) == ["email cora", "email dee", "email liz", "text_message dee"]
     world.clock.advance(timedelta(days=1))
     assert await nudge(encompass) == 0
+
+
+NOBODY = PEOPLE_TO_TELL.replace("ash.worker@706.example.org,07700 900101", "perm-fail@simulator.notify,07700 900003")
+
+
+async def personal(encompass: Encompass) -> dict[DeliveryState, int]:
+    rows = table(Delivery).c
+    async with encompass.world.database.reading() as connection:
+        statement = select(rows.state, func.count()).where(rows.event_type == PERSON_NUDGE_TYPE)
+        found = await connection.execute(statement.group_by(rows.state))
+        return {DeliveryState(state): number for state, number in found}
+
+
+async def unreached(encompass: Encompass, login: str | None = None) -> list[Unreached]:
+    async with encompass.world.database.reading() as connection:
+        return await receipts.list_unreached_people(connection, "authority:706", login=login, rows_max=10)
+
+
+async def acts(encompass: Encompass) -> list[str]:
+    async with encompass.world.database.reading() as connection:
+        rows = await connection.execute(select(table(AuditRow).c.action, table(AuditRow).c.owner))
+        return [row.owner for row in rows if row.action == "nudge.not_delivered"]
+
+
+async def test_who_was_not_reached_stands_where_it_can_be_mended_and_the_desk_is_told_at_once(
+    encompass: Encompass, notify: GovukNotify
+) -> None:
+    world = encompass.world
+    assert not (await encompass.upload("workers", NOBODY)).refused
+    await world.list_children(CASEY)
+    await world.receive(hl7(), hl7(visit="V2"))
+    await nudge(encompass)
+    notify.course = ("created",)
+    async with notified(encompass, notify) as reader:
+        assert await reader.run_once() == 0, "not asked before it can be known"
+        world.clock.advance(timedelta(seconds=15))
+        notify.faults.arm_times("notify.refuse_listing", 1)
+        assert await reader.run_once() == 0
+        assert [each.asked for each in notify.kept] == [0, 0], "who does not answer is not asked for the others"
+        world.clock.advance(timedelta(seconds=59))
+        assert await reader.run_once() == 0
+        assert await personal(encompass) == {DeliveryState.SENT: 2}
+        assert (await unreached(encompass), await acts(encompass)) == ([], [])
+    async with notified(encompass, notify) as reader:  # after a restart
+        world.clock.advance(timedelta(minutes=1))
+        assert (await reader.run_once(), await reader.run_once()) == (0, 0)
+        assert [each.asked for each in notify.kept] == [1, 1]
+        [text] = [each for each in notify.kept if each.kind == "sms"]
+        notify.fail(text.reference, "sending")
+        world.clock.advance(timedelta(minutes=3))
+        assert await reader.run_once() == 1
+        since = world.clock.now()
+        email = Unreached(
+            contact="ash@706.example.org", channel=ChannelName.EMAIL, since=since, code="permanent_failure"
+        )
+        assert await unreached(encompass) == await unreached(encompass, "ash@706.example.org") == [email]
+        assert await unreached(encompass, "dee@706.example.org") == []
+        await world.run_jobs()
+        assert {alert.level for alert in await world.alerts()} == {0}, "the text message may arrive yet"
+
+        notify.fail(text.reference, "technical-failure")
+        world.clock.advance(timedelta(minutes=2))
+        async with world.database.writing() as connection:
+            await connection.execute(table(AwaitedReceipt).update().values(ask_at=world.clock.now()))
+        assert (await reader.run_once(), await reader.run_once()) == (1, 0)
+        assert await personal(encompass) == {DeliveryState.FAILED: 2}
+        assert [each.code for each in await unreached(encompass)] == ["permanent_failure", "technical_failure"]
+        assert await acts(encompass) == ["authority:706"] * 2
+    await world.run_jobs()
+    assert [(alert.held_by, alert.level) for alert in await world.alerts()] == [(DUTY_DESK, 1)] * 2
+    await nudge(encompass)
+    assert await nudged(encompass) == ["email dee", "text_message dee"]
+
+    # The desk is reached. It has nobody behind it: had it not been, its limit would stand.
+    due = [alert.due_by for alert in await world.alerts()]
+    notify.course = ()
+    async with notified(encompass, notify) as reader:
+        world.clock.advance(timedelta(seconds=15))
+        [text] = [each for each in notify.kept if each.to.endswith("900102")]
+        notify.fail(text.reference, "permanent-failure")
+        assert await reader.run_once() == 2
+        assert [each.contact[:3] for each in await unreached(encompass)] == ["ash", "ash", "dee"]
+        assert [alert.due_by for alert in await world.alerts()] == due
+
+    # A new address is a new beginning; what failed can be sent to it.
+    mended = NOBODY.replace("perm-fail@simulator.notify", "ash.worker@706.example.org")
+    assert not (await encompass.upload("workers", mended)).refused
+    assert [each.channel for each in await unreached(encompass)] == [ChannelName.TEXT_MESSAGE] * 2
+    async with world.database.writing() as connection:
+        [lane] = [
+            row.lane
+            for row in await outbox.list_unreached(connection, rows_max=10)
+            if row.lane.startswith("email:") and row.code == "permanent_failure"
+        ]
+        assert await outbox.resend_deliveries(connection, lane, world.clock.now()) == (1, 0)
+    async with notified(encompass, notify) as reader:
+        assert notify.kept[-1].to == "ash.worker@706.example.org"
+        world.clock.advance(timedelta(seconds=15))
+        reading = asyncio.create_task(reader.run())
+
+        async def are_known() -> bool:
+            async with world.database.reading() as connection:
+                return (await connection.execute(select(table(AwaitedReceipt)))).first() is None
+
+        await until(are_known, limit_s=20, what="it is known what became of it", every_s=0.02)
+        reading.cancel()
+    assert [each.channel for each in await unreached(encompass)] == [ChannelName.TEXT_MESSAGE] * 2
+
+
+async def test_an_alert_that_was_opened_is_not_hurried_and_what_nobody_will_say_is_asked_no_more_after_a_week(
+    encompass: Encompass, notify: GovukNotify
+) -> None:
+    world = encompass.world
+    assert not (await encompass.upload("workers", NOBODY.replace("07700 900003", ""))).refused
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    await nudge(encompass)
+    [alert] = await world.alerts()
+    async with world.database.writing() as connection:
+        await note_opened(connection, alert.alert.alert_id, world.clock.now())
+    async with notified(encompass, notify) as reader:
+        world.clock.advance(timedelta(seconds=15))
+        assert await reader.run_once() == 1
+        assert [each.due_by for each in await world.alerts()] == [alert.due_by]
+
+        await world.receive(hl7(visit="V2"))
+        await nudge(encompass)
+    async with notified(encompass, notify) as reader:
+        notify.forget()
+        world.clock.advance(timedelta(days=6))
+        assert await reader.run_once() == 0
+        world.clock.advance(timedelta(days=1))
+        assert (await reader.run_once(), await reader.run_once()) == (1, 0)
+    assert await personal(encompass) == {DeliveryState.FAILED: 1, DeliveryState.SENT: 1}

@@ -13,8 +13,11 @@ import pytest
 
 from broker.domain.punctuality import Punctuality
 from broker.domain.school_coverage import SchoolGap
+from broker.domain.visits import london_day
 from broker.proof import Month, MonthReport, parse_month, report_month, report_schools, tell_incident, write_report
 from broker.storage.incidents import derive_incident_id
+from broker.storage.receipts import mark_reached, mark_unreached
+from broker.storage.tables import Lane, table
 from schemas.encompass import NoticeState
 from tests.encompass import SATURDAY, Encompass, at_school, child, half_term, open_encompass
 from tests.integration.test_encompass_pages import ALEX, CORA, DEE, Served, served
@@ -133,6 +136,21 @@ async def test_schools_that_lack_something_are_named_and_closed_ones_are_not(sql
         ]
         assert later.gaps["calendar_expired"] == 2 and later.gaps["training_out_of_date"] == 2
         assert (nowhere.open_schools, nowhere.schools) == (0, ())
+
+        school = {"owner": "establishment:900001", "contact": "A2", "epoch": 0}
+        async with world.database.writing() as connection:
+            for channel in ("email", "text_message"):
+                await connection.execute(table(Lane).insert().values(id=channel, channel=channel, **school))
+                await mark_unreached(connection, channel, "permanent_failure", now)
+                await mark_unreached(connection, channel, "temporary_failure", now + timedelta(days=3))
+            told = await report_schools(connection, world.keyring, "706", now=now, trained=two_years)
+            await mark_reached(connection, "email")
+            await mark_reached(connection, "text_message")
+            again = await report_schools(connection, world.keyring, "706", now=now, trained=two_years)
+        mill_lane = next(each for each in told.schools if each.urn == "900001")
+        [gap] = mill_lane.gaps
+        assert (gap.kind, gap.contact_id, gap.since) == (SchoolGap.NOT_REACHED, "A2", london_day(now))
+        assert again == found
 
 
 async def test_pages_show_the_proof_to_whom_it_concerns(served: Served) -> None:

@@ -16,7 +16,8 @@ from broker.storage import audit, quarantine
 from broker.storage.audit import verify_chain
 from broker.storage.deadlines import hand_over_overdue
 from broker.storage.quarantine import NewQuarantined
-from broker.storage.tables import Alert, AlertState, Review
+from broker.storage.receipts import mark_unreached
+from broker.storage.tables import Alert, AlertState, Lane, Review, table
 from broker.web.operations import compose_status
 from broker.web.pages import PageLimits
 from schemas.attendance import PersonName
@@ -439,3 +440,18 @@ async def test_metrics_of_all_parts_are_added_up_from_their_directory(
         status = (await program.get("/_status", auth=(PAT, PASSWORD))).json()
     assert 'cpis_messages_accepted_total{door="mllp"} 6.0' in shown
     assert status["lag_records"] == {"attendances": 41}
+
+
+async def test_who_cannot_be_told_to_sign_in_stands_on_their_own_page_and_on_the_desks(pages: Pages) -> None:
+    now = pages.world.clock.now()
+    async with pages.world.database.writing() as connection:
+        for login, code in ((ASH, "permanent_failure"), (DEE, "http_400")):
+            lane = {"id": login, "channel": "email", "owner": NORTHFOLD, "contact": login, "epoch": 0}
+            await connection.execute(table(Lane).insert().values(**lane))
+            await mark_unreached(connection, login, code, now)
+    ash = "Ash cannot be reached by e-mail since Saturday 14 February 2026, 03:12: there is no such address or number"
+    dee = "it was refused (http_400)"
+    for login, shown in ((ASH, (True, False)), (BO, (False, False)), (DEE, (True, True))):
+        async with pages.signed_in(login) as person:
+            page = " ".join(re.sub("<[^>]+>", "", (await person.get("/inbox")).text).split())
+            assert (ash in page, dee in page) == shown

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.domain.retry import FIRST_WAIT_S, LONGEST_WAIT_S, NextStep, next_step
+from broker.domain.retry import FIRST_WAIT_S, LONGEST_WAIT_S, NextStep, next_ask_at, next_step
 from schemas.delivery import DeliveryState, Outcome, OutcomeClass
 from tests.factories import NIGHT
 
@@ -76,3 +76,13 @@ def test_a_late_success_is_a_success() -> None:
 @given(code=st.text(max_size=20))
 def test_the_class_decides_and_never_the_text(outcome: OutcomeClass, code: str) -> None:
     assert step(outcome, code=code) == step(outcome)
+
+
+def test_what_became_of_a_message_is_asked_soon_and_then_ever_more_seldom() -> None:
+    sent_at = asked_at = NIGHT
+    ages = []
+    while asked_at - sent_at < timedelta(days=7):
+        asked_at = next_ask_at(sent_at, asked_at)
+        ages.append((asked_at - sent_at) / timedelta(minutes=1))
+    assert ages[:11] == [0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 124, 184]
+    assert len(ages) < 180

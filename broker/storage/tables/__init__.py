@@ -22,7 +22,7 @@ from broker.storage.tables.child_lists import (
     MeshFile,
 )
 from broker.storage.tables.columns import UtcDateTime, table
-from broker.storage.tables.deliveries import Delivery, Lane, Nudge
+from broker.storage.tables.deliveries import AwaitedReceipt, Delivery, Lane, Nudge
 from broker.storage.tables.directory import AuthorityRow, LoginRow, Owner, SessionRow, SiteRow, TestFeed, WorkerRow
 from broker.storage.tables.encompass import (
     CalendarRow,
@@ -77,6 +77,7 @@ __all__ = [
     "AuditHead",
     "AuditRow",
     "AuthorityRow",
+    "AwaitedReceipt",
     "CalendarRow",
     "CoverageDay",
     "CoverageItem",

@@ -26,6 +26,9 @@ class Lane(SQLModel, table=True):
     leased_by: str | None = None
     leased_until: datetime | None = Field(default=None, sa_column=instant(nullable=True))
     epoch: int = 0
+    unreached_since: datetime | None = Field(default=None, sa_column=instant(nullable=True))
+    """Since when whoever it leads to was not reached, where the channel reaches people."""
+    unreached_code: str | None = None
 
 
 class Nudge(SQLModel, table=True):
@@ -62,3 +65,13 @@ class Delivery(SQLModel, table=True):
     created_at: datetime = Field(sa_column=instant(nullable=False))
     next_attempt_at: datetime | None = Field(default=None, sa_column=instant(nullable=True))
     settled_at: datetime | None = Field(default=None, sa_column=instant(nullable=True))
+
+
+class AwaitedReceipt(SQLModel, table=True):
+    """A provider took this delivery; what became of it is still to be asked."""
+
+    __tablename__: ClassVar[Any] = "receipts"
+    delivery: str = Field(primary_key=True, foreign_key="deliveries.id")
+    owner: str = Field(sa_column=owner_column(indexed=False))
+    sent_at: datetime = Field(sa_column=instant(nullable=False))
+    ask_at: datetime = Field(sa_column=instant(nullable=False, index=True))
