@@ -1,10 +1,10 @@
 """The channel to GOV.UK Notify: an e-mail or a text message whose template holds one gap, ``((message))``.
 
 REST API v2: ``POST /v2/notifications/email`` and ``/sms``, each under a JWT (RFC 7519, HS256) that our key signs and
-that is good for some seconds. Notify keeps every copy it is sent: our own id goes along as ``reference``. After an
-attempt whose end is not known Notify is asked by that reference before anything is sent again, and afterwards what
-became of the message (``GET /v2/notifications?reference=``, for seven days). Of its answer, which repeats address and
-text, nothing is read but the status.
+that is good for some seconds. Notify keeps every copy it is sent: our own id goes along as ``reference``. Where an
+attempt may have been made whose end is not known, Notify is asked by that reference before anything is sent; and
+afterwards what became of the message (``GET /v2/notifications?reference=``, for seven days). Of its answer, which
+repeats address and text, nothing is read but the status.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class NotifyOptions(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str = PUBLIC_URL
     allow_loopback: bool = False
     """For development: http to this machine alone."""
+    unasked_s: float = 15.0
+    """What is older may have been sent by a process that died before it could say so: less than a lane's lease."""
     exchange: ExchangeOptions = ExchangeOptions(read_timeout_s=8.0, total_timeout_s=10.0, response_bytes_max=65_536)
 
 
@@ -110,7 +112,7 @@ class NotifyChannel:
         if not (is_address(parcel.address) if is_email else _MOBILE.fullmatch(parcel.address)):
             return Outcome(outcome=OutcomeClass.PERMANENT, code="bad_address")
         try:
-            if parcel.attempts:
+            if self._may_have_been_sent(parcel):
                 kept = await self._list_kept(parcel.idempotency_key)
                 if not all(_is_missed(each) for each in kept):
                     return Outcome(outcome=OutcomeClass.SENT, code="kept_before")
@@ -138,6 +140,10 @@ class NotifyChannel:
     async def close(self) -> None:
         """Let go of connections."""
         await self._exchange.close()
+
+    def _may_have_been_sent(self, parcel: Parcel) -> bool:
+        age_s = (self._now() - parcel.created_at).total_seconds()
+        return parcel.attempts > 0 or age_s >= self._options.unasked_s
 
     async def _post(self, parcel: Parcel) -> Reply:
         to = "email_address" if self._options.kind is NotifyKind.EMAIL else "phone_number"

@@ -88,6 +88,7 @@ def _open_notify(settings: Settings, name: ChannelName) -> Channel:
         template_id=settings.notify_email_template_id if is_email else settings.notify_text_template_id,
         base_url=settings.notify_base_url,
         allow_loopback=settings.is_development,
+        unasked_s=settings.delivery_lease_s / 2,
         exchange=ExchangeOptions(
             read_timeout_s=settings.delivery_timeout_s, total_timeout_s=settings.delivery_timeout_s
         ),

@@ -384,6 +384,7 @@ def open_notify(url: str, kind: NotifyKind, **changes: Any) -> NotifyChannel:
         template_id=TEMPLATES[kind],
         base_url=url,
         allow_loopback=True,
+        unasked_s=90,
         exchange=ExchangeOptions(read_timeout_s=0.5),
     )
     return NotifyChannel(msgspec.structs.replace(options, **changes), api_key=NOTIFY_KEY, now=lambda: NOW)

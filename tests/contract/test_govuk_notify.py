@@ -55,6 +55,15 @@ async def test_after_an_answer_that_did_not_come_it_is_asked_before_anything_is_
     assert len(notify.service.kept) == 1
 
 
+async def test_what_a_process_that_died_may_have_sent_is_asked_for_and_what_is_new_is_not(notify: Notified) -> None:
+    fresh = NOW - timedelta(seconds=89)
+    for _ in range(2):
+        assert (await send(notify, created_at=fresh)).code == "http_201"
+    assert [each.asked for each in notify.service.kept] == [0, 0]
+    assert (await send(notify, created_at=NOW - timedelta(seconds=90))).code == "kept_before"
+    assert len(notify.service.kept) == 2
+
+
 async def test_what_notify_could_not_deliver_is_sent_again_when_somebody_wishes_it(notify: Notified) -> None:
     await send(notify)
     notify.service.fail("key-0001", "permanent-failure")
