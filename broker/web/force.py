@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response
 
 from broker.incident_intake import NOT_DURABLE, IncidentFileAnswer
 from broker.notices import replan
-from broker.storage import audit, incidents
+from broker.storage import audit, incidents, logins, receipts
 from broker.storage.audit import Act, act_of
 from broker.storage.incidents import HUB_KINDS, Found, StoredIncident, StoredNotice, StoredTask
 from broker.storage.tables import ItemState
@@ -102,6 +102,8 @@ async def _draw_force(request: Request, answer: IncidentFileAnswer | None, *, is
         force = person.owner.removeprefix("force:")
         unread = await incidents.list_force_notices(connection, pages.keyring, force, rows_max=rows_max)
         known = await incidents.find_incidents(connection, pages.keyring, {each.incident_id for each in unread})
+        missed = await receipts.list_unreached_people(connection, person.owner, login=None, rows_max=rows_max)
+        names = await logins.load_names(connection, pages.keyring, person.owner)
         await audit.record_acts(connection, [act_of(person, "force.listed", person.owner)], now)
     references = {each.id: each.message.incident_id for each in known.values()}
     rows = [
@@ -110,6 +112,7 @@ async def _draw_force(request: Request, answer: IncidentFileAnswer | None, *, is
     return pages.render(
         request,
         "force.html",
+        unreached=[(names[each.contact], each) for each in missed],
         answer=answer,
         is_trial=is_trial,
         is_durable=answer is None or answer.status != NOT_DURABLE,

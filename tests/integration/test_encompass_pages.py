@@ -20,7 +20,8 @@ from sqlalchemy import select
 from broker.doors import DoorLimits, create_doors, create_incident_door, join_doors, join_incident_door
 from broker.intake import Intake
 from broker.senders import Senders
-from broker.storage.tables import AuditRow, table
+from broker.storage.receipts import mark_unreached
+from broker.storage.tables import AuditRow, Lane, table
 from broker.topics import INCIDENTS
 from broker.web.app import create_app
 from broker.web.operations import Status, compose_status
@@ -174,6 +175,16 @@ async def test_not_our_pupil_goes_back_to_the_queue_and_the_coordinator_finds_th
     told = notices["900002"].telling.notice
     assert sorted(each.given_name for each in told.children) == ["Jordan", "Sidney"]
     assert TaskKind.LOOK_UP not in {task.kind for task in await served.encompass.tasks()}
+
+
+async def test_the_coordinators_see_who_of_them_cannot_be_told(served: Served) -> None:
+    world = served.encompass.world
+    async with world.database.writing() as connection:
+        lane = {"id": "1", "channel": "text_message", "owner": "force:ZF1", "contact": CORA, "epoch": 0}
+        await connection.execute(table(Lane).insert().values(**lane))
+        await mark_unreached(connection, "1", "temporary_failure", world.clock.now())
+    async with served.signed_in(CORA) as coordinator:
+        assert "cannot be reached by text message since" in (await coordinator.get("/force")).text
 
 
 async def test_what_the_coordinator_suppresses_is_taken_back(served: Served) -> None:
