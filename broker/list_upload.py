@@ -25,24 +25,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters.child_list_csv import MalformedFile
 from adapters.child_list_json import VersionNotSupported
-from broker.domain.visits import london_day
 from broker.keyring import Keyring
-from broker.landing import ListBlocked, Pace, resume_all, wait_for_landing
-from broker.list_comparison import PART_ROWS, Comparer, Comparison, Connect, UnknownAuthority, UploadOptions, end_entry
+from broker.landing import ListBlocked, Pace, resume_all, wait_for_landing, write_part
+from broker.list_comparison import PART_ROWS, Comparer, Comparison, Connect, UnknownAuthority, UploadOptions
+from broker.list_decision import NothingToDecide, load_hold
 from broker.ports import Clock
 from broker.spool import SealedSpool
-from broker.storage import audit, child_lists, held_uploads, jobs, landings, list_differences
+from broker.storage import audit, child_lists, held_uploads, landings, list_differences
 from broker.storage.audit import Act
-from broker.storage.child_lists import SealedEntry, Upload, seal_entry
+from broker.storage.child_lists import Upload
 from broker.storage.database import Database
 from broker.storage.held_uploads import NewHold, StoredHold
-from broker.storage.jobs import LOOK_BACK, derive_job_id
 from broker.storage.landings import Landing
-from broker.storage.list_differences import Difference, DifferenceDecision
 from schemas.identifiers import authority_owner
 from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport, UploadState
 
-__all__ = ["ListBlocked", "MalformedFile", "UnknownAuthority", "UploadOptions", "UploadReport"]
+__all__ = ["MalformedFile"]  # for those who catch it, and need know no codec
 
 _FREE_TURNS: Final = 2
 """How often a file is compared with the list while others may change it."""
@@ -53,14 +51,6 @@ _BREATH_S: Final = 0.01
 _PART_IDS: Final = 500
 Progress = Callable[[int, int], None]
 """Called with how much was done, of how much."""
-
-
-class NothingToDecide(Exception):
-    """There is no such question, or somebody else has answered it."""
-
-
-class StillLanding(Exception):
-    """Somebody lands the file just now: it need not be dropped."""
 
 
 async def upload_children(
@@ -141,7 +131,7 @@ async def confirm_upload(
 
     ``owner``: the authority of whoever decides; None for an operator, who decides for all.
     """
-    held = await _load_hold(database, upload_id, owner)
+    held = await load_hold(database, upload_id, owner)
     confirmed = _Confirmed(held=held, by=by, reason=reason)
     load_part = partial(held_uploads.load_part, keyring=keyring, upload_id=upload_id)
     options = options or UploadOptions()
@@ -159,31 +149,6 @@ async def _finish_landing(
 ) -> None:
     load_part = partial(landings.load_part, keyring=keyring, upload_id=begun.upload_id)
     await _take_kept(database, keyring, clock, begun, load_part, options=options, landing=begun)
-
-
-async def drop_landing(
-    database: Database, clock: Clock, *, upload_id: str, by: str, reason: str = ""
-) -> tuple[Landing, int]:
-    """Give up the rest of a file; returns what it was, and of how many entries it is what the list says now.
-
-    These stay, look-backs judge by them, and other files are taken again. Raises NothingToDecide, or StillLanding for
-    one that nothing speaks against.
-    """
-    now = clock.now()
-    async with database.writing() as connection:
-        landing = await landings.load_landing(connection, upload_id)
-        if landing is None:
-            raise NothingToDecide(upload_id)
-        if not landing.problem and landing.leased_until > now:
-            raise StillLanding(upload_id)
-        landed = await landings.count_landed(connection, landing)
-        if not await landings.end_landing(connection, upload_id):
-            raise NothingToDecide(upload_id)
-        act = Act(
-            owner=authority_owner(landing.authority), actor=by, action="list.dropped", subject=upload_id, reason=reason
-        )
-        await audit.record_acts(connection, [act], now)
-    return landing, landed
 
 
 async def _take_kept(
@@ -222,85 +187,6 @@ async def _load_file(database: Database, spool: SealedSpool, load_part: Callable
         while (part := await load_part(connection, number=number)) is not None:
             spool.write(part)
             number += 1
-
-
-async def reject_upload(
-    database: Database, clock: Clock, *, upload_id: str, owner: str | None, by: str, reason: str = ""
-) -> StoredHold:
-    """Forget a file that was held. Raises NothingToDecide."""
-    held = await _load_hold(database, upload_id, owner)
-    now = clock.now()
-    async with database.writing() as connection:
-        if not await held_uploads.settle_upload(connection, upload_id, decision="rejected", by=by, now=now):
-            raise NothingToDecide(upload_id)
-        act = Act(
-            owner=authority_owner(held.authority), actor=by, action="list.rejected", subject=upload_id, reason=reason
-        )
-        await audit.record_acts(connection, [act], now)
-    return held
-
-
-async def decide_difference(
-    database: Database,
-    keyring: Keyring,
-    clock: Clock,
-    *,
-    difference_id: str,
-    owner: str,
-    decision: DifferenceDecision,
-    by: str,
-) -> None:
-    """Do with an entry that a full list left out what a person says. Raises NothingToDecide."""
-    now = clock.now()
-    async with database.writing() as connection:
-        difference = await list_differences.load_difference(connection, difference_id)
-        if difference is None or authority_owner(difference.authority) != owner:
-            raise NothingToDecide(difference_id)
-        version = await child_lists.lock_list(connection, difference.authority)
-        await child_lists.take_turn(connection, difference.authority, version)
-        if not await list_differences.settle_difference(connection, difference_id, decision=decision, by=by, now=now):
-            raise NothingToDecide(difference_id)
-        await _apply_decision(connection, keyring, difference, decision, now)
-        act = Act(owner=owner, actor=by, action=f"difference.{decision.value}", subject=difference.entry_id)
-        await audit.record_acts(connection, [act], now)
-
-
-async def _apply_decision(
-    connection: AsyncConnection, keyring: Keyring, difference: Difference, decision: DifferenceDecision, now: datetime
-) -> None:
-    stored = await child_lists.load_stored(connection, keyring, [difference.entry_id])
-    if decision is DifferenceDecision.STILL_LISTED or difference.entry_id not in stored:
-        return
-    entry = stored[difference.entry_id].entry
-    if decision is DifferenceDecision.ENDED:
-        entry = end_entry(entry, london_day(now))
-    else:
-        entry = msgspec.structs.replace(entry, deleted_on=london_day(now))
-    sealed = seal_entry(keyring, difference.authority, difference.entry_id, entry, is_new=False)
-    await _write_part(connection, keyring, difference.authority, difference.upload_id, [sealed], now=now)
-
-
-async def _write_part(
-    connection: AsyncConnection,
-    keyring: Keyring,
-    authority: str,
-    upload_id: str,
-    entries: Sequence[SealedEntry],
-    *,
-    now: datetime,
-) -> None:
-    await child_lists.write_entries(connection, keyring, authority, upload_id, entries, now=now)
-    owner = authority_owner(authority)
-    work = [(derive_job_id(keyring, LOOK_BACK, each.id), owner, each.id) for each in entries]
-    await jobs.add_jobs(connection, LOOK_BACK, work, now)
-
-
-async def _load_hold(database: Database, upload_id: str, owner: str | None) -> StoredHold:
-    async with database.reading() as connection:
-        held = await held_uploads.load_hold(connection, upload_id)
-    if held is None or owner not in (None, authority_owner(held.authority)):
-        raise NothingToDecide(upload_id)
-    return held
 
 
 def _tell_doubles(found: Comparison) -> str:
@@ -424,7 +310,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
                 await child_lists.record_upload(connection, self._describe_upload(upload_id, found, spool))
                 written = 0
                 for entries in found.changes.take(lambda: PART_ROWS):
-                    await _write_part(connection, self.keyring, self.authority, upload_id, entries, now=now)
+                    await write_part(connection, self.keyring, self.authority, upload_id, entries, now=now)
                     written += len(entries)
                     self._tell_written(found, written)
                 for part in _parts_of(found.repeated):
@@ -470,7 +356,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
                     return True
                 if not await child_lists.take_turn(connection, self.authority, version):
                     return False
-                await _write_part(
+                await write_part(
                     connection, self.keyring, self.authority, landing.upload_id, entries, now=self.clock.now()
                 )
             pace.note(len(entries), time.monotonic() - began_at)

@@ -18,7 +18,7 @@ from broker.consumers.loop import Batch
 from broker.directory_upload import DirectoryUpload
 from broker.jobs.runner import JobOptions, JobRunner
 from broker.keyring import Keyring
-from broker.list_upload import UploadReport, upload_children
+from broker.list_upload import upload_children
 from broker.senders import write_snapshot
 from broker.storage import alerts, handled, outbox, replies, reviews
 from broker.storage.alerts import StoredAlert
@@ -33,6 +33,7 @@ from broker.topics import ATTENDANCES_GROUP as GROUP
 from schemas.alert import ClinicianReply
 from schemas.identifiers import authority_owner, organisation_owner
 from schemas.record import LogRecord, Partition, PositionOutcome
+from schemas.upload import UploadReport
 from tests.fakes import ManualClock, MemoryLog
 
 FIELD_KEYS = {"t1": bytes(range(32))}

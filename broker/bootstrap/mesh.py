@@ -20,8 +20,8 @@ from broker.bootstrap.tracing import open_tracer
 from broker.clock import SystemClock
 from broker.jobs.mesh_inbox import LoadList, MeshInbox, MeshInboxOptions
 from broker.keyring import Keyring
-from broker.list_comparison import UploadOptions, upload_options_of
-from broker.list_upload import UnknownAuthority, report_malformed, upload_children
+from broker.list_comparison import UnknownAuthority, UploadOptions, upload_options_of
+from broker.list_upload import report_malformed, upload_children
 from broker.ports import Clock, Tracer
 from broker.settings import Settings
 from broker.storage.database import Database

@@ -15,6 +15,7 @@ from broker.cli.screen import (
     FileArgument,
     JsonOption,
     console,
+    end_import,
     errors,
     fail,
     print_json,
@@ -69,8 +70,7 @@ def import_incidents(
         print_refused(answer.refused)
     if answer.status == NOT_DURABLE:
         fail("the log did not confirm what was appended: give the same command again to continue", EXIT_NOT_WELL)
-    if answer.refused and not answer.kept:
-        raise typer.Exit(EXIT_NOT_WELL)
+    end_import(taken=len(answer.kept), refused=len(answer.refused))
 
 
 async def find_force(database: Database, code: str) -> Force:

@@ -16,13 +16,13 @@ from broker.cli.screen import (
     JsonOption,
     WhyOption,
     console,
+    end_import,
     errors,
     print_json,
     print_refused,
     tell_dry,
 )
 from broker.cli.work import operator, person, run
-from broker.exits import EXIT_NOT_WELL
 
 if TYPE_CHECKING:
     from broker.directory_upload import ImportReport
@@ -91,7 +91,7 @@ def import_directory(
         print_json(report)
     else:
         _print_loaded(report, what, dry_run=dry_run)
-    _end_when_all_refused(report)
+    end_import(taken=report.loaded, refused=len(report.refused))
 
 
 def import_children(
@@ -176,7 +176,8 @@ def decide_held(
     from broker import bootstrap
     from broker.clock import SystemClock
     from broker.list_comparison import upload_options_of
-    from broker.list_upload import confirm_upload, reject_upload
+    from broker.list_decision import reject_upload
+    from broker.list_upload import confirm_upload
 
     named = person(by, "a decision on a held list is audited")
 
@@ -250,13 +251,13 @@ def drop_landing(
     as_json: JsonOption = False,
 ) -> None:
     """Give up the rest of a file that cannot land. What has landed stays. It is audited with your name."""
-    from broker import list_upload
+    from broker import list_decision
     from broker.clock import SystemClock
 
     named = person(by, "giving up a part of a list is audited")
 
     async def drop(_: Settings, database: Database) -> LandingTold:
-        landing, landed = await list_upload.drop_landing(
+        landing, landed = await list_decision.drop_landing(
             database, SystemClock(), upload_id=upload_id, by=named, reason=why
         )
         return _describe_landing(landing, landed)
@@ -297,8 +298,7 @@ def _tell_report(report: Any, *, dry_run: bool, as_json: bool) -> None:
         if report.left_out:
             console.print(f"{report.left_out} current entries are not in the file: a list officer is asked about each")
         print_refused(report.refused)
-    if report.file_code == "CPF04":
-        raise typer.Exit(EXIT_NOT_WELL)
+    end_import(taken=report.loaded, refused=report.refused_count, is_held=report.state == "held")
 
 
 def _print_loaded(report: ImportReport, what: DirectoryFile, *, dry_run: bool) -> None:
@@ -308,12 +308,6 @@ def _print_loaded(report: ImportReport, what: DirectoryFile, *, dry_run: bool) -
         console.print("Made now and shown only this once:")
         for issued in report.issued:
             console.print(f"  {issued.to}  {issued.what}  {issued.secret}")
-
-
-def _end_when_all_refused(report: ImportReport) -> None:
-    """A script must notice a file of which nothing was taken: most likely it is not the file that was meant."""
-    if report.refused and not report.loaded:
-        raise typer.Exit(EXIT_NOT_WELL)
 
 
 def show_coverage(

@@ -12,6 +12,8 @@ import msgspec
 import typer
 from rich.console import Console
 
+from broker.exits import EXIT_IN_PART, EXIT_NOT_WELL
+
 if TYPE_CHECKING:
     from adapters.child_list_csv import RowProblem
     from schemas.upload import RowAnswer
@@ -46,3 +48,12 @@ def print_refused(problems: Iterable[RowProblem | RowAnswer]) -> None:
     """Every row that was not loaded, and what to do."""
     for problem in problems:
         console.print(f"  row {problem.row}, {problem.field}: {problem.advice}")
+
+
+def end_import(*, taken: int, refused: int, is_held: bool = False) -> None:
+    """End so that a script notices what does not count: of a file nothing, or a part, or nothing yet."""
+    if refused and not taken:
+        # Most likely it is not the file that was meant.
+        raise typer.Exit(EXIT_NOT_WELL)
+    if refused or is_held:
+        raise typer.Exit(EXIT_IN_PART)

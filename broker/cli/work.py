@@ -49,7 +49,9 @@ def _explain(error: Exception) -> str | None:
 
     from adapters.child_list_csv import MalformedFile
     from adapters.errors import LogError, NotDurable
-    from broker.list_upload import ListBlocked, NothingToDecide, StillLanding, UnknownAuthority
+    from broker.landing import ListBlocked
+    from broker.list_comparison import UnknownAuthority
+    from broker.list_decision import NothingToDecide, StillLanding
     from broker.replay import ReplayRefused
     from broker.spool import SpoolFull
 

@@ -20,7 +20,8 @@ from broker.jobs.referrals import ask_about_taken_back
 from broker.jobs.retention import RetentionRules, drop_incidents, drop_replies, reduce_visits, trim_log
 from broker.jobs.tracing import Tracing
 from broker.keyring import Keyring
-from broker.list_upload import UploadOptions, resume_landings
+from broker.list_comparison import UploadOptions
+from broker.list_upload import resume_landings
 from broker.notices import NoticeRules
 from broker.ports import Clock, TrimmedLog
 from broker.storage import audit, child_lists, deadlines, directory, jobs, persons, test_feeds, visits

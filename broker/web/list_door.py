@@ -21,15 +21,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.attempts import Attempts
-from broker.list_comparison import upload_options_of
-from broker.list_upload import (
-    ListBlocked,
-    MalformedFile,
-    UnknownAuthority,
-    report_blocked,
-    report_malformed,
-    upload_children,
-)
+from broker.landing import ListBlocked
+from broker.list_comparison import UnknownAuthority, upload_options_of
+from broker.list_upload import MalformedFile, report_blocked, report_malformed, upload_children
 from broker.senders import digest_credential
 from broker.spool import SealedSpool, SpoolFull
 from broker.storage import directory

@@ -31,7 +31,7 @@ from broker import doors, intake, telemetry
 from broker.cli import app
 from broker.domain.visits import opens_visit
 from broker.envelope import EVENT_TYPE, FHIR, HL7V2
-from broker.exits import EXIT_CONFIGURATION, EXIT_NOT_WELL
+from broker.exits import EXIT_CONFIGURATION, EXIT_IN_PART, EXIT_NOT_WELL
 from broker.liveness import EXIT_SILENT
 from broker.telemetry import LogEvent
 from broker.topics import TOPICS
@@ -99,7 +99,7 @@ def test_every_option_is_explained_and_none_that_is_not_there(words: str) -> Non
 
 def test_every_exit_code_is_explained() -> None:
     explained = {int(row[0]) for row in read_rows(f"{REFERENCE}/commands.md", "Exit codes")}
-    assert explained == {0, EXIT_NOT_WELL, EXIT_CONFIGURATION, EXIT_SILENT, 130}
+    assert explained == {0, EXIT_NOT_WELL, EXIT_CONFIGURATION, EXIT_IN_PART, EXIT_SILENT, 130}
 
 
 # Log events and metrics

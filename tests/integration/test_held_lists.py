@@ -13,27 +13,19 @@ import pytest
 from sqlalchemy import select, text
 from structlog.testing import capture_logs
 
+from adapters.child_list_csv import MalformedFile
 from broker.domain.visits import london_day
 from broker.jobs.runner import JobOptions, JobRunner
 from broker.list_comparison import HOLD_WINDOW, UploadOptions
-from broker.list_upload import (
-    MalformedFile,
-    NothingToDecide,
-    Progress,
-    UploadReport,
-    confirm_upload,
-    decide_difference,
-    reject_upload,
-    resume_landings,
-    upload_children,
-)
+from broker.list_decision import NothingToDecide, decide_difference, reject_upload
+from broker.list_upload import Progress, confirm_upload, resume_landings, upload_children
 from broker.storage import audit, child_lists, directory, held_uploads, landings, list_differences
 from broker.storage.child_lists import derive_entry_id
 from broker.storage.list_differences import Difference, DifferenceDecision
 from broker.storage.tables import AlertState, HeldUploadPart, ListLandingPart, ListUpload, ListVersion, table
 from schemas.child_list import ChildListEntry
 from schemas.identifiers import authority_owner
-from schemas.upload import FileCode, RecordCode, UploadFormat, UploadKind, UploadState
+from schemas.upload import FileCode, RecordCode, UploadFormat, UploadKind, UploadReport, UploadState
 from tests.factories import make_entry, make_nhs_number
 from tests.unit.test_cpis_xml import child, plan, record, upload
 from tests.world import CASEY, CHILDREN_COLUMNS, World, hl7, open_world

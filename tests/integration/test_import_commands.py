@@ -1,4 +1,4 @@
-"""What a script learns from the exit code of the two imports."""
+"""What a script learns from the exit code of an import."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from broker import cli
+from tests.factories import make_nhs_number
 from tests.world import AUTHORITIES, CASEY, CHILDREN_COLUMNS, FIELD_KEYS, INDEX_KEY, World, open_world
 
 REFUSED_CHILD = CASEY.replace("9990000018", "9990000019")
@@ -30,8 +31,8 @@ async def run(world: World, *words: str) -> Result:
 
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
-@pytest.mark.parametrize(("rows", "code"), [([REFUSED_CHILD], 1), ([CASEY, REFUSED_CHILD], 0), ([CASEY], 0), ([], 0)])
-async def test_an_import_ends_with_1_only_when_every_row_was_refused(
+@pytest.mark.parametrize(("rows", "code"), [([REFUSED_CHILD], 1), ([CASEY, REFUSED_CHILD], 3), ([CASEY], 0), ([], 0)])
+async def test_an_import_ends_with_1_when_every_row_was_refused_and_with_3_when_some_were(
     tmp_path: Path, rows: list[str], code: int, as_json: tuple[str, ...]
 ) -> None:
     file = tmp_path / "list.csv"
@@ -44,13 +45,33 @@ async def test_an_import_ends_with_1_only_when_every_row_was_refused(
         assert len(refused) == rows.count(REFUSED_CHILD), "the report is printed whatever the code"
 
 
-@pytest.mark.parametrize(("rows", "code"), [([REFUSED_AUTHORITY], 1), (AUTHORITIES.splitlines()[1:], 0)])
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([REFUSED_AUTHORITY], 1),
+        ([*AUTHORITIES.splitlines()[1:], REFUSED_AUTHORITY], 3),
+        (AUTHORITIES.splitlines()[1:], 0),
+    ],
+)
 async def test_an_import_of_the_directory_does_so_too(tmp_path: Path, rows: list[str], code: int) -> None:
     file = tmp_path / "authorities.csv"
     file.write_text("\n".join((AUTHORITIES.splitlines()[0], *rows)) + "\n")
     async with open_world(f"sqlite+aiosqlite:///{tmp_path / 'broker.sqlite'}", tmp_path) as world:
         ended = await run(world, "import", "authorities", str(file))
     assert ended.exit_code == code, ended.output
+
+
+async def test_a_file_that_is_held_ends_with_3_for_nothing_of_it_counts_yet(tmp_path: Path) -> None:
+    listed = [CASEY.replace("L1", f"L{n}").replace("9990000018", make_nhs_number(9 * n)) for n in range(12)]
+    file = tmp_path / "list.csv"
+    codes = []
+    async with open_world(f"sqlite+aiosqlite:///{tmp_path / 'broker.sqlite'}", tmp_path) as world:
+        for rows in (listed, [row.replace(",,W1", ",2026-02-13,W1") for row in listed]):
+            file.write_text("\n".join((CHILDREN_COLUMNS, *rows)) + "\n")
+            ended = await run(world, "children", "import", str(file), "--authority", "706")
+            codes.append(ended.exit_code)
+    assert codes == [0, 3], ended.output
+    assert "a list officer must confirm or reject it" in ended.output
 
 
 async def test_lines_are_left_whole_and_words_as_they_were_written(tmp_path: Path) -> None:

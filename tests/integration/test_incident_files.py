@@ -86,7 +86,7 @@ async def test_the_command_takes_the_same_file(tmp_path: Path) -> None:
         unknown = await run(encompass.world, "incidents", "import", str(file), "--force", "ZF9")
         assert unknown.exit_code == 1 and "import forces" in unknown.output
         tried = await run(encompass.world, "incidents", "import", str(file), "--force", "ZF1", "--dry-run")
-        assert "incidents: 1 kept; rows: 1 refused (dry run" in tried.output
+        assert "incidents: 1 kept; rows: 1 refused (dry run" in tried.output and tried.exit_code == 3
         taken = await run(encompass.world, "incidents", "import", str(file), "--force", "zf1", "--json")
         report = json.loads(taken.stdout)
         assert [each["row"] for each in report["kept"]] == [2] and [each["row"] for each in report["refused"]] == [4]

@@ -15,8 +15,9 @@ from sqlalchemy import func, select
 
 from broker.directory_upload import DirectoryUpload
 from broker.keyring import Keyring
+from broker.landing import ListBlocked
 from broker.list_comparison import UploadOptions
-from broker.list_upload import ListBlocked, upload_children
+from broker.list_upload import upload_children
 from broker.storage.tables import AuditRow, ListEntry, ListUpload, table
 from broker.web.list_door import create_list_door, join_list_door
 from tests.factories import PASSWORD, make_nhs_number, serve_app

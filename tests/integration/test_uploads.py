@@ -15,13 +15,14 @@ from sqlalchemy import func, select
 from adapters.child_list_csv import MalformedFile
 from broker.directory_upload import DirectoryUpload, ImportReport, make_operator
 from broker.domain.replies import summarise_lists
-from broker.list_upload import UnknownAuthority, UploadReport, upload_children
+from broker.list_comparison import UnknownAuthority
+from broker.list_upload import upload_children
 from broker.senders import Senders
 from broker.storage import audit, child_lists, directory, logins
 from broker.storage.child_lists import derive_entry_id
 from broker.storage.tables import AuditRow, Job, ListEntry, ListUpload, LoginRow, table
 from schemas.directory import Person, Role, SendersSnapshot
-from schemas.upload import RecordCode, RowAnswer
+from schemas.upload import RecordCode, RowAnswer, UploadReport
 from tests.factories import make_entry, make_nhs_number
 from tests.world import AUTHORITIES, CASEY, CHILDREN_COLUMNS, SITES, WORKERS, World
 
