@@ -34,9 +34,10 @@ from broker.spool import SealedSpool
 from broker.storage import audit, child_lists, held_uploads, landings, list_differences
 from broker.storage.audit import Act
 from broker.storage.child_lists import Upload
-from broker.storage.database import Database
+from broker.storage.database import Database, is_database_outage
 from broker.storage.held_uploads import NewHold, StoredHold
 from broker.storage.landings import Landing
+from broker.telemetry import LogEvent, log
 from schemas.identifiers import authority_owner
 from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport, UploadState
 
@@ -230,6 +231,12 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
 
     async def take(self, spool: SealedSpool, *, dry_run: bool = False) -> UploadReport:
         """Compare, then load, hold or refuse."""
+        report = await self._take(spool, dry_run=dry_run)
+        if report.state is UploadState.LOADED and spool.size_bytes > self.options.short_bytes_max:
+            await self._analyse()
+        return report
+
+    async def _take(self, spool: SealedSpool, *, dry_run: bool) -> UploadReport:
         turns = _FREE_TURNS if self.landing is None else _LANDING_TURNS
         for _ in range(turns if spool.size_bytes > self.options.short_bytes_max else 0):
             await self._wait_for_others()
@@ -375,9 +382,17 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
                 now = self.clock.now()
                 await self._conclude(connection, landing.upload_id, found, now)
                 await audit.record_acts(connection, self._find_acts(landing.upload_id, is_usable=True), now)
-        async with writing() as connection:
-            await child_lists.analyse_lists(connection)
         return True
+
+    async def _analyse(self) -> None:
+        """The list stands: a database that is away just now is no reason to say that it does not."""
+        try:
+            async with self.database.writing() as connection:
+                await child_lists.analyse_lists(connection)
+        except Exception as error:
+            if not is_database_outage(error):
+                raise
+            log(LogEvent.JOB_FAILED, kind="analyse", error=type(error).__name__)
 
     async def _prolong(self, connection: AsyncConnection, landing: Landing) -> bool:
         return await landings.prolong_landing(
