@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import INDEX_BYTES
+from broker.storage.sqlite import TOGETHER
 
 SQLITE_VALUES_MAX: Final = 30_000
 """Bound values of one statement; SQLite's own limit is 32,766."""
@@ -89,7 +90,7 @@ async def insert_rows(
     if connection.dialect.name == "postgresql":
         await connection.exec_driver_sql(plan.statement, plan.columns_of(rows))
     else:
-        await connection.exec_driver_sql(f"{plan.statement} VALUES {plan.marks} {plan.ending}", plan.tuples_of(rows))
+        await connection.exec_driver_sql(plan.of_one_row, plan.tuples_of(rows))
 
 
 async def insert_new(connection: AsyncConnection, table: Table, rows: Sequence[Row], *, key: str) -> list[Any]:
@@ -132,19 +133,20 @@ class Write(NamedTuple):
 
 
 async def write_together(connection: AsyncConnection, writes: Sequence[Write]) -> None:
-    """Do several writes, each to another table, in one round trip where the database takes one.
+    """Do several writes, each to another table, in one round trip.
 
     PostgreSQL checks foreign keys when all are done; SQLite does them one after another, so name parents first.
     """
     wanted = [write for write in writes if write.rows]
+    if not wanted:
+        return
+    plans = _plan_together(connection.dialect, _shapes_of(wanted))
     if connection.dialect.name != "postgresql":
-        for table, rows, key, ignore_existing in wanted:
-            if key:
-                await update_rows(connection, table, rows, key=key)
-            else:
-                await insert_rows(connection, table, rows, ignore_existing=ignore_existing)
-    elif wanted:
-        *others, last = plans = _plan_together(connection.dialect, _shapes_of(wanted))
+        statement = "".join(f"{plan.of_one_row}{TOGETHER}" for plan in plans)
+        values = tuple(plan.tuples_of(write.rows) for plan, write in zip(plans, wanted, strict=True))
+        await connection.exec_driver_sql(statement, values)
+    else:
+        *others, last = plans
         before = _as_parts(others)
         statement = f"WITH {before} {last.statement}" if before else last.statement
         await connection.exec_driver_sql(statement, _values_of(plans, wanted))
@@ -213,6 +215,11 @@ class _Plan(NamedTuple):
     binders: tuple[Callable[[Any], Any] | None, ...]
     marks: str = ""
     ending: str = ""
+
+    @property
+    def of_one_row(self) -> str:
+        """The statement as SQLite executes it for each row."""
+        return f"{self.statement} VALUES {self.marks} {self.ending}" if self.marks else self.statement
 
     def columns_of(self, rows: Sequence[Row]) -> tuple[list[Any], ...]:
         return tuple(

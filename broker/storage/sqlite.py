@@ -17,6 +17,8 @@ import aiosqlite
 
 TAKE_WRITE_LOCK: Final = "SELECT take_write_lock()"
 """The one statement that waits for other processes."""
+TOGETHER: Final = ";\n"
+"""Ends each of several statements that go to the database as one; their values are lists of rows, one for each."""
 Result = tuple[list[Any], Any, int, int | None]
 """Rows, description, row count and last row id of a statement."""
 
@@ -24,8 +26,8 @@ Result = tuple[list[Any], Any, int, int | None]
 class Connection(aiosqlite.Connection):
     """One connection. A statement goes to its thread once and comes back with all its rows.
 
-    ``inline``: it runs where it is asked, for parts that have nothing else to do meanwhile. What may wait, the lock and
-    the commit, goes to the thread all the same; but a lock that is free is taken at once.
+    ``inline``: it runs where it is asked, for parts that have nothing else to do meanwhile, and for questions. What may
+    wait, the lock and the commit, goes to the thread all the same; but a lock that is free is taken at once.
 
     ``lock`` is the open file of the write lock. It is let go of in the thread, as soon as the commit is done: on a busy
     machine the way back from there takes longer than the transaction, and others wait for the lock.
@@ -69,6 +71,10 @@ class Connection(aiosqlite.Connection):
     def _run(self, method: str, statement: str, values: Iterable[Any]) -> Result:
         cursor = self._conn.cursor()
         try:
+            if statement.endswith(TOGETHER):
+                for each, rows_of_it in zip(statement.split(TOGETHER)[:-1], values, strict=True):
+                    cursor.executemany(each, rows_of_it)
+                return [], None, -1, None
             getattr(cursor, method)(statement, values)
             rows = cursor.fetchall() if cursor.description else []
             return rows, cursor.description, cursor.rowcount, cursor.lastrowid
