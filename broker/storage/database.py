@@ -63,9 +63,10 @@ class Database:
         if self.is_sqlite:
             self._reader = _sqlite_engine(url, write=False, connections_max=connections_max, inline=inline)
             self._writer = _sqlite_engine(url, write=True, connections_max=1, inline=inline)
+            self._brief = self._writer if inline else _sqlite_engine(url, write=True, connections_max=1, inline=True)
             self._stating = self._reader.execution_options(isolation_level="AUTOCOMMIT")
         else:
-            self._reader = self._writer = _postgres_engine(
+            self._reader = self._writer = self._brief = _postgres_engine(
                 url, POSTGRES_SETTINGS, connections_max=connections_max, timeout_s=statement_timeout_s
             )
             self._stating = _postgres_engine(
@@ -82,6 +83,16 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes; committed at the end of the block, rolled back on any error."""
         async with self._writer.begin() as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def writing_briefly(self) -> AsyncIterator[AsyncConnection]:
+        """As ``writing``, for a few short statements that somebody waits for: SQLite's run in the event loop itself.
+
+        To send one to the database thread and back takes longer than the statement, for the loop as well. The lock is
+        waited for in the thread, and the commit too.
+        """
+        async with self._brief.begin() as connection:
             yield connection
 
     @contextlib.asynccontextmanager
@@ -107,7 +118,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
-        for engine in {self._reader, self._writer, self._stating}:
+        for engine in {self._reader, self._writer, self._brief, self._stating}:
             await engine.dispose()
 
 

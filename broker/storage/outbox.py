@@ -134,6 +134,12 @@ async def add_deliveries(
     connection: AsyncConnection, keyring: Keyring, deliveries: Sequence[NewDelivery], now: datetime
 ) -> None:
     """Put deliveries in their lanes and wake the dispatcher when the transaction commits."""
+    await make_due(connection, deliveries, now)
+    await write_together(connection, [write_deliveries(keyring, deliveries, now)])
+
+
+async def make_due(connection: AsyncConnection, deliveries: Sequence[NewDelivery], now: datetime) -> None:
+    """Have the lanes of deliveries, which are written next, due and wake the dispatcher when all that is committed."""
     if not deliveries:
         return
     lanes = {delivery.lane: delivery for delivery in deliveries}
@@ -151,7 +157,6 @@ async def add_deliveries(
             for lane, first in sorted(lanes.items())
         ],
     )
-    await write_together(connection, [write_deliveries(keyring, deliveries, now)])
     if connection.dialect.name == "postgresql":
         await connection.execute(_NOTIFY)
 

@@ -1,7 +1,7 @@
-"""What questions about people ask of PostgreSQL and leave there: one round trip for each, a hit like a miss (ADR 0051).
+"""What questions about people ask and leave behind; on PostgreSQL in one round trip each, a hit like a miss (ADR 0051).
 
-Reading locks nothing. What follows is written in one statement, a transaction of its own, if what it rests on is still
-so; else nothing is, and the caller does it under locks.
+There reading locks nothing. What follows is written in one statement, a transaction of its own, if what it rests on is
+still so; else nothing is, and the caller does it under locks.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from sqlalchemy.types import TypeEngine
 
 from broker.domain.decision import Candidate
 from broker.keyring import Keyring
-from broker.storage import accesses, alerts, audit, child_lists, outbox, visits
+from broker.storage import accesses, alerts, audit, child_lists, outbox, restrictions, visits
 from broker.storage.accesses import History, NewAccess
 from broker.storage.alerts import NewAlert, ToldOf
 from broker.storage.audit import Act, Heads
 from broker.storage.outbox import NOTIFY_CHANNEL, NewDelivery
-from broker.storage.rows import Guard, Write, write_if
+from broker.storage.rows import Guard, Write, write_if, write_together
 from broker.storage.tables import Access, AlertEntry, AuditHead, table
 from broker.storage.tables.columns import UtcDateTime
 
@@ -105,6 +105,18 @@ async def load_known(connection: AsyncConnection, keyring: Keyring, asked: Asked
     )
 
 
+async def save_followed(connection: AsyncConnection, keyring: Keyring, followed: Followed) -> None:
+    """Write all that follows but the accesses, which are kept: what counts of them is known only then. Audit last.
+
+    For a transaction under locks, on either database. They are taken in the same order as by ``write_followed``.
+    """
+    restricted = await restrictions.hold_entries(connection, {each.entry_id for each in followed.resting_on})
+    await outbox.make_due(connection, followed.deliveries, followed.at)
+    await write_together(connection, _list_writes(keyring, followed))
+    await restrictions.withhold_of(connection, keyring, restricted)
+    await audit.record_acts(connection, followed.acts, followed.at)
+
+
 async def write_followed(connection: AsyncConnection, keyring: Keyring, heads: Heads, followed: Followed) -> bool:
     """Write all that follows and wake the dispatcher: whether it was done. The connection is ``stating``.
 
@@ -113,18 +125,25 @@ async def write_followed(connection: AsyncConnection, keyring: Keyring, heads: H
     """
     if {act.owner for act in followed.acts} - heads.keys():
         return False
-    opened = [(access_id, access.author.organisation) for access_id, access in followed.counted.items()]
     writes = [
         Write(_accesses, followed.accesses),
-        visits.write_look_ups(opened, followed.at),
-        *alerts.write_alerts(keyring, followed.alerts),
-        outbox.write_deliveries(keyring, followed.deliveries, followed.at),
+        *_list_writes(keyring, followed),
         *audit.chain_acts(heads, followed.acts, followed.at),
     ]
     try:
         return await write_if(connection, _guard(keyring, heads, followed), writes)
     except IntegrityError:
         return False  # somebody kept the same access at this very moment
+
+
+def _list_writes(keyring: Keyring, followed: Followed) -> list[Write]:
+    """Parents first."""
+    opened = [(access_id, access.author.organisation) for access_id, access in followed.counted.items()]
+    return [
+        visits.write_look_ups(opened, followed.at),
+        *alerts.write_alerts(keyring, followed.alerts),
+        outbox.write_deliveries(keyring, followed.deliveries, followed.at),
+    ]
 
 
 _LISTED, _HISTORY, _TOLD, _HEADS = range(4)

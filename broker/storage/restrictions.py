@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cache
+from typing import Any
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.alerts import withhold_place
 from broker.keyring import Keyring
 from broker.storage import outbox
-from broker.storage.rows import is_among
+from broker.storage.rows import is_among, is_among_given
 from broker.storage.tables import Access, Alert, AlertEntry, ListEntry, Review, table
 from schemas.alert import AttendanceFacts
 
@@ -48,11 +50,15 @@ async def hold_entries(connection: AsyncConnection, entry_ids: Collection[str]) 
     """
     if not entry_ids:
         return []
-    statement = select(_entries.c.id, _entries.c.is_restricted).where(
-        is_among(connection, _entries.c.id, sorted(entry_ids))
-    )
-    held = await connection.execute(statement.order_by(_entries.c.id).with_for_update(read=True))
+    held = await connection.execute(_holding(connection.dialect.name), {"entry_ids": list(entry_ids)})
     return [row.id for row in held if row.is_restricted]
+
+
+@cache
+def _holding(dialect: str) -> Select[Any]:
+    statement = select(_entries.c.id, _entries.c.is_restricted)
+    among = is_among_given(dialect, _entries.c.id, "entry_ids")
+    return statement.where(among).order_by(_entries.c.id).with_for_update(read=True)
 
 
 async def withhold_of(connection: AsyncConnection, keyring: Keyring, entry_ids: Sequence[str]) -> None:

@@ -26,7 +26,6 @@ from broker.storage.rows import (
     is_among,
     is_among_given,
     update_rows,
-    write_together,
 )
 from broker.storage.tables import (
     ENTRY_TAKEN_BACK,
@@ -409,15 +408,10 @@ async def _load_what_was_decided(connection: AsyncConnection, threads: Mapping[s
             thread.rejected.add(row.entry_id)
 
 
-async def open_look_ups(connection: AsyncConnection, look_ups: Sequence[tuple[str, str]], now: datetime) -> None:
+def write_look_ups(look_ups: Sequence[tuple[str, str]], now: datetime) -> Write:
     """Open a thread for each mere look-up, as (id, sender): nobody came, so it has no messages and is found by no
     person's index.
     """
-    await write_together(connection, [write_look_ups(look_ups, now)])
-
-
-def write_look_ups(look_ups: Sequence[tuple[str, str]], now: datetime) -> Write:
-    """What ``open_look_ups`` writes."""
     rows = [
         {"id": look_up_id, "owner": organisation_owner(sender), "sender": sender, "opened_at": now, "heard_at": now}
         for look_up_id, sender in look_ups

@@ -10,13 +10,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.announcement import Announcement, Occasion, Rules, announce_look_up, open_occasion, save_announcements
+from broker.announcement import Announcement, Occasion, Rules, announce_look_up, open_occasion
 from broker.domain.care_settings import Notice, Treatment, treat_look_up
 from broker.domain.decision import Candidate
 from broker.domain.replies import show_plans, summarise_lists, word_look_up
@@ -24,13 +24,14 @@ from broker.domain.visibility import Standing, standing_on
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.ports import Clock
-from broker.storage import accesses, alerts, audit, child_lists, directory, questions, visits
+from broker.storage import accesses, alerts, child_lists, directory, questions
 from broker.storage.accesses import Accessed, AccessKind, Author, History, NewAccess
 from broker.storage.alerts import ToldOf
 from broker.storage.audit import Act
 from broker.storage.child_lists import index_nhs_number
 from broker.storage.database import Database, is_database_outage
 from broker.storage.directory import Directory
+from broker.storage.questions import Followed
 from broker.telemetry import LogEvent, innermost_line, log
 from schemas.directory import Site
 from schemas.identifiers import NhsNumber, organisation_owner
@@ -261,29 +262,23 @@ class LookUps:
             told = _announce(new, counted)
             context = _Context(history=known.history, told=known.told)
             answers = _write_answers(asked, opened, context, told)
-            followed = questions.Followed(
-                accesses=rows,
-                counted=counted,
-                alerts=[alert for each in told for alert in each.announcement.alerts],
-                resting_on=[one for each in told for one in each.question.found],
-                deliveries=[sent for each in told for sent in each.announcement.deliveries],
-                acts=_list_acts(asking, told),
-                at=now,
-            )
+            followed = _follow(asking, rows, counted, told, now)
             if asking and not await questions.write_followed(connection, self._keyring, known.heads, followed):
                 return None
         return answers, told
 
     async def _answer_under_locks(self, asked: Sequence[_Asked], now: datetime) -> _Answered:
-        async with self._database.writing() as connection:
+        async with self._database.writing_briefly() as connection:
             found = await child_lists.find_listed(connection, self._keyring, self._index(asked))
             occasion = await self._open_occasion(connection, found, now)
             opened = [_open_question(occasion, one, found) for one in asked]
             asking = [question for question in opened if question is not None]
             context = await _load_context(connection, occasion, asking)
-            told = await self._notify(connection, asking, context.history)
+            new = _list_accesses(asking)
+            counted = await accesses.save_accesses(connection, self._keyring, list(new), context.history)
+            told = _announce(new, counted)
             answers = _write_answers(asked, opened, context, told)
-            await audit.record_acts(connection, _list_acts(asking, told), now)
+            await questions.save_followed(connection, self._keyring, _follow(asking, (), counted, told, now))
         return answers, told
 
     def _index(self, asked: Sequence[_Asked]) -> list[bytes]:
@@ -298,18 +293,6 @@ class LookUps:
             self._directory = None  # imported and listed within the moment for which the directory is kept
             known = await self._load_directory(connection, now)
         return open_occasion(self._keyring, known, self._rules, now)
-
-    async def _notify(self, connection: AsyncConnection, asking: Sequence[_Question], history: History) -> list[_Told]:
-        """Keep the accesses, and tell the authorities of those that count."""
-        new = _list_accesses(asking)
-        counted = await accesses.save_accesses(connection, self._keyring, list(new), history)
-        told = _announce(new, counted)
-        if told:
-            now = told[0].access.at
-            opened = [(look_up_id, access.author.organisation) for look_up_id, access in counted.items()]
-            await visits.open_look_ups(connection, opened, now)
-            await save_announcements(connection, self._keyring, [each.announcement for each in told], now)
-        return told
 
     async def _load_directory(self, connection: AsyncConnection, now: datetime) -> Directory:
         """The directory: read anew beside the questions when it is older than a moment, before them when it is old."""
@@ -346,8 +329,22 @@ def _announce(new: Mapping[NewAccess, _Question], counted: Mapping[str, NewAcces
     return told
 
 
-def _list_acts(asking: Sequence[_Question], told: Sequence[_Told]) -> list[Act]:
-    return [*(act for each in told for act in each.announcement.acts), *(question.act for question in asking)]
+def _follow(
+    asking: Sequence[_Question],
+    rows: Sequence[Mapping[str, Any]],
+    counted: Mapping[str, NewAccess],
+    told: Sequence[_Told],
+    now: datetime,
+) -> Followed:
+    return Followed(
+        accesses=rows,
+        counted=counted,
+        alerts=[alert for each in told for alert in each.announcement.alerts],
+        resting_on=[one for each in told for one in each.question.found],
+        deliveries=[sent for each in told for sent in each.announcement.deliveries],
+        acts=[*(act for each in told for act in each.announcement.acts), *(question.act for question in asking)],
+        at=now,
+    )
 
 
 def _write_answers(

@@ -110,7 +110,7 @@ def counted_statements(database: Database) -> Iterator[list[str]]:
     def note(_: Any, __: Any, statement: str, *___: Any) -> None:
         statements.append(statement)
 
-    engines = {database._writer.sync_engine, database._stating.sync_engine}
+    engines = {database._writer.sync_engine, database._brief.sync_engine, database._stating.sync_engine}
     for engine in engines:
         event.listen(engine, "before_cursor_execute", note)
     try:
@@ -504,8 +504,11 @@ async def test_a_known_hit_and_a_miss_ask_the_database_the_same(api: Api) -> Non
         sent.append([re.split(" VALUES |WHERE", each)[0] for each in statements])
     hit, miss, told = sent
     if api.world.database.is_sqlite:
+        assert len(miss) == 7  # lock, begin, three that read, the ends of chains, the audit
         assert [each for each in hit if not each.startswith("INSERT INTO accesses")] == miss
         assert len(hit) - len(miss) == 1  # the access itself
+        assert [each for each in told if each in miss] == miss
+        assert len(told) - len(hit) == 3  # the entries are held, the lanes become due; all the rest is one
     else:
         assert hit == miss == told and len(miss) == 2  # one that reads, one that writes whatever there is to write
 

@@ -7,12 +7,14 @@ import fcntl
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from threading import get_ident
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from broker.storage.database import Database
+from broker.storage.sqlite import Connection
 
 
 @pytest.fixture(params=[False, True], ids=["in a thread", "inline"])
@@ -39,6 +41,18 @@ async def test_statements_answer_with_rows_counts_and_errors(database: Database)
     async with database.reading() as connection:
         found = await connection.execute(text("SELECT age FROM child ORDER BY id"))
         assert list(found.scalars()) == [7, 10, 12]
+
+
+async def test_what_is_written_briefly_makes_no_journey_between_threads(database: Database) -> None:
+    """Whoever asks waits for each of them, and the others on the loop as long."""
+    async with database.writing_briefly() as connection:
+        raw = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(raw, Connection)
+        await raw.create_function("thread_now", 0, get_ident)
+        assert (await connection.execute(text("SELECT thread_now()"))).scalar_one() == get_ident()
+        await connection.execute(text("INSERT INTO child (age) VALUES (7)"))
+    async with database.reading() as connection:
+        assert (await connection.execute(text("SELECT age FROM child"))).scalar_one() == 7
 
 
 async def test_who_waits_for_the_lock_stops_nobody_and_given_up_gives_it_back(
