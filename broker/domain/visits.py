@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from operator import attrgetter
 from typing import Final
@@ -48,6 +48,15 @@ _OF_PERSONS: Final = frozenset(
         *(Event.VISITS_MERGED, Event.VISIT_RENUMBERED),
     }
 )
+_AT_ONE_MOMENT: Final[Mapping[Event, int]] = {
+    **dict.fromkeys((Event.PREADMITTED, Event.ADMISSION_PENDING, Event.PERSON_ADDED), 0),
+    Event.REGISTERED: 1,
+    **dict.fromkeys((Event.ADMITTED, Event.MADE_INPATIENT, Event.TRANSFERRED), 2),
+    Event.LEFT: 4,
+    **dict.fromkeys((Event.ADMISSION_CANCELLED, Event.TRANSFER_CANCELLED, Event.DISCHARGE_CANCELLED), 5),
+    **dict.fromkeys((Event.PREADMISSION_CANCELLED, Event.PENDING_ADMISSION_CANCELLED, Event.UNLINKED), 5),
+}
+"""What comes before what when a feed gives both the same second or minute; what is not named here, an update, is 3."""
 _VISIT_MOVES: Final = frozenset({Event.VISIT_MOVED, Event.VISITS_MERGED, Event.VISIT_RENUMBERED})
 """Events that say: the visit under the former number, of the former patient, is this one."""
 _IDENTITY_OF_THE_MESSAGE: Final = (
@@ -65,8 +74,8 @@ _read_last_word: Final = attrgetter(*_LAST_WORD)
 def fold_visit(messages: Iterable[tuple[bytes, Attendance]]) -> Attendance:
     """What is known of a visit: for each field the word of the latest message that says anything.
 
-    ``messages`` are (marker, attendance), at least one. Latest is by event time, then by the sender's message time,
-    then by marker, so every order of arrival gives the same visit. An invalid NHS number does not erase a valid one.
+    ``messages`` are (marker, attendance), at least one. Latest is by ``message_order``, so every order of
+    arrival gives the same visit. An invalid NHS number does not erase a valid one.
     """
     ordered = [message for _, message in sorted(messages, key=message_order)]
     if gone := moved_from(ordered):
@@ -176,6 +185,12 @@ def visit_slot(said: Attendance) -> str | None:
 
 
 def message_order(message: tuple[bytes, Attendance]) -> Order:
-    """Where a message, (marker, attendance), stands in its visit: by event time, then as sent, then by marker."""
+    """Where a message, (marker, attendance), stands in its visit: by event time, then as sent.
+
+    At one and the same moment an arrival comes before an update and a cancellation last; two of a kind come as their
+    sender counted them (MSH-10), a longer number being a later one; then by marker.
+    """
     marker, said = message
-    return (said.event_at or said.message_at or _BEGINNING, said.message_at or _BEGINNING, marker)
+    counted = said.control_id.encode()
+    place = b"%c%b%b%b" % (_AT_ONE_MOMENT.get(said.event, 3), len(counted).to_bytes(4, "big"), counted, marker)
+    return (said.event_at or said.message_at or _BEGINNING, said.message_at or _BEGINNING, place)

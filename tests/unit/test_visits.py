@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from broker.domain.course import VisitState, visit_state
 from broker.domain.visits import age_on, fold_visit, is_adult, london_day, opens_visit
 from broker.storage.visits import Thread
 from schemas.attendance import Attendance, Event, NhsNumberProblem, PersonName
@@ -163,3 +164,19 @@ def test_who_is_only_spoken_of_or_expected_opens_no_visit() -> None:
         *(Event.TRANSFER_CANCELLED, Event.DISCHARGE_CANCELLED, Event.TRANSFER_PENDING, Event.DISCHARGE_PENDING),
         *(Event.PENDING_TRANSFER_CANCELLED, Event.PENDING_DISCHARGE_CANCELLED, Event.LEAVE_BEGUN, Event.LEAVE_ENDED),
     }
+
+
+def test_what_a_feed_gives_one_and_the_same_second_stands_in_the_order_in_which_it_happens() -> None:
+    wrong, right = make_nhs_number(1), make_nhs_number(2)
+    told = [
+        make_attendance(event=Event.REGISTERED, event_at=NIGHT, message_at=NIGHT, control_id="98", nhs_number=wrong),
+        make_attendance(event=Event.UPDATED, event_at=NIGHT, message_at=NIGHT, control_id="99", nhs_number=wrong),
+        make_attendance(event=Event.UPDATED, event_at=NIGHT, message_at=NIGHT, control_id="100", nhs_number=right),
+        make_attendance(
+            event=Event.ADMISSION_CANCELLED, event_at=NIGHT, message_at=NIGHT, control_id="97", nhs_number=None
+        ),
+    ]
+    for markers in (b"1234", b"4321"):
+        messages = [(bytes([marker]), said) for marker, said in zip(markers, told, strict=True)]
+        assert fold_visit(messages).nhs_number == right
+        assert visit_state(messages) is VisitState.CANCELLED
