@@ -199,7 +199,8 @@ def read_event(bundle: OpenBundle, encounter: Resource, patient_class: str | Non
     if status in _CANCELLED or _reason_of(bundle) == "delete":
         return Event.ADMISSION_CANCELLED
     if (named := _event_named(bundle)) is not None:
-        return named
+        # Where the Encounter goes on it is the admission that was cancelled, and its patient is in the department.
+        return Event.MADE_OUTPATIENT if named is Event.ADMISSION_CANCELLED and status in _UNDER_WAY else named
     if status == "finished":
         return Event.LEFT
     if patient_class == "I":

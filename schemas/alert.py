@@ -33,6 +33,7 @@ class NoticeKind(StrEnum):
     DIED = "died"
     CANCELLED = "cancelled"
     STILL_HERE = "still_here"
+    LEFT = "left"
 
 
 class ReplyOutcome(StrEnum):

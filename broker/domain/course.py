@@ -175,6 +175,7 @@ class _Course:
         self.site: str | None = None
         self.disposition: VisitState | None = None
         self.is_deceased = False
+        self.cancelled_at: datetime | None = None
 
     def follow(self, said: Attendance, registers_by: Collection[Event]) -> None:
         self.is_deceased = self.is_deceased if said.is_deceased is None else said.is_deceased
@@ -182,6 +183,8 @@ class _Course:
             self._admit(said, registers_by)
         elif said.event is Event.TRANSFERRED:
             self._transfer(said)
+        elif said.event is Event.ADMISSION_CANCELLED:
+            self._cancel(said)
         elif said.event in _STEPS:
             _STEPS[said.event](self)
         elif says_present(said, registers_by):
@@ -226,9 +229,15 @@ class _Course:
         self._take_out(VisitState.TRANSFERRED)
         self._register(again=False)
 
-    def cancel(self) -> None:
-        """A11 takes back an admission from the department, else the visit."""
-        if VisitState.ADMITTED in self.steps and VisitState.HERE in self.steps:
+    def _cancel(self, said: Attendance) -> None:
+        """A11 takes back an admission from the department, else the visit; sent again, it takes back nothing more.
+
+        Of FHIR it is the Encounter that is cancelled, wherever its patient was.
+        """
+        if said.event_at is not None and said.event_at == self.cancelled_at:
+            return
+        self.cancelled_at = said.event_at
+        if not said.is_fhir and VisitState.ADMITTED in self.steps and VisitState.HERE in self.steps:
             self._take_out(VisitState.ADMITTED)
         else:
             self.steps.clear()
@@ -270,7 +279,6 @@ _STEPS: Final[Mapping[Event, Callable[[_Course], None]]] = {
     Event.LEFT: _Course.leave,
     Event.DISCHARGE_CANCELLED: _Course.come_back,
     Event.TRANSFER_CANCELLED: _Course.stay,
-    Event.ADMISSION_CANCELLED: _Course.cancel,
     Event.PREADMITTED: _Course.expect,
     Event.ADMISSION_PENDING: _Course.expect,
     Event.PENDING_ADMISSION_CANCELLED: _Course.expect_no_more,

@@ -41,15 +41,39 @@ STILL_HERE: Final = NoticeRule(
     kind=NoticeKind.STILL_HERE,
     words="What was told of the end of this visit was taken back: the person is still there.",
 )
-_TAKEN_BACK_FROM: Final = frozenset(
-    {VisitState.LEFT_BEFORE_TREATMENT, VisitState.TRANSFERRED, VisitState.DIED, VisitState.CANCELLED}
+LEFT_AFTER_ALL: Final = NoticeRule(
+    kind=NoticeKind.LEFT,
+    words="What was told of the end of this visit was taken back: the person has left the department.",
 )
+ALIVE: Final = "The department took back that the person has died. "
+"""Before the words of any turn that follows."""
+_TAKEN_BACK: Final[Mapping[VisitState, tuple[frozenset[VisitState], NoticeRule]]] = {
+    VisitState.HERE: (
+        frozenset(
+            {
+                *(VisitState.LEFT_BEFORE_TREATMENT, VisitState.ADMITTED, VisitState.TRANSFERRED),
+                *(VisitState.DIED, VisitState.CANCELLED),
+            }
+        ),
+        STILL_HERE,
+    ),
+    # Whoever was admitted or moved leaves some day: that takes nothing back.
+    VisitState.LEFT: (
+        frozenset({VisitState.LEFT_BEFORE_TREATMENT, VisitState.DIED, VisitState.CANCELLED}),
+        LEFT_AFTER_ALL,
+    ),
+}
+"""Of a state that is told only to whom something else was told: what, and the rule."""
 
 
 def find_notice(told: VisitState, state: VisitState) -> NoticeRule | None:
     """What an authority must be told that last heard of ``told`` (the state in its alert, or its last notice)."""
     if state is told:
         return None
-    if state is VisitState.HERE and told in _TAKEN_BACK_FROM:
-        return STILL_HERE
-    return RULES.get(state)
+    rule = RULES.get(state)
+    if state in _TAKEN_BACK:
+        taken_back, rule_of_return = _TAKEN_BACK[state]
+        rule = rule_of_return if told in taken_back else None
+    if rule is not None and told is VisitState.DIED:
+        return msgspec.structs.replace(rule, words=ALIVE + rule.words)
+    return rule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.domain.course import VisitState
-from broker.domain.notices import RULES, STILL_HERE
+from broker.domain.notices import LEFT_AFTER_ALL, RULES, STILL_HERE
 from broker.storage.tables import IDENTITY_CORRECTED, VISITS_JOINED
 from schemas.encompass import DOMESTIC_ABUSE_CODES
 from tests.house.reference import read_code, read_rows
@@ -12,7 +12,7 @@ PAGE = "docs/reference/what-raises-a-message.md"
 
 
 def test_every_turn_that_raises_a_message_is_listed_in_its_words_and_no_other() -> None:
-    rules = {**RULES, VisitState.HERE: STILL_HERE}
+    rules = {**RULES, VisitState.HERE: STILL_HERE, VisitState.LEFT: LEFT_AFTER_ALL}
     written = {(state.value, rule.kind.value, rule.is_urgent, rule.words) for state, rule in rules.items()}
     rows = list(read_rows(PAGE, "The visit takes a turn"))
     listed = {(read_code(row[0])[0], read_code(row[1])[0], row[2] != "no", row[3]) for row in rows}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sqlalchemy import select
 from broker.announcement import ALERT_UPDATED
 from broker.domain.alerts import DUTY_DESK
 from broker.domain.course import VisitState
-from broker.domain.notices import RULES, STILL_HERE
+from broker.domain.notices import ALIVE, LEFT_AFTER_ALL, RULES, STILL_HERE
 from broker.storage import alerts, outbox
 from broker.storage.tables import Delivery, table
 from schemas.identifiers import authority_owner
@@ -116,10 +117,30 @@ class Turn:
 
 LEFT, ADMITTED, TRANSFERRED = VisitState.LEFT_BEFORE_TREATMENT, VisitState.ADMITTED, VisitState.TRANSFERRED
 DIED, CANCELLED, HERE = VisitState.DIED, VisitState.CANCELLED, VisitState.HERE
+LEFT_AFTER = VisitState.LEFT
 
 TURNS = [
     Turn("left A03", "hl7", [v2("A03", 9, disposition="12")], [LEFT]),
     Turn("left FHIR", "fhir", [fhir(9, "finished", disposition="aadvice")], [LEFT]),
+    Turn(
+        "was treated FHIR",
+        "fhir",
+        [fhir(9, "finished", disposition="aadvice"), fhir(12, "finished", disposition="home")],
+        [LEFT, LEFT_AFTER],
+    ),
+    Turn(
+        "ward entered in error FHIR",
+        "fhir",
+        [fhir(9, "in-progress", class_="IMP"), fhir(12, "entered-in-error", class_="IMP")],
+        [ADMITTED, CANCELLED],
+    ),
+    Turn(
+        "not admitted FHIR",
+        "fhir",
+        [fhir(9, "in-progress", class_="IMP"), fhir(12, "in-progress", event="A11")],
+        [ADMITTED, HERE],
+    ),
+    Turn("cancelled twice", "hl7", [v2("A06", 9), v2("A11", 12), v2("A11", 12)], [ADMITTED, HERE]),
     Turn("admitted A06", "hl7", [v2("A06", 9)], [ADMITTED]),
     Turn("admitted A03", "hl7", [v2("A03", 9, disposition="1")], [ADMITTED]),
     Turn("admitted FHIR", "fhir", [fhir(9, "in-progress", class_="IMP")], [ADMITTED]),
@@ -136,6 +157,11 @@ TURNS = [
     Turn("back A04", "hl7", [v2("A03", 9, disposition="12"), v2("A04", 12)], [LEFT, HERE]),
     Turn("back A12", "hl7", [v2("A02", 9, site="RZ102"), v2("A12", 12)], [TRANSFERRED, HERE]),
     Turn("alive", "hl7", [dead("A08", 9), dead("A08", 12, "N")], [DIED, HERE]),
+    Turn("alive and gone", "hl7", [v2("A03", 5), dead("A08", 9), dead("A08", 12, "N")], [DIED, LEFT_AFTER]),
+    Turn("alive on a ward", "hl7", [v2("A06", 5), dead("A08", 9), dead("A08", 12, "N")], [ADMITTED, DIED, ADMITTED]),
+    Turn("was treated", "hl7", [v2("A03", 9, disposition="12"), v2("A08", 12, disposition="3")], [LEFT, LEFT_AFTER]),
+    Turn("cancelled, and left", "hl7", [v2("A11", 9), v2("A03", 12)], [CANCELLED, LEFT_AFTER]),
+    Turn("not admitted", "hl7", [v2("A06", 9), v2("A11", 12), v2("A03", 15)], [ADMITTED, HERE]),
     Turn("not cancelled", "hl7", [v2("A11", 9), v2("A04", 12)], [CANCELLED, HERE]),
     Turn(
         "back FHIR",
@@ -191,7 +217,14 @@ async def play_turn(world: World, turn: Turn) -> None:
     sent = sorted((lane, "alert.updated") for lane in BOTH_AUTHORITIES for _ in turn.told)
     assert await put_since(world, before) == sent, turn.name
     assert len(await world.replies()) == replied, "the department is told nothing of its own turns"
-    rules = [RULES.get(state, STILL_HERE) for state in turn.told]
+    rules = [RULES.get(state, LEFT_AFTER_ALL if state is LEFT_AFTER else STILL_HERE) for state in turn.told]
+    after_death = {after for before, after in pairwise(turn.told) if before is DIED}
+    words = {
+        (rule.kind, ALIVE + rule.words if state in after_death else rule.words)
+        for state, rule in zip(turn.told, rules, strict=True)
+    }
+    if ADMITTED in after_death:
+        words.add((RULES[ADMITTED].kind, RULES[ADMITTED].words))  # told before and after
     for authority in ("706", "707"):
         [alert] = [each for each in await world.alerts(authority) if each.alert.alert_id not in known]
         async with world.database.reading() as connection:
@@ -201,7 +234,7 @@ async def play_turn(world: World, turn: Turn) -> None:
             (rule.kind, rule.is_urgent) for rule in rules
         ), turn.name
         said = [json.loads(each.content) for each in unsent if each.event_type == ALERT_UPDATED]
-        assert {(each["kind"], each["words"]) for each in said} == {(rule.kind, rule.words) for rule in rules}
+        assert {(each["kind"], each["words"]) for each in said} == words
         assert {(each["authority"], each["alert_id"]) for each in said} <= {(authority, alert.alert.alert_id)}
         assert (alert.held_by == DUTY_DESK) == any(rule.is_urgent for rule in rules), turn.name
 
