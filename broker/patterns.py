@@ -57,22 +57,30 @@ async def name_patterns(connection: AsyncConnection, occasion: Occasion, told: S
             if access.is_unscheduled and index in indexes:
                 met.setdefault(index, []).append(Met(at=access.at, organisation=access.author.organisation))
     for announcement, alert in wanted:
-        # Of a restricted person nothing is counted by site (ADR 0040).
         own = [
             rule
             for rule in switched_on[alert.alert.authority]
-            if not (alert.is_restricted and rule.kind is PatternKind.SITES)
+            if not _is_kept_from(rule, is_restricted=alert.is_restricted)
         ]
         said = alert.alert
         left = await _load_left(connection, alert, since)
         visits = met.get(index_nhs_number(keyring, said.child.nhs_number), [])
         siblings = await _find_sibling_visits(connection, keyring, own, alert, told)
-        at = min(said.attendance.arrived_at or occasion.now, occasion.now)
-        found = find_patterns(own, visits, left, siblings, at)
+        found = find_patterns(own, visits, left, siblings, _counted_at(said, occasion.now))
         if found:
             words = word_patterns(found)
             named = msgspec.structs.replace(alert, alert=msgspec.structs.replace(said, reason=said.reason + words))
             replace_alert(occasion, announcement, named)
+
+
+def _is_kept_from(rule: PatternRule, *, is_restricted: bool) -> bool:
+    """Of a restricted person nothing is counted by site (ADR 0040)."""
+    return is_restricted and rule.kind is PatternKind.SITES
+
+
+def _counted_at(alert: SocialCareAlert, raised_at: datetime) -> datetime:
+    """From when a rule counts back: when the person came, however much later the message did."""
+    return min(alert.attendance.arrived_at or raised_at, raised_at)
 
 
 async def preview_rule(
@@ -109,7 +117,8 @@ async def _count_named(
         others = [at for alert_id, at in left.items() if alert_id != each.alert.alert_id]
         visits = met.get(index_nhs_number(keyring, each.alert.child.nhs_number), [])
         siblings = await _load_sibling_visits(connection, keyring, rule, each, grounds[each.alert.alert_id])
-        named += bool(find_patterns([rule], visits, others, siblings, each.raised_at))
+        own = [] if _is_kept_from(rule, is_restricted=each.is_restricted) else [rule]
+        named += bool(find_patterns(own, visits, others, siblings, _counted_at(each.alert, each.raised_at)))
     return Preview(alerts=len(raised), named=named)
 
 

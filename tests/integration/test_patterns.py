@@ -98,6 +98,24 @@ async def test_nothing_is_named_and_nothing_is_asked_until_a_rule_is_tried_and_o
     assert states == [(2, PatternState.ON), (1, PatternState.OFF)]
 
 
+async def test_a_rule_tried_on_history_names_what_it_would_have_named_however_late_the_message_came(
+    world: World,
+) -> None:
+    await world.list_children(CASEY)
+    rule = await word(world, PatternKind.VISITS, count_min=2, window_h=24)
+    await preview(world, rule)
+    await switch(world, rule)
+    named = 0
+    for number, (hours, late_h) in enumerate(((12, 0), (24, 2), (30, 0), (25, 20))):
+        world.clock.advance(timedelta(hours=hours))
+        at = local(world) - timedelta(hours=late_h)
+        await world.receive(hl7(visit=f"L{number}", at=at))
+        newest = max(await world.alerts(), key=lambda each: each.raised_at)
+        named += "Third visit" in newest.alert.reason
+    assert named == 2
+    assert await preview(world, rule) == Preview(alerts=4, named=named)
+
+
 async def test_sites_are_counted_across_departments_and_only_for_the_authority_that_asked(world: World) -> None:
     await world.list_children(CASEY)
     await world.list_children("E5," + CASEY.partition(",")[2], authority="707")
