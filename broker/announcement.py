@@ -151,6 +151,8 @@ class Announcement(msgspec.Struct, kw_only=True):
     """Visits that were found to be others, whose doubts are judged there."""
     settled: list[tuple[str, str]] = msgspec.field(default_factory=list)
     """Reviews, as (visit id, entry id), in whose place an alert comes."""
+    unfounded: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    """Reviews, as (visit id, entry id), of a number that was not that of whoever attends."""
     replied: list[tuple[str, ReplyOutcome, int]] = msgspec.field(default_factory=list)
     """Visits with their answer, and how often one was taken back."""
     accesses: list[NewAccess] = msgspec.field(default_factory=list)
@@ -215,7 +217,7 @@ async def save_announcements(
     await alerts.save_alerts(connection, keyring, [alert for each in told for alert in each.alerts])
     await alerts.save_notices(connection, [notice for each in told for notice in each.notices])
     await alerts.withdraw_each(connection, [one for each in told for one in each.withdrawn], now)
-    await reviews.save_reviews(connection, keyring, [review for each in told for review in each.reviews])
+    await _save_reviews(connection, keyring, told, now)
     await reviews.close_matched_reviews(
         connection, [pair for each in told if each.alerts for pair in each.settled], now
     )
@@ -227,6 +229,25 @@ async def save_announcements(
     await accesses.save_accesses(connection, keyring, [access for each in told for access in each.accesses])
     await outbox.add_deliveries(connection, keyring, [sent for each in told for sent in each.deliveries], now)
     await restrictions.withhold_of(connection, keyring, restricted)
+
+
+async def _save_reviews(
+    connection: AsyncConnection, keyring: Keyring, told: Sequence[Announcement], now: datetime
+) -> None:
+    """Open doubts and close unfounded ones. Of what a doubt becomes in one transaction the last word stands."""
+    opened: dict[tuple[str, str], NewReview] = {}
+    unfounded: dict[tuple[str, str], bool] = {}
+    for each in told:
+        unfounded |= dict.fromkeys(each.unfounded, True)
+        for review in each.reviews:
+            pair = (review.visit_id, review.entry_id)
+            opened[pair] = review
+            if pair in unfounded:
+                unfounded[pair] = False
+    await reviews.close_unfounded_reviews(connection, list(unfounded), now)
+    await reviews.save_reviews(connection, keyring, list(opened.values()))
+    again = [pair for pair, is_unfounded in unfounded.items() if is_unfounded and pair in opened]
+    await reviews.close_unfounded_reviews(connection, again, now)
 
 
 def replace_alert(occasion: Occasion, told: Announcement, alert: NewAlert) -> None:

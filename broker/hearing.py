@@ -46,7 +46,9 @@ def follow(
     told: list[Announcement] = []
     if correction is not None and _is_other_person(before.facts, facts):
         told = _withdraw_wrong(occasion, thread, decision)
-        if told or (thread.replied is ReplyOutcome.MATCH and _number_changed(before.facts, facts)):
+        is_answered_anew = bool(told)
+        told += _close_unfounded(occasion, thread, find(before.facts) if before.facts else [], candidates)
+        if is_answered_anew or (thread.replied is ReplyOutcome.MATCH and _number_changed(before.facts, facts)):
             thread.take_answer_back()
             decision = decide_visit(occasion, thread, candidates, on=occasion.on)
     if not decision.is_silent:
@@ -134,3 +136,18 @@ def _withdraw_wrong(occasion: Occasion, thread: Thread, decision: Decision) -> l
         told.append(withdrawal)
         thread.take_back(authority)
     return told
+
+
+def _close_unfounded(
+    occasion: Occasion, thread: Thread, former: Sequence[Candidate], candidates: Sequence[Candidate]
+) -> list[Announcement]:
+    """Let go of doubts that rested on the former number, and that nobody has decided."""
+    undecided = thread.reviewed - thread.confirmed - thread.rejected
+    unfounded = undecided & {each.entry_id for each in former}
+    if not unfounded:
+        return []
+    thread.reviewed -= unfounded
+    anew = decide_visit(occasion, thread, candidates, on=occasion.on)
+    possible = {each.entry_id for each, _ in anew.matched} | {doubt.candidate.entry_id for doubt in anew.doubts}
+    thread.reviewed |= unfounded & possible
+    return [Announcement(unfounded=[(thread.visit_id, entry_id) for entry_id in sorted(unfounded - possible)])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import or_, select, update
@@ -14,11 +14,21 @@ from broker.domain.alerts import withhold_place
 from broker.domain.likeness import Reason
 from broker.keyring import Keyring
 from broker.storage.database import upsert
-from broker.storage.tables import ENTRY_TAKEN_BACK, VISITS_JOINED, ItemState, Review, ReviewDecision, table
+from broker.storage.tables import (
+    ENTRY_TAKEN_BACK,
+    IDENTITY_CORRECTED,
+    REVIEWED_ANEW,
+    VISITS_JOINED,
+    ItemState,
+    Review,
+    ReviewDecision,
+    table,
+)
 from schemas.alert import AttendanceFacts, IdentityFact, ListedChild
 from schemas.identifiers import authority_owner
 
 _reviews = table(Review)
+MATCHED_LATER: Final = "matched_by_later_message"
 
 
 class ReviewContent(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +92,8 @@ def derive_review_id(keyring: Keyring, visit_id: str, entry_id: str) -> str:
 
 
 async def save_reviews(connection: AsyncConnection, keyring: Keyring, reviews: Sequence[NewReview]) -> None:
-    """Open reviews; one that exists stays as it is, unless its entry had been taken back and is listed again."""
+    """Open reviews; one that exists stays as it is, unless it was closed because its entry was taken back or it was
+    unfounded."""
     if not reviews:
         return
     statement = upsert(connection, _reviews)
@@ -91,7 +102,7 @@ async def save_reviews(connection: AsyncConnection, keyring: Keyring, reviews: S
         statement.on_conflict_do_update(
             index_elements=["id"],
             set_={name: statement.excluded[name] for name in anew},
-            where=_reviews.c.decision == ENTRY_TAKEN_BACK,
+            where=or_(*(_reviews.c.decision == rule for rule in REVIEWED_ANEW)),
         ),
         [
             {
@@ -122,7 +133,22 @@ async def close_matched_reviews(connection: AsyncConnection, matched: Sequence[t
     await connection.execute(
         update(_reviews)
         .where(_reviews.c.state == ItemState.OPEN.value, or_(*pairs))
-        .values(state=ItemState.DONE.value, decision="matched_by_later_message", decided_at=now)
+        .values(state=ItemState.DONE.value, decision=MATCHED_LATER, decided_at=now)
+    )
+
+
+async def close_unfounded_reviews(
+    connection: AsyncConnection, unfounded: Sequence[tuple[str, str]], now: datetime
+) -> None:
+    """Close reviews of (visit id, entry id) that nobody decided: the number was not that of whoever attends."""
+    if not unfounded:
+        return
+    pairs = [(_reviews.c.visit_id == visit_id) & (_reviews.c.entry_id == entry_id) for visit_id, entry_id in unfounded]
+    is_undecided = or_(_reviews.c.state == ItemState.OPEN.value, _reviews.c.decision == MATCHED_LATER)
+    await connection.execute(
+        update(_reviews)
+        .where(is_undecided, or_(*pairs))
+        .values(state=ItemState.DONE.value, decision=IDENTITY_CORRECTED, decided_at=now)
     )
 
 

@@ -28,7 +28,7 @@ from broker.storage.rows import (
     update_rows,
 )
 from broker.storage.tables import (
-    ENTRY_TAKEN_BACK,
+    REVIEWED_ANEW,
     Alert,
     AlertEntry,
     AlertState,
@@ -361,7 +361,7 @@ def _reads(dialect: str) -> _Reads:
     alerts = select(*_OF_ALERT).join_from(_alerts, _grounds, _grounds.c.alert_id == _alerts.c.id, isouter=True)
     reviews = select(_reviews.c.visit_id, _reviews.c.entry_id, _reviews.c.decision)
     # A doubt about an entry that was taken back is open again when the entry is listed again.
-    stands = func.coalesce(_reviews.c.decision, "") != ENTRY_TAKEN_BACK
+    stands = func.coalesce(_reviews.c.decision, "").not_in(REVIEWED_ANEW)
     return _Reads(
         visits=visits.order_by(_visits.c.id).with_for_update(),
         messages=messages.where(is_among_given(dialect, _messages.c.visit_id, "ids")),

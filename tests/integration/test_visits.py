@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ from tests.world import CASEY, SITES, World, hl7, open_world
 
 ALMA = "L2,9990000026,Tester,Alma,2014-05-06,ZZ99 1AA,child_protection_plan,2026-01-10,,W7,East"
 NIGHT = datetime(2026, 2, 14, 3, 7)  # noqa: DTZ001 - HL7 v2 writes local time
+SAM = "L2,9990000026,Tester,Sam,2017-05-05,ZZ99 1AA,looked_after_child,2026-01-10,,W1,North"
 UNKNOWN: dict[str, object] = {"nhs_number": "", "family": "UNKNOWN", "given": "FEMALE", "birth_date": None}
 
 
@@ -210,6 +211,26 @@ async def test_a_number_corrected_to_another_child_of_the_same_list_is_another_a
     await world.receive(alma)
     stands = {alert.alert.child.given: alert.withdrawn_at is None for alert in await world.alerts()}
     assert stands == {"Casey": False, "Alma": True}
+
+
+def of_sam(event: str, nhs_number: str, at: datetime) -> bytes:
+    return hl7(event, at=at, nhs_number=nhs_number, given="SAM", birth_date=date(2017, 5, 5))
+
+
+async def test_a_doubt_falls_with_the_number_it_rested_on_and_comes_back_with_it(world: World) -> None:
+    await world.list_children(CASEY, SAM)
+    caseys, own, minute = "9990000018", "9990000026", timedelta(minutes=1)
+    for step in range(2):
+        at = NIGHT + 2 * step * minute
+        await world.receive(of_sam("A08" if step else "A04", caseys, at))
+        assert [review.content.listed.given for review in await world.reviews()] == ["Casey"]
+        assert [each.withdrawn_at is None for each in await world.alerts()] == [False] * step
+        await world.receive(of_sam("A08", own, at + minute))
+        assert await world.reviews() == [], "it is known whose number it was"
+        world.clock.advance(2 * minute)
+    said = [of_sam("A08", number, at + after * minute) for after, number in ((2, caseys), (3, own), (4, caseys))]
+    await world.receive(*said)
+    assert [review.content.listed.given for review in await world.reviews()] == ["Casey"], "of one batch too"
 
 
 async def test_scenario_r_a_child_who_leaves_before_treatment_is_the_duty_desks_at_once(world: World) -> None:

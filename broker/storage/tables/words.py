@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 
 class AlertState(StrEnum):
@@ -29,6 +30,10 @@ IDENTITY_CORRECTED = "identity_corrected"
 
 VISITS_JOINED = "visits_joined"
 """The rule by which alerts and reviews are closed whose visit was found to be another that has its own."""
+
+
+REVIEWED_ANEW: Final = (ENTRY_TAKEN_BACK, IDENTITY_CORRECTED)
+"""Rules by which a review is closed, and after which the same doubt opens it again."""
 
 
 class ReviewDecision(StrEnum):
