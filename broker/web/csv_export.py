@@ -23,4 +23,6 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
 def make_safe(cell: str) -> str:
     """The cell as text: an apostrophe stands before what would be calculated; controls become spaces."""
     plain = "".join(letter if letter.isprintable() else " " for letter in cell)
-    return f"'{plain}" if cell.lstrip(" \u00a0\u200b\ufeff\x00").startswith(_CALCULATED) else plain
+    # Whatever stands before it unseen (spaces, joiners, marks of direction) a spreadsheet may drop.
+    is_calculated = cell.startswith(_CALCULATED) or plain.lstrip().startswith(_CALCULATED)
+    return f"'{plain}" if is_calculated else plain

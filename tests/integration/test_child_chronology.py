@@ -116,7 +116,24 @@ async def test_it_is_for_the_worker_of_today_and_the_duty_desk_and_every_read_is
 
 
 @pytest.mark.parametrize(
-    "cell", ["=1+1", "+44", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "\u00a0=1", "\uff1d1", "\u200b@x", "\x00=1"]
+    "cell",
+    [
+        "=1+1",
+        "+44",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        " =1",
+        "\u00a0=1",
+        "\uff1d1",
+        "\u200b@x",
+        "\x00=1",
+        "\x0b=1",
+        "\u3000=1",
+        "\u202e+1",
+        "\u2060@x",
+    ],
 )
 def test_no_cell_is_calculated(cell: str) -> None:
     [row] = list(csv.reader(io.StringIO(write_csv(("a",), [(cell,)]).decode("utf-8-sig"))))[1:]
