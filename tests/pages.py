@@ -55,6 +55,38 @@ NORTHFOLD, EASTMERE, FENWICK = authority_owner("706"), authority_owner("707"), o
 MILL_LANE, FORCE = establishment_owner(SchoolUrn("900001")), force_owner("ZF1")
 HOSPITAL = Site(code="RZ1", name="Fenwick General Hospital", telephone="01632 960301")
 TWIN = "L9,9990000034,Twin,Sam,2016-01-01,ZZ99 1AA,child_protection_plan,2025-01-01,,W1,North"
+SEEN = """
+(() => {
+  const problems = [];
+  const luminance = colour => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map(Number).map(c => c / 255)
+      .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!/, 0\\)$/.test(colour)) return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  for (const element of document.querySelectorAll('main *')) {
+    const text = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+    if (!text || !element.checkVisibility()) continue;
+    const pair = [luminance(getComputedStyle(element).color), luminance(ground(element))].sort((a, b) => b - a);
+    if ((pair[0] + 0.05) / (pair[1] + 0.05) < 4.5) problems.push('faint: ' + element.textContent.trim().slice(0, 40));
+  }
+  for (const field of document.querySelectorAll('input:not([type=hidden]), select, textarea'))
+    if (!field.labels.length) problems.push('unnamed: ' + field.name);
+  for (const control of document.querySelectorAll('main button, main summary, main input:not([type=hidden]), select'))
+    if (control.checkVisibility() && control.getBoundingClientRect().height < 44)
+      problems.push('small: ' + (control.textContent || control.name).trim().slice(0, 40));
+  if (document.documentElement.scrollWidth > innerWidth) problems.push('wider than the screen');
+  if (document.querySelectorAll('h1').length !== 1) problems.push('headings');
+  return problems;
+})()
+"""
+"""What a tired reader stumbles over on a page: faint words, fields without a name, small controls, words cut off."""
 FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]{64})"')
 
 

@@ -162,7 +162,7 @@ async def test_pages_show_the_proof_to_whom_it_concerns(served: Served) -> None:
         page = await coordinator.get("/force/report")
         assert page.status_code == 200 and "Mill Lane Primary School" in page.text and "Jordan" not in page.text
         assert (await coordinator.get("/force/report?month=2026-13")).status_code == 400
-        assert "There are none" in (await coordinator.get("/force/report?month=2025-02")).text
+        assert "No notice was planned in this month" in (await coordinator.get("/force/report?month=2025-02")).text
         file = await coordinator.get("/force/report.csv?month=2026-02")
         assert file.headers["content-disposition"] == 'attachment; filename="encompass-2026-02.csv"'
         assert file.text.count("on_time") == 2 and "Jordan" not in file.text

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from msgspec.structs import replace
+from playwright.async_api import Page
 from prometheus_client import generate_latest
 from sqlalchemy import select
 from structlog.testing import capture_logs
@@ -181,7 +182,7 @@ async def test_scenario_l_the_place_of_a_restricted_child_is_in_one_view_and_now
 
 
 async def test_the_allocated_worker_and_whoever_holds_it_see_the_place_and_every_look_is_on_record(
-    served: Pages,
+    served: Pages, page: Page
 ) -> None:
     world = served.world
     await note(world, Restricted())
@@ -195,6 +196,12 @@ async def test_the_allocated_worker_and_whoever_holds_it_see_the_place_and_every
         place = await worker.get(path)
         assert all(words in place.text for words in (PLACE, "960399", "01:23", "Who looked at this record"))
         assert PLACE in (await worker.get(review_path)).text
+        await page.context.add_cookies([{"name": "session", "value": worker.cookies["session"], "url": served.address}])
+        await page.goto(served.address + path)
+        assert PLACE in await page.locator("main").inner_text()
+        await page.emulate_media(media="print")
+        paper = await page.locator("body").inner_text()
+        assert "this page is not printed" in paper and PLACE not in paper and "Casey" not in paper
         assert {(await duty.get(each)).status_code for each in (path, review_path)} == {404}
         assert (await officer.get(review_path)).status_code == 403
         world.clock.advance(timedelta(minutes=16))
@@ -207,7 +214,7 @@ async def test_the_allocated_worker_and_whoever_holds_it_see_the_place_and_every
         await world.list_children(f"{CASEY},2026-02-15")
         assert (await worker.get(path)).status_code == 404, "taken back: allocated to nobody"
     read = [(actor, subject) for actor, action, subject in await served.acts(NORTHFOLD) if action == "alert.place_read"]
-    assert read == [(who, alert.alert.alert_id) for who in (ASH, DEE, ASH)]
+    assert read == [(who, alert.alert.alert_id) for who in (ASH, ASH, DEE, ASH)]
     assert (ASH, "review.place_read", review.id) in await served.acts(NORTHFOLD)
 
 

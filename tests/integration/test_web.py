@@ -85,6 +85,11 @@ async def test_a_social_worker_sees_why_the_alert_came_and_takes_it_without_any_
     assert await page.get_by_role("button", name="Acknowledge this alert").count() == 0
     [alert] = await pages.world.alerts()
     assert (alert.state, alert.acknowledged_by) == (AlertState.ACKNOWLEDGED, ASH)
+    # On paper it says who printed it and when, and shows nothing to click.
+    await page.emulate_media(media="print")
+    paper = await page.locator("body").inner_text()
+    assert "Printed Saturday 14 February 2026, 03:15 by Ash, Northfold Borough Council." in paper
+    assert "01632 960301" in paper and "Everything that happened" not in paper and "Back to the alerts" not in paper
     await context.close()
 
 
