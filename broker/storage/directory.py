@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -203,6 +203,14 @@ async def find_authority(connection: AsyncConnection, code: str) -> Authority | 
     """One authority, or None."""
     row = (await connection.execute(select(_authorities).where(_authorities.c.code == code))).one_or_none()
     return None if row is None else _authority(row)
+
+
+async def find_authorities_named(connection: AsyncConnection, names: Collection[str]) -> dict[str, Authority]:
+    """The authorities of these names, by name; a name that two bear is left out."""
+    found: dict[str, list[Authority]] = {}
+    for row in await connection.execute(select(_authorities).where(_authorities.c.name.in_(names))):
+        found.setdefault(row.name, []).append(_authority(row))
+    return {name: bearers[0] for name, bearers in found.items() if len(bearers) == 1}
 
 
 async def find_site(connection: AsyncConnection, code: str) -> Site | None:

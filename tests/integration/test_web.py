@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Page
 from prometheus_client import REGISTRY
+from sqlalchemy import update
 
 from broker.storage import audit, quarantine
 from broker.storage.audit import verify_chain
 from broker.storage.deadlines import hand_over_overdue
 from broker.storage.quarantine import NewQuarantined
 from broker.storage.receipts import mark_unreached
-from broker.storage.tables import Alert, AlertState, Lane, Review, table
+from broker.storage.tables import Alert, AlertState, AuthorityRow, Lane, Review, table
 from broker.web.operations import compose_status
 from broker.web.pages import PageLimits
 from schemas.attendance import PersonName
@@ -278,7 +279,7 @@ async def test_a_clinician_sees_the_answers_and_whether_social_care_took_notice(
     rows = page.locator("tbody tr")
     texts = [await rows.nth(number).inner_text() for number in range(await rows.count())]
     assert len(texts) == 3
-    match, *others = texts
+    match, unsettled, miss = texts
     for words in (
         "V1",
         "K12345",
@@ -288,11 +289,14 @@ async def test_a_clinician_sees_the_answers_and_whether_social_care_took_notice(
         "01632 960102",
         "Northfold Borough Council",
         "Not yet acknowledged",
+        "Ring now: 01632 960102 (out of hours)",
     ):
         assert words in match
     assert await rows.nth(0).get_attribute("class") == "row-urgent"
-    assert any("No record found" in other and "does not mean the child is safe" in other for other in others)
-    assert any("Identity to be checked" in other for other in others)
+    assert "Identity to be checked" in unsettled and "Not known until it is settled who this is." in unsettled
+    assert "No record found" in miss and "does not mean the child is safe" in miss
+    lead = await page.locator(".lead").inner_text()
+    assert lead == "1 person is on an authority’s list, 1 not yet seen by your department. 1 identity to be checked."
     assert "Casey" not in "".join(texts) and "Tester" not in "".join(texts)
     async with pages.signed_in(ASH) as worker:
         await worker.send_form(f"{alert}/acknowledge")
@@ -308,6 +312,22 @@ async def test_a_clinician_sees_no_other_organisations_replies_and_none_of_yeste
     pages.world.clock.advance(timedelta(hours=25))
     async with pages.signed_in(NIA) as clinician:
         assert "K12345" not in (await clinician.get("/replies")).text
+
+
+async def test_the_telephone_to_ring_is_the_one_answered_when_a_clinician_looks(pages: Pages) -> None:
+    pages.world.clock.advance(timedelta(days=2, hours=4, minutes=48))  # Monday, 08:00
+    await pages.world.receive(hl7(visit="V2"))
+    async with pages.signed_in(NIA) as clinician:
+        assert re.search("Ring now: <[^>]*>01632 960102</a>", (await clinician.get("/replies")).text)
+    pages.world.clock.advance(timedelta(hours=2))
+    async with pages.signed_in(NIA) as clinician:
+        shown = (await clinician.get("/replies")).text
+        assert re.search(r"Ring now: <[^>]*>01632 960101</a></strong> \(office hours\)", shown)
+        async with pages.world.database.writing() as connection:
+            await connection.execute(update(table(AuthorityRow)).values(name="Renamed"))
+        shown = (await clinician.get("/replies")).text
+        assert "Ring now" not in shown, "the directory does not say when they are answered"
+        assert re.search("When this reply was given, <[^>]*>01632 960102</a> was answered", shown)
 
 
 async def test_a_match_takes_the_place_of_an_earlier_miss(pages: Pages) -> None:
@@ -335,7 +355,7 @@ async def test_only_a_match_asks_whether_a_clinician_has_seen_it_and_the_first_w
         assert [(await clinician.send_form(address)).status_code for _ in range(2)] == [303, 303]
         shown = (await clinician.get("/replies")).text
     assert not re.findall(asked, shown)
-    assert re.search(rf"Seen <time[^>]*>Saturday 14 February 2026, 03:14</time>, {re.escape(NIA)}", shown)
+    assert re.search(rf"Seen here <time[^>]*>Saturday 14 February 2026, 03:14</time>, {re.escape(NIA)}", shown)
     acts = [each for each in await pages.acts("organisation:RZ1") if each[1] == "reply.seen"]
     assert acts == [(NIA, "reply.seen", address[9:41])], "said twice, it is on record once"
 
@@ -344,12 +364,14 @@ async def test_misses_cannot_push_a_match_off_the_page(sqlite_url: str, tmp_path
     async with open_pages(sqlite_url, tmp_path, limits=PageLimits(rows_max=2)) as pages:
         world = pages.world
         await world.list_children(CASEY)
-        await world.receive(hl7())
+        await world.receive(hl7(), hl7(nhs_number="", visit="V9", patient="K9"))
         world.clock.advance(timedelta(minutes=1))
-        await world.receive(*(hl7(nhs_number="", visit=f"M{number}", patient=f"P{number}") for number in range(5)))
+        misses = (make_nhs_number(number) for number in range(31, 36))
+        await world.receive(*(hl7(nhs_number=each, visit=f"M{each}", patient=f"P{each}") for each in misses))
         async with pages.signed_in(NIA) as clinician:
             shown = (await clinician.get("/replies")).text
     assert "K12345" in shown and "There are more than fit on this page" in shown
+    assert "V9" in shown, "nor can they push off who is to be checked"
 
 
 # Operators
