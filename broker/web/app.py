@@ -259,7 +259,7 @@ async def _ask_to_sign_in(request: Request, _: Exception) -> Response:
     if path in auth.PROGRAMS:
         headers = {"WWW-Authenticate": 'Basic realm="cpis-broker", charset="UTF-8"'}
         return PlainTextResponse("sign in\n", status_code=401, headers=headers)
-    return sign_in.redirect_to_sign_in(path)
+    return sign_in.redirect_to_sign_in(path, is_lost=request.method != "GET" and path != "/sign-out")
 
 
 async def _show_refusal(request: Request, error: Exception) -> Response:

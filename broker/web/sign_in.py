@@ -34,11 +34,15 @@ _WAY_BACK: Final = re.compile(
 """Where signing in may lead: our own pages only, never another site."""
 
 
-def redirect_to_sign_in(path: str) -> Response:
-    """Ask for a sign-in that leads back to ``path`` when that is a page."""
-    wanted = path.removesuffix("/acknowledge")
-    way_back = f"?next={quote(wanted)}" if _WAY_BACK.fullmatch(wanted) else ""
-    return RedirectResponse(f"/sign-in{way_back}", status_code=303)
+def redirect_to_sign_in(path: str, *, is_lost: bool) -> Response:
+    """Ask for a sign-in that leads back to ``path``, or to the page above it. ``is_lost``: a form was sent in vain."""
+    wanted = path
+    while wanted and not _WAY_BACK.fullmatch(wanted):
+        wanted = wanted.rpartition("/")[0]
+    said = [f"next={quote(wanted)}"] if wanted else []
+    if is_lost:
+        said.append("lost=yes")
+    return RedirectResponse(f"/sign-in{'?' if said else ''}{'&'.join(said)}", status_code=303)
 
 
 async def go_home(request: Request) -> Response:
@@ -50,7 +54,8 @@ async def show_sign_in(request: Request) -> Response:
     """The form to sign in."""
     pages = pages_of(request)
     has_ended = auth.session_cookie(pages.settings) in request.cookies
-    return _draw_form(request, pages, _safe_way_back(request.query_params.get("next", "")), has_ended=has_ended)
+    way_back, is_lost = _safe_way_back(request.query_params.get("next", "")), "lost" in request.query_params
+    return _draw_form(request, pages, way_back, has_ended=has_ended, is_lost=is_lost)
 
 
 async def sign_in(request: Request) -> Response:
@@ -81,7 +86,13 @@ async def sign_out(request: Request) -> Response:
 
 
 def _draw_form(
-    request: Request, pages: Pages, way_back: str, *, has_ended: bool = False, is_refused: bool = False
+    request: Request,
+    pages: Pages,
+    way_back: str,
+    *,
+    has_ended: bool = False,
+    is_lost: bool = False,
+    is_refused: bool = False,
 ) -> Response:
     secret = request.cookies.get(auth.form_cookie(pages.settings)) or auth.new_token()
     response = pages.render(
@@ -91,6 +102,7 @@ def _draw_form(
         form_token=auth.derive_form_token(secret),
         way_back=way_back,
         has_ended=has_ended,
+        is_lost=is_lost,
         is_refused=is_refused,
         failures_max=pages.settings.login_failures_max,
         rest=timedelta(seconds=pages.settings.login_rest_s),

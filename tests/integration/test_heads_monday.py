@@ -91,6 +91,7 @@ async def test_a_head_reads_acknowledges_records_and_sends_back_on_a_telephone(
         text = await page.locator("main").inner_text()
         assert "2 notices wait to be acknowledged." in text
         assert text.index("It was loud.") < text.index("I hid.")  # the newest first
+        assert text.index("What to do:") < text.index("Jordan"), "before anything of a child"
         assert "Also told about Jordan" in text and "Also told about Ashley" not in text
         # The history leads to the other notice, on the same page and under an id that says nothing.
         first = page.locator("section").nth(0)

@@ -318,6 +318,25 @@ async def test_signing_in_leads_back_to_our_own_pages_only(pages: Pages) -> None
             assert "example.org" not in (await worker.get("/sign-in", params={"next": elsewhere})).text
 
 
+async def test_whoever_sends_a_form_after_the_session_reads_that_nothing_was_recorded(pages: Pages) -> None:
+    path = await pages.alert_of(ASH)
+    async with pages.signed_in(ASH) as worker:
+        pages.world.clock.advance(timedelta(minutes=pages.settings.session_idle_minutes_max))
+        for sent, leads_to in (
+            (f"{path}/acknowledge", f"/sign-in?next={path}&lost=yes"),
+            (f"/school/notices/{'a' * 32}/record", "/sign-in?next=/school&lost=yes"),
+            ("/lists/held/x/confirm", "/sign-in?next=/lists&lost=yes"),
+            ("/sign-out", "/sign-in"),
+        ):
+            asked = (await worker.send_form(sent)).headers["location"]
+            assert asked == leads_to
+            shown = (await worker.get(asked)).text
+            assert ("What you have just sent was not recorded" in shown) == ("lost" in leads_to)
+        assert (await worker.get(f"{path}/place")).headers["location"] == f"/sign-in?next={path}"
+    [alert] = await pages.world.alerts()
+    assert alert.state is AlertState.OPEN
+
+
 async def test_nothing_is_taken_from_a_form_that_is_not_ours(pages: Pages) -> None:
     path = await pages.alert_of(ASH)
     async with pages.signed_in(ASH) as worker, pages.signed_in(DEE) as duty, pages.client() as nobody:
