@@ -192,6 +192,15 @@ async def load_notices(connection: AsyncConnection, alert_id: str) -> list[ToldN
     ]
 
 
+async def load_last_notices(connection: AsyncConnection, alert_ids: Collection[str]) -> dict[str, ToldNotice]:
+    """The newest of what was told after each of these alerts, by alert; those of which nothing was told are missing."""
+    statement = select(_notices).where(_notices.c.alert_id.in_(alert_ids)).order_by(_notices.c.raised_at, _notices.c.id)
+    return {
+        row.alert_id: ToldNotice(kind=NoticeKind(row.kind), is_urgent=row.is_urgent, raised_at=row.raised_at)
+        for row in await connection.execute(statement)
+    }
+
+
 async def add_grounds(connection: AsyncConnection, grounds: Sequence[Ground]) -> None:
     """Note further entries on which alerts rest; their workers see the alerts as well."""
     if grounds:

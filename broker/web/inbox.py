@@ -98,6 +98,7 @@ async def show_inbox(request: Request) -> Response:
         )
         colleagues = await load_colleagues(connection, pages, person)
         alert_ids = [each.alert.alert_id for each in found[:rows_max]]
+        told = await alerts.load_last_notices(connection, alert_ids)
         acts = await _acts_of_listing(connection, request, "alerts.listed", alert_ids, now)
         review_ids = [doubt.id for doubt in (*doubts[:rows_max], *decided)]
         acts += await _acts_of_listing(connection, request, "reviews.listed", review_ids, now)
@@ -107,6 +108,7 @@ async def show_inbox(request: Request) -> Response:
         handed_over = await coverage.count_handed_over(connection, person.owner) if worker is None else 0
         await audit.record_acts(connection, acts, now)
     rows = [describe_row(each, colleagues, now) for each in found[:rows_max]]
+    groups = group_reviews([describe_review(doubt, colleagues, now) for doubt in doubts[:rows_max]])
     return pages.render(
         request,
         "inbox.html",
@@ -115,7 +117,9 @@ async def show_inbox(request: Request) -> Response:
         unreached=[(colleagues.name_login(each.contact), each) for each in unreached],
         open_count=sum(row.is_open for row in rows),
         urgent_count=sum(row.is_urgent for row in rows),
-        reviews=group_reviews([describe_review(doubt, colleagues, now) for doubt in doubts[:rows_max]]),
+        told=told,
+        reviews=groups,
+        urgent_reviews=sum(any(row.is_urgent for row in group) for group in groups),
         decided=[describe_review(each, colleagues, now) for each in decided],
         is_cut=max(len(found), len(doubts)) > rows_max,
         refresh_s=None if request.query_params.get("refresh") == "off" else pages.limits.list_refresh_s,
@@ -151,6 +155,7 @@ async def show_alert(request: Request, alert_id: str) -> Response:
         lines=chronology.lines if chronology is not None else (),
         accesses=looked,
         notices=notices,
+        is_neglected=stored.level > sum(notice.is_urgent for notice in notices),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ from tests.factories import (
     store_alert,
     store_review,
 )
+from tests.integration.test_visits import with_disposition
 from tests.pages import (
     ASH,
     BO,
@@ -202,6 +203,22 @@ async def test_the_duty_desk_sees_everything_the_escalated_and_longest_due_first
     assert [urgent for urgent, _ in rows] == [' class="row-urgent"'] * 3 + [""]
     assert shown.count("Escalated</strong>") == 1 and shown.count("Overdue</strong>") == 2
     assert "4 alerts wait to be acknowledged" in shown and "3 of them overdue or escalated" in shown
+
+
+async def test_the_list_says_what_has_happened_since_and_how_long_there_is(pages: Pages) -> None:
+    world = pages.world
+    path = await pages.alert_of(ASH)
+    async with pages.signed_in(DEE) as duty:
+        assert re.search(r"Due by <time[^>]*>[^<]*03:27</time>, in 15 minutes", (await duty.get("/inbox")).text)
+        await world.receive(with_disposition(hl7("A03", at=datetime(2026, 2, 14, 3, 14)), "12"))  # noqa: DTZ001 - HL7
+        listed = (await duty.get("/inbox")).text
+        assert re.search(r"Escalated</strong>\s*<strong class=\"tag tag-note\">Left before treatment", listed)
+        assert "Alerts: 1 open" in listed
+        assert "It became more urgent: escalated once." in (await duty.get(path)).text, "nobody was late yet"
+        world.clock.advance(timedelta(minutes=16))
+        assert re.search(r"Was due by <time[^>]*>[^<]*</time>, [0-9]+ \w+ ago", (await duty.get("/inbox")).text)
+        await world.run_jobs()
+        assert "Nobody took it in time: escalated 2 times." in (await duty.get(path)).text
 
 
 async def test_a_list_that_is_cut_keeps_the_most_urgent_and_says_so(sqlite_url: str, tmp_path: Path) -> None:
