@@ -17,9 +17,10 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
+from broker.domain.encompass import Hold
 from broker.incident_intake import NOT_DURABLE, IncidentFileAnswer
 from broker.notices import replan
-from broker.storage import audit, incidents, logins, receipts
+from broker.storage import audit, establishments, incidents, logins, receipts
 from broker.storage.audit import Act, act_of
 from broker.storage.incidents import HUB_KINDS, Found, StoredIncident, StoredNotice, StoredTask
 from broker.storage.tables import ItemState
@@ -28,7 +29,7 @@ from broker.web.auth import field_of, read_form, signed_in_of
 from broker.web.pages import Pages, pages_of
 from broker.web.sign_in import HOMES
 from schemas.directory import Person, Role, Sender
-from schemas.encompass import NoticeState, SuppressionReason, TaskKind
+from schemas.encompass import EstablishmentStatus, NoticeState, SuppressionReason, TaskKind
 from schemas.identifiers import parse_school_urn
 
 _TASK_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -119,9 +120,14 @@ async def _draw_force(request: Request, answer: IncidentFileAnswer | None, *, is
         takes_files=pages.incidents is not None,
         refused=answer.refused[:rows_max] if answer is not None else (),
         tasks=[TaskRow(stored=each, is_urgent=each.due_by <= now or each.level > 0) for each in tasks],
-        rows=[row for row in rows if row.stored.state is not NoticeState.WITHDRAWN],
+        rows=[row for row in rows if _is_to_be_read(row.stored)],
         reasons=[reason.value for reason in SuppressionReason],
     )
+
+
+def _is_to_be_read(notice: StoredNotice) -> bool:
+    """Whether somebody at a school is to read it, now or when it is released."""
+    return notice.state is not NoticeState.WITHDRAWN and notice.hold != Hold.SUPPRESSED.value
 
 
 async def show_tasks(request: Request) -> Response:
@@ -173,7 +179,9 @@ async def suppress_incident(request: Request, incident_id: str) -> Response:
 async def place_child(request: Request, task_id: str) -> Response:
     """Say at which establishment the child is: it is told at once, by the clock that has been running.
 
-    Or that it is the pupil taught at home whom an authority's list offered: then that authority's officer is told.
+    A number is easily mistyped, and what a stranger was told cannot be taken back: the school's name is shown first,
+    and only an establishment that is open is told. Or that the child is the pupil taught at home whom an authority's
+    list offered: then that authority's officer is told.
     """
     pages, person = pages_of(request), signed_in_of(request).person
     form = await read_form(request)
@@ -185,6 +193,21 @@ async def place_child(request: Request, task_id: str) -> Response:
         incident = await load_incident(connection, pages, person, task, TaskKind.LOOK_UP)
         child_id = task.matter.child_id
         assert child_id is not None, "a look-up without a child"
+        if urn is not None:
+            school = (await establishments.find_establishments(connection, [urn])).get(urn)
+            may_be_told = school is not None and school.status is EstablishmentStatus.OPEN
+            if not may_be_told or not field_of(form, "is_checked"):
+                act = act_of(person, "encompass_task.read", task.id)
+                await audit.record_acts(connection, [act], pages.clock.now())
+                return pages.render(
+                    request,
+                    "school_check.html",
+                    task=task,
+                    school=school,
+                    urn=urn,
+                    may_be_told=may_be_told,
+                    back=HOMES[person.role],
+                )
         at_home = {each.authority for each in task.matter.candidates if each.home_educated}
         if authority and authority not in at_home:
             raise HTTPException(400)

@@ -132,6 +132,8 @@ async def test_the_coordinator_chooses_among_the_pupils_a_child_may_be(served: S
 706,P2,Sampel,Morgan,2014-04-05,ZZ99 1AA,,yes
 """
     assert not (await encompass.upload("pupils", pupils)).refused
+    gone = "urn,name,kind,authority,status\n900009,Gone School,school,706,closed\n"
+    assert not (await encompass.upload("schools", gone)).refused
     children = [
         child("k1", "Riley", postcode="ZZ99 1AA"),
         child("k2", "Morgan", birth_date="2014-04-05", postcode="ZZ99 1AA"),
@@ -145,7 +147,18 @@ async def test_the_coordinator_chooses_among_the_pupils_a_child_may_be(served: S
         at_school, at_home = (f"/force/tasks/{tasks[each].id}/place" for each in ("k1", "k2"))
         for refused in ({}, {"urn": "900002", "home_educated_in": "706"}, {"home_educated_in": "707"}):
             assert (await coordinator.send_form(at_home, **refused)).status_code == 400
-        assert (await coordinator.send_form(at_school, urn="900002")).status_code == 303
+        before = len(await encompass.notices_of())
+        for urn, words in (
+            ("900002", ("Is this the school?", "Riley Sample", "Eastmere College", "Nobody has been told yet")),
+            ("900999", ("Nothing was changed", "No school with the URN 900999 is known here")),
+            ("900009", ("Nothing was changed", "is closed")),
+        ):
+            asked = await coordinator.send_form(at_school, urn=urn)
+            assert asked.status_code == 200 and all(each in asked.text for each in words)
+        asked = await coordinator.send_form(at_school, urn="900999", is_checked="yes")
+        assert asked.status_code == 200 and "is_checked" not in asked.text
+        assert len(await encompass.notices_of()) == before, "nobody is told by a number alone"
+        assert (await coordinator.send_form(at_school, urn="900002", is_checked="yes")).status_code == 303
         assert (await coordinator.send_form(at_home, home_educated_in="706")).status_code == 303
     [told] = [each for each in await encompass.notices_of() if each.telling.notice.children[0].given_name == "Riley"]
     assert told.urn == "900002"
@@ -164,8 +177,9 @@ async def test_not_our_pupil_goes_back_to_the_queue_and_the_coordinator_finds_th
     assert look_up.owner == "force:ZF1"
     async with served.signed_in(CORA) as coordinator:
         assert "Jordan" in (await coordinator.get("/force")).text
-        assert (await coordinator.send_form(f"/force/tasks/{look_up.id}/place", urn="nobody")).status_code == 400
-        assert (await coordinator.send_form(f"/force/tasks/{look_up.id}/place", urn="900002")).status_code == 303
+        path = f"/force/tasks/{look_up.id}/place"
+        assert (await coordinator.send_form(path, urn="nobody")).status_code == 400
+        assert (await coordinator.send_form(path, urn="900002", is_checked="yes")).status_code == 303
         # The sister is nobody that the other school's directory knows: a person says that it may go there.
         [release] = [task for task in await served.encompass.tasks() if task.kind is TaskKind.RELEASE]
         assert (await coordinator.send_form(f"/force/tasks/{release.id}/release")).status_code == 303
@@ -198,6 +212,10 @@ async def test_what_the_coordinator_suppresses_is_taken_back(served: Served) -> 
     assert {each.state for each in (await served.encompass.notices()).values()} == {NoticeState.WITHDRAWN}
     async with served.signed_in(ALEX) as deputy:
         assert "Jordan" not in (await deputy.get("/school")).text
+    kept_back = {"scope": "notice", "reason": "refuge", "authoriser": "DI 0702"}
+    await served.encompass.receive(half_term(incident_id="ZF1/2026/0003", suppress=kept_back))
+    async with served.signed_in(CORA) as coordinator:
+        assert "ZF1/2026/0003" not in (await coordinator.get("/force")).text, "no school has to read it"
 
 
 async def test_a_file_of_incidents_stays_in_memory_and_a_trial_is_not_on_record_as_an_import(
