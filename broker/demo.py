@@ -28,7 +28,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from broker import bootstrap
 from broker.clock import SystemClock
-from broker.directory_upload import DirectoryUpload
+from broker.directory_upload import DirectoryUpload, make_operator
 from broker.list_upload import upload_children
 from broker.senders import FORCES_SNAPSHOT_NAME, SNAPSHOT_NAME
 from broker.settings import Environment, Settings
@@ -41,6 +41,7 @@ PAUSE_S: Final = 3.0
 _START_S: Final = 45.0
 _SETTLE_S: Final = 60.0
 SITE: Final = "RZ1"
+OPERATOR: Final = "operator@broker.example.org"
 FHIR_SHARE: Final = 0.3
 _SHOWN_ROLES: Final = (
     ("social_worker", "a social worker"),
@@ -98,7 +99,7 @@ def play(*, once: bool, kafka: bool, seed: int, console: Console) -> int:
     try:
         with ExitStack() as stack:
             engines = _start_engines(stack, console) if kafka else {}
-            stage = _set_stage(once=once, seed=seed, engines=engines)
+            stage = set_stage(once=once, seed=seed, engines=engines)
             console.print(f"[bold]An evening in a town that does not exist.[/bold] All of it lies in {stage.directory}")
             _prepare(stage, console)
             _start_broker(stage, stack, console)
@@ -142,11 +143,13 @@ def _end_engines(program: subprocess.Popen[bytes]) -> None:
     program.wait(60)
 
 
-def _set_stage(*, once: bool, seed: int, engines: Mapping[str, str]) -> Stage:
+def set_stage(*, once: bool, seed: int, engines: Mapping[str, str]) -> Stage:
+    """An empty directory, and ports: those of the settings, or free ones for an evening that leaves nothing open."""
     directory = Path("var") / "demo"
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "broker").mkdir(parents=True)
-    wanted = (0, 0) if once else (8000, 2575)
+    named = Settings()
+    wanted = (0, 0) if once else (named.http_port, named.mllp_port)
     ports = [_free_port(port) for port in (*wanted, 0, 0)]
     return Stage(
         directory=directory.absolute(),
@@ -166,7 +169,9 @@ def _free_port(wanted: int) -> int:
         try:
             probe.bind(("127.0.0.1", wanted))
         except OSError as error:
-            raise SystemExit(f"port {wanted} is taken: end what listens there and try again") from error
+            raise SystemExit(
+                f"port {wanted} is taken: end what listens there, or name others by CPIS_HTTP_PORT and CPIS_MLLP_PORT"
+            ) from error
         return int(probe.getsockname()[1])
 
 
@@ -194,6 +199,8 @@ async def _load_town(settings: Settings, town: Path) -> None:
         await upload.load_workers((town / "workers.csv").read_bytes())
         await upload.load_sites((town / "sites.csv").read_bytes(), settings.data_dir / SNAPSHOT_NAME)
         await upload.load_clinicians((town / "clinicians.csv").read_bytes())
+        password = await make_operator(database, keyring, clock, login=OPERATOR, name="Olive Operator", actor="demo")
+        (town / "operator.csv").write_text(f"login,password\n{OPERATOR},{password}\n")
         reports = [
             await upload.load_forces((town / "forces.csv").read_bytes(), settings.data_dir / FORCES_SNAPSHOT_NAME),
             await upload.load_schools((town / "schools.csv").read_bytes()),
@@ -312,6 +319,8 @@ def _leave_open(stage: Stage, console: Console) -> None:
         if row["login"].startswith(("lead@900001", "coordinator", "hub@")):
             console.print(f"  {row['role'].replace('_', ' ')}: {row['login']} / {row['password']}")
     console.print(f"  a clinician: {clinician['login']} / {clinician['password']}")
+    [operator] = read_csv(stage.directory / "town" / "operator.csv")
+    console.print(f"  an operator of the broker: {operator['login']} / {operator['password']}")
     console.print("Ctrl-C ends everything.")
     while True:
         time.sleep(1)

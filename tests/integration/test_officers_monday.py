@@ -120,6 +120,8 @@ async def test_a_list_officer_goes_through_a_monday(office: Pages, desk: Page) -
         "Row 5 start_date Must have the year in four digits, like 31/01/2026 CPR07",
     ]
 
+    assert "The good rows are taken." in answer
+
     # She mends the two rows and sends the file again.
     mended = [rowan.replace("42;", "0042;", 1), sasha, terry, uma.replace("12/01/26", "12/01/2026")]
     world.clock.advance(timedelta(minutes=5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -268,6 +268,12 @@ async def test_a_doubt_is_shown_with_what_is_for_and_against_to_the_duty_desk_an
             "the date of birth differs and the name differs",
         ):
             assert words in shown
+    await world.list_children(TWIN)
+    await world.receive(hl7(nhs_number="", family="TWIN", given="SAM", birth_date=date(2016, 1, 1), visit="R2"))
+    [weighed] = [each for each in await world.reviews() if each.content.weight is not None]
+    async with pages.signed_in(DEE) as duty:
+        compared = (await duty.get(f"/reviews/{weighed.id}")).text
+    assert "Against: nothing that was sent differs." in compared and compared.count("<caption>") == 2, "no empty table"
     async with pages.signed_in(ASH) as holder, pages.signed_in(BO) as other:
         assert "Sam Twin" in (await holder.get("/inbox")).text
         assert "Sam Twin" not in (await other.get("/inbox")).text
@@ -421,6 +427,7 @@ async def test_the_status_is_for_people_and_for_probes(sqlite_url: str, tmp_path
         async with pages.signed_in(PAT) as operator:
             answer = await operator.get("/_status")
             page = (await operator.get("/operations")).text
+            assert "cpis-broker quarantine replay ID --by NAME" in page, "what to do about it"
     assert answer.status_code == 503
     status = answer.json()
     assert (status["ready"], status["database"]) == (False, "answers")
