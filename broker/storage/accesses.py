@@ -215,12 +215,17 @@ async def list_unscheduled(
     for row in await connection.execute(statement):
         author = bytes(row.author_index)
         if author not in left_out:
-            indexes = (bytes(row.nhs_index).hex(), author.hex())
-            left_out[author] = {keyring.derive_id("access", *indexes, visit_id) for visit_id in visit_ids}
+            index = bytes(row.nhs_index)
+            left_out[author] = {derive_visit_access_id(keyring, index, author, visit_id) for visit_id in visit_ids}
         # A look-up's thread has the id of its access.
         if row.id not in left_out[author] and row.id not in visit_ids:
             found.append(Accessed(at=row.at, author=_open(keyring, row)))
     return found
+
+
+def derive_visit_access_id(keyring: Keyring, nhs_index: bytes, author_index: bytes, visit_id: str) -> str:
+    """The id of the access that a visit had to a record."""
+    return keyring.derive_id("access", nhs_index.hex(), author_index.hex(), visit_id)
 
 
 async def find_record(connection: AsyncConnection, access_id: str) -> bytes | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import func, select, update
@@ -13,12 +13,27 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.domain.course import VisitState
 from broker.domain.patterns import Met, PatternKind, PatternRule
 from broker.keyring import Keyring
-from broker.storage.accesses import AccessKind, load_author
+from broker.storage.accesses import AccessKind, derive_visit_access_id, load_author
 from broker.storage.rows import insert_rows, is_among
-from broker.storage.tables import Access, Alert, AlertEntry, PatternRow, PatternState, table
+from broker.storage.tables import (
+    IDENTITY_CORRECTED,
+    VISITS_JOINED,
+    Access,
+    Alert,
+    AlertEntry,
+    ListEntry,
+    PatternRow,
+    PatternState,
+    table,
+)
 from schemas.identifiers import authority_owner
 
-_rules, _accesses, _alerts, _grounds = table(PatternRow), table(Access), table(Alert), table(AlertEntry)
+_rules, _accesses, _alerts = table(PatternRow), table(Access), table(Alert)
+_grounds, _entries = table(AlertEntry), table(ListEntry)
+_OF_VISIT: Final = (
+    *(_accesses.c.id, _accesses.c.nhs_index, _accesses.c.author_index, _accesses.c.at),
+    *(_accesses.c.is_withheld, _accesses.c.sealed),
+)
 
 
 class StoredRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,20 +117,42 @@ async def switch_off(connection: AsyncConnection, rule: PatternRule, *, by: str,
 async def load_met(
     connection: AsyncConnection, keyring: Keyring, indexes: Collection[bytes], since: datetime
 ) -> dict[bytes, list[Met]]:
-    """Visits to unscheduled care since an instant, by blind index of the NHS number. Look-ups are none."""
-    columns = (_accesses.c.id, _accesses.c.nhs_index, _accesses.c.at, _accesses.c.is_withheld, _accesses.c.sealed)
-    statement = select(*columns).where(
+    """Visits to unscheduled care since an instant, by blind index of the NHS number. Look-ups are none.
+
+    Nor are visits that turned out to be somebody else's, or another that is counted already.
+    """
+    others = await _load_others_visits(connection, indexes, since)
+    statement = select(*_OF_VISIT).where(
         is_among(connection, _accesses.c.nhs_index, sorted(indexes)),
         _accesses.c.at > since,
         _accesses.c.is_unscheduled,
     )
     found: dict[bytes, list[Met]] = {}
     for row in await connection.execute(statement):
-        author = load_author(keyring, row)
-        if author.kind is AccessKind.ATTENDED:
+        author, index = load_author(keyring, row), bytes(row.nhs_index)
+        not_theirs = {derive_visit_access_id(keyring, index, row.author_index, one) for one in others.get(index, ())}
+        if author.kind is AccessKind.ATTENDED and row.id not in not_theirs:
             met = Met(at=row.at, organisation=author.organisation, is_withheld=row.is_withheld)
-            found.setdefault(bytes(row.nhs_index), []).append(met)
+            found.setdefault(index, []).append(met)
     return found
+
+
+async def _load_others_visits(
+    connection: AsyncConnection, indexes: Collection[bytes], since: datetime
+) -> dict[bytes, set[str]]:
+    """Visits that were taken for these people's, and of which no alert stands any more by their department's word."""
+    statement = (
+        select(_entries.c.nhs_index, _alerts.c.visit_id, _alerts.c.withdrawn_rule)
+        .join_from(_entries, _grounds, _grounds.c.entry_id == _entries.c.id)
+        .join(_alerts, _alerts.c.id == _grounds.c.alert_id)
+        .where(is_among(connection, _entries.c.nhs_index, sorted(indexes)), _alerts.c.raised_at > since)
+    )
+    gone: dict[bytes, set[str]] = {}
+    theirs: dict[bytes, set[str]] = {}
+    for row in await connection.execute(statement):
+        is_gone = row.withdrawn_rule in (IDENTITY_CORRECTED, VISITS_JOINED)
+        (gone if is_gone else theirs).setdefault(bytes(row.nhs_index), set()).add(row.visit_id)
+    return {index: visit_ids - theirs.get(index, set()) for index, visit_ids in gone.items()}
 
 
 async def load_left(

@@ -133,6 +133,19 @@ async def test_sites_are_counted_across_departments_and_only_for_the_authority_t
     assert "Two sites" not in await visit(world, 3)
 
 
+async def test_a_visit_that_was_somebody_elses_or_is_another_already_is_not_counted(world: World) -> None:
+    await world.list_children(CASEY, OTHER)
+    rule = await word(world, PatternKind.VISITS, count_min=2)
+    await preview(world, rule)
+    await switch(world, rule)
+    await visit(world, 1, patient="O2")
+    await world.receive(of_robin("A08", visit="P1", at=local(world) + timedelta(minutes=1)))
+    assert "Third visit" not in await visit(world, 2), "the first was Robin's"
+    await visit(world, 3, patient="O9", nhs_number="")
+    assert "Third visit" in await visit(world, 4)
+    assert await preview(world, rule) == Preview(alerts=4, named=1)
+
+
 async def test_look_back_names_them_too_and_what_is_sent_is_what_is_shown(world: World) -> None:
     await world.list_children(CASEY)
     rule = await word(world, PatternKind.VISITS, count_min=2)
