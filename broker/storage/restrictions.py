@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, select, update
+from sqlalchemy import Select, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.alerts import withhold_place
@@ -62,14 +62,20 @@ def _holding(dialect: str) -> Select[Any]:
 
 
 async def withhold_of(connection: AsyncConnection, keyring: Keyring, entry_ids: Sequence[str]) -> None:
-    """Withhold the place in the alerts and doubts that rest on these entries and say it still."""
+    """Withhold the place in the alerts and doubts that rest on these entries and say it still.
+
+    So it is in those about whom the same visit was taken for before: together they would say who was there.
+    """
     if not entry_ids:
         return
     resting = select(_grounds.c.alert_id).where(is_among(connection, _grounds.c.entry_id, entry_ids))
-    telling = (_alerts.c.id.in_(resting), _alerts.c.is_restricted.is_(False))
+    theirs = select(_alerts.c.visit_id).where(_alerts.c.id.in_(resting), _alerts.c.withdrawn_at.is_(None))
+    told_of = or_(_alerts.c.id.in_(resting), _alerts.c.visit_id.in_(theirs))
+    telling = (told_of, _alerts.c.is_restricted.is_(False))
     withheld = update(_alerts).where(*telling).values(is_restricted=True).returning(_alerts.c.id)
     alert_ids = sorted((await connection.execute(withheld)).scalars())
-    of_them = (is_among(connection, _reviews.c.entry_id, entry_ids), _reviews.c.is_restricted.is_(False))
+    doubted = or_(is_among(connection, _reviews.c.entry_id, entry_ids), _reviews.c.visit_id.in_(theirs))
+    of_them = (doubted, _reviews.c.is_restricted.is_(False))
     await connection.execute(update(_reviews).where(*of_them).values(is_restricted=True))
     await _withhold_unsent(connection, keyring, alert_ids)
 

@@ -328,6 +328,21 @@ async def test_an_alert_that_comes_to_rest_on_a_restricted_entry_withholds_its_p
     assert sent and find_marks(sent) == []
 
 
+async def test_an_alert_about_whom_the_visit_was_taken_for_before_withholds_the_place_too(served: Pages) -> None:
+    world = served.world
+    await note(world, Restricted())
+    await world.list_children("L6,9990000026,Other,Robin,2016-03-02,ZZ99 1AA,child_protection_plan,2025-01-01,,W2,N")
+    robin = at_the_place(nhs_number="9990000026", family="OTHER", given="ROBIN", birth_date=date(2016, 3, 2))
+    await world.receive(robin)
+    assert [each.is_restricted for each in await world.alerts()] == [False]
+    await world.receive(at_the_place("A08", at=CAME_AT + timedelta(minutes=40)))
+    told = {each.alert.child.given: each for each in await world.alerts()}
+    assert told["Robin"].withdrawn_at and told["Robin"].alert.attendance.is_withheld
+    assert told["Casey"].alert.attendance.is_withheld
+    sent = {name: said for name, said in (await everything_sent(world)).items() if "authority:706" in name}
+    assert sent and find_marks(sent) == []
+
+
 async def test_another_department_is_shown_an_ordinary_answer_without_the_place(served: Pages) -> None:
     await note(served.world, Restricted())
     await served.world.receive(at_the_place(), hl7(visit="V2"))
