@@ -1,13 +1,17 @@
-"""What must add up: the ledger and the audit chains."""
+"""What must add up, the ledger and the audit chains; and what the audit says of who saw whom."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
 
+import msgspec
 import typer
 
-from broker.cli.screen import JsonOption, console, errors, print_json
-from broker.cli.work import run
+from broker.cli.history import read_instant, read_number
+from broker.cli.quarantine import opening_private
+from broker.cli.screen import ByOption, JsonOption, console, errors, fail, print_json
+from broker.cli.work import person, run
 from broker.exits import EXIT_NOT_WELL
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from broker.settings import Settings
     from broker.storage.database import Database
     from broker.storage.ledger import AlertLedger, NoticeLedger, TopicLedger
+    from broker.storage.sightings import Sighting
 
 
 _OF_INCIDENTS: Final = {"alerted": "told to a school or an officer"}
@@ -57,6 +62,72 @@ def verify_audit(as_json: JsonOption = False) -> None:
             console.print(f"{owner}: {problem or 'whole'}")
     if any(found.values()):
         raise typer.Exit(EXIT_NOT_WELL)
+
+
+def show_who_saw(by: ByOption = "", as_json: JsonOption = False) -> None:
+    """Who saw a child, and when? The NHS number is asked for, or read from standard input. It is audited."""
+    from broker import bootstrap
+    from broker.clock import SystemClock
+    from broker.sightings import SIGHTINGS_MAX, tell_sightings
+
+    who = person(by, "asking who saw a child is audited")
+    number = read_number()
+
+    async def ask(settings: Settings, database: Database) -> list[Sighting]:
+        keyring, now = bootstrap.load_keyring(settings), SystemClock().now()
+        async with database.writing() as connection:
+            return await tell_sightings(connection, keyring, number, asked_by=who, now=now)
+
+    found = run(ask)
+    if as_json:
+        print_json(found)
+        return
+    for each in found:
+        at = each.at.isoformat(timespec="seconds")
+        console.print(f"{at}  {each.owner}  {each.actor}  {each.action}  {each.kind} {each.subject[:12]}", markup=False)
+    if len(found) == SIGHTINGS_MAX:
+        console.print(f"There were more: the {SIGHTINGS_MAX} newest are shown.")
+    elif not found:
+        console.print("Nobody is on record as having seen anything of this number here.")
+
+
+def export_audit(
+    file: Annotated[Path, typer.Argument(help="The file to write, which must not exist.")],
+    *,
+    owner: Annotated[str, typer.Option(help="Only this chain, as audit verify names it: authority:706.")] = "",
+    actor: Annotated[str, typer.Option(help="Only what this login or sender did: what did it see?")] = "",
+    since: Annotated[str, typer.Option("--from", help="Not before this instant; without a zone London's.")] = "",
+    until: Annotated[str, typer.Option("--to", help="Before this instant; without a zone London's.")] = "",
+    by: ByOption = "",
+) -> None:
+    """Write records of the audit to a new file, one JSON document a line, for somebody else to check. It is audited."""
+    from broker.clock import SystemClock
+    from broker.sightings import RecordQuestion, read_records, record_export
+    from broker.storage import audit
+
+    who = person(by, "giving out the audit is audited")
+    question = RecordQuestion(
+        owner=owner or None,
+        actor=actor or None,
+        since=read_instant(since, "--from") if since else None,
+        until=read_instant(until, "--to") if until else None,
+    )
+
+    async def write(_: Settings, database: Database) -> int:
+        async with database.writing() as connection:
+            if owner and owner not in await audit.list_chains(connection):
+                fail(f"there is no chain {owner!a}: cpis-broker audit verify names them", EXIT_NOT_WELL)
+            await record_export(connection, question, asked_by=who, now=SystemClock().now())
+        written = 0
+        async with database.reading() as connection:
+            with opening_private(file) as lines:
+                async for each in read_records(connection, question):
+                    line = {**msgspec.structs.asdict(each.record), "hash": each.hash.hex()}
+                    lines.write(msgspec.json.encode(line) + b"\n")
+                    written += 1
+        return written
+
+    console.print(f"{run(write)} records written to {file}", markup=False)
 
 
 def _print_offered(topic: TopicLedger, what: str, title: str, words: Mapping[str, str]) -> None:

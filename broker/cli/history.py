@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from broker.storage.database import Database
     from broker.storage.list_versions import ListAge
     from broker.storage.missed import Missed, Sweep
+    from schemas.identifiers import NhsNumber
 
 NUMBER_LETTERS_MAX: Final = 100
 MISSED_SHOWN_MAX: Final = 1000
@@ -34,12 +35,10 @@ def show_as_at(
     from broker.clock import SystemClock
     from broker.list_history import AsAtQuestion, tell_as_at
     from broker.storage import directory
-    from schemas.identifiers import BROKER_OWNER, authority_owner, parse_nhs_number
+    from schemas.identifiers import BROKER_OWNER, authority_owner
 
     instant = read_instant(at)
-    number = parse_nhs_number(_read_number())
-    if number is None:
-        fail("that is not a valid NHS number", EXIT_CONFIGURATION)
+    number = read_number()
     question = AsAtQuestion(
         nhs_number=number,
         at=instant,
@@ -124,22 +123,27 @@ def _print_missed(found: list[Missed], now: datetime) -> None:
     console.print(shown)
 
 
-def read_instant(text: str) -> datetime:
+def read_instant(text: str, option: str = "--at") -> datetime:
     """An ISO 8601 instant in UTC; one without a zone is read on London's clocks."""
     from broker.domain.visits import LONDON
 
     try:
         read = datetime.fromisoformat(text)
     except ValueError:
-        fail("--at: give an instant such as 2026-02-14T03:12+00:00", EXIT_CONFIGURATION)
+        fail(f"{option}: give an instant such as 2026-02-14T03:12+00:00", EXIT_CONFIGURATION)
     return (read if read.tzinfo is not None else read.replace(tzinfo=LONDON)).astimezone(UTC)
 
 
-def _read_number() -> str:
-    """Never from the command line: everybody on the machine can read that."""
-    if sys.stdin.isatty():
-        return str(typer.prompt("NHS number", hide_input=True))
-    return sys.stdin.readline(NUMBER_LETTERS_MAX)
+def read_number() -> NhsNumber:
+    """An NHS number, never from the command line: everybody on the machine can read that."""
+    from schemas.identifiers import parse_nhs_number
+
+    is_asked = sys.stdin.isatty()
+    given = str(typer.prompt("NHS number", hide_input=True)) if is_asked else sys.stdin.readline(NUMBER_LETTERS_MAX)
+    number = parse_nhs_number(given)
+    if number is None:
+        fail("that is not a valid NHS number", EXIT_CONFIGURATION)
+    return number
 
 
 def _print_as_at(answer: AsAt) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import msgspec
 import typer
@@ -181,8 +183,15 @@ def _print_kept(item: StoredQuarantined, body: bytes) -> None:
 
 def write_private(path: Path, content: bytes) -> None:
     """Write a new file that only its owner can read; end with a sentence where that cannot be."""
+    with opening_private(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def opening_private(path: Path) -> Iterator[BinaryIO]:
+    """As ``write_private``, for what is written bit by bit."""
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
+            yield file
     except OSError as error:
         fail(f"{path} cannot be written ({type(error).__name__}); it must not exist yet", EXIT_NOT_WELL)
