@@ -23,7 +23,6 @@ from broker.storage.rows import (
     Write,
     insert_new,
     insert_rows,
-    is_among,
     is_among_given,
     update_rows,
 )
@@ -569,10 +568,13 @@ def _heard(dialect: str) -> Update:
 
 
 async def close_quiet(connection: AsyncConnection, quiet: Quiet, *, now: datetime, rows_max: int) -> int:
-    """Visits of which nothing was heard for so long come to rest; returns how many. Nothing follows for anybody."""
+    """Visits of which nothing was heard for so long come to rest; returns how many. Nothing follows for anybody.
+
+    They have been at rest since the limit, however late this is noted: who came under the number since came anew.
+    """
     stays = _visits.c.state == VisitState.ADMITTED.value
     found = (
-        select(_visits.c.id)
+        select(_visits.c.id, _visits.c.heard_at, _visits.c.state)
         .where(
             _visits.c.closed_at.is_(None),
             _visits.c.heard_at < now - quiet.visit,
@@ -582,12 +584,15 @@ async def close_quiet(connection: AsyncConnection, quiet: Quiet, *, now: datetim
         .limit(rows_max)
         .with_for_update(skip_locked=True)
     )
-    visit_ids = list((await connection.execute(found)).scalars())
-    if visit_ids:
-        await connection.execute(
-            update(_visits).where(is_among(connection, _visits.c.id, visit_ids)).values(closed_at=now)
-        )
-    return len(visit_ids)
+    rows = [
+        {
+            "id": row.id,
+            "closed_at": row.heard_at + (quiet.admission if row.state == VisitState.ADMITTED.value else quiet.visit),
+        }
+        for row in await connection.execute(found)
+    ]
+    await update_rows(connection, _visits, rows, key="id")
+    return len(rows)
 
 
 async def note_continued(connection: AsyncConnection, visit_ids: Mapping[str, str]) -> None:

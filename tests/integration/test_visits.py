@@ -347,7 +347,7 @@ async def test_a_visit_of_which_nothing_is_heard_comes_to_rest_and_nobody_is_tol
     assert await closed_visits(world) == [first.visit_id]
     assert await told_of_visits(world) == sent
     # A registration that is sent again, and a discharge that was forgotten: the same visit, under way again.
-    assert await world.receive(hl7(), hl7("A03", at=after(60 * 73))) == [Outcome.UPDATED] * 2
+    assert await world.receive(hl7(), hl7("A03", at=after(60 * 71))) == [Outcome.UPDATED] * 2
     assert await closed_visits(world) == []
     assert await told_of_visits(world) == sent
     assert len(await world.alerts()) == 1
@@ -370,6 +370,16 @@ async def test_who_comes_again_under_a_number_that_came_to_rest_is_alerted_again
             await visits.load_messages(connection, world.keyring, each.visit_id) for each in await world.alerts()
         ]
     assert sorted(len(messages) for messages in threads) == [2, 2, 2]
+
+
+async def test_however_late_a_visit_is_seen_to_rest_who_came_since_its_limit_came_anew(world: World) -> None:
+    await world.list_children(CASEY)
+    await world.receive(hl7())
+    world.clock.advance(timedelta(days=9))  # nobody looked for days
+    await world.run_jobs()
+    again = after(60 * 24 * 8)
+    assert await world.receive(hl7(at=again)) == [Outcome.ALERTED], "its message was held up, and comes after the job"
+    assert len(await world.alerts()) == 2
 
 
 async def test_a_ward_may_be_silent_for_weeks_and_who_was_expected_comes_to_the_visit_announced(world: World) -> None:
