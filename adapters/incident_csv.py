@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ _REQUIRED: Final = ("incident_id", "force", "version")
 _LOCAL: Final = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?", re.ASCII)
 _INSTANT_ADVICE: Final = "must be like 2026-11-21 22:40, London time, or with its offset, 2026-11-21T22:40:00Z"
 _PLACE: Final = re.compile(r"(children|excluded_recipients|adults)\[(\d+)\]\.?(.*)")
+_FIRST: Final = re.compile(r"[.\[]")
 _COLUMNS: Final = {"urn": "urn", "name": "school_name", "source": "school_source"}
 _OWN_COLUMNS: Final = {"reason": "withdrawn_reason", "children": "child_id", "suppress": "suppress_scope"}
 _PREFIXES: Final = {"children": "", "excluded_recipients": "excluded_", "adults": "adult_"}
@@ -42,7 +43,7 @@ class IncidentFileLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class _IncidentRow:
-    """One row, in parts of the JSON message; or the ``problems`` of those that could not be read."""
+    """One row, in parts of the JSON message. Where it has ``problems``, something stands in for what is wrong."""
 
     key: Key
     incident: Content = field(default_factory=dict)
@@ -81,13 +82,34 @@ def _take_rows(
         if isinstance(row, RowProblem):
             yield number, row
         elif row.problems:
-            yield number, tell_problems(number, row.problems)
+            yield number, _refuse_row(number, row, received_at, limits)
         elif row.key in spoilt:
             yield number, RowProblem(row=number, field="incident_id", advice=_ADVICE)
         else:
             versions.setdefault((row.key, row.incident["version"]), []).append((number, row))
     for group in versions.values():
         yield from _take_version(group, received_at, limits)
+
+
+def _refuse_row(number: int, row: _IncidentRow, received_at: datetime, limits: IncidentLimits) -> RowProblem:
+    """All that is wrong with a row: what could not be read, and what may not stand there as it was read.
+
+    Of what a message must have, nothing is told: another row of the incident may say it.
+    """
+    problems = dict(row.problems)
+    try:
+        if row.incident:
+            content, places = _join([(number, row)])
+            take_incident(content, received_at=received_at, limits=limits)
+    except IncidentRefused as refused:
+        for each in refused.problems:
+            is_said = (
+                each.advice != "is missing" and each.field not in places and _FIRST.split(each.field)[0] in content
+            )
+            if is_said:
+                found = _locate(each.field, each.advice, places, number)
+                problems.setdefault(found.field, found.advice)
+    return tell_problems(number, problems)
 
 
 def _spoilt_incidents(rows: Sequence[tuple[int, _IncidentRow | RowProblem]]) -> set[Key]:
@@ -195,11 +217,11 @@ def _read_row(fields: Fields) -> _IncidentRow:
     if fields.problems:
         return _IncidentRow(key=key)
     is_withdrawn = fields.flag("withdrawn")
-    if fields.are_right("withdrawn"):
-        row = _IncidentRow(key=key, incident=_withdrawal(fields)) if is_withdrawn else _report(fields, key)
-        if not fields.problems:
-            return row
-    return _IncidentRow(key=key, problems=fields.take_problems())
+    if not fields.are_right("withdrawn"):
+        # It is read as that of the two which it looks like, so that its other columns are told of as well.
+        is_withdrawn = fields.optional("withdrawn_at") is not None or fields.optional("withdrawn_reason") is not None
+    row = _IncidentRow(key=key, incident=_withdrawal(fields)) if is_withdrawn else _report(fields, key)
+    return replace(row, problems=fields.take_problems())
 
 
 def _report(fields: Fields, key: Key) -> _IncidentRow:

@@ -137,16 +137,47 @@ def test_a_wrong_column_is_named_without_its_value(change: dict[str, str], field
     assert not any(len(value) > 3 and value in str(found) for value in change.values() if value != "other")
 
 
+def columns_of(problem: object) -> list[str]:
+    """The columns that a problem names."""
+    assert isinstance(problem, RowProblem)
+    _, *others = problem.advice.split("; ")
+    return [problem.field, *(each.split()[0] for each in others)]
+
+
 def test_every_wrong_column_of_a_row_is_told_at_once() -> None:
-    wrong = {"present": "maybe", "version": "one", "occurred_at": "21/11/2026", "reported_at": ""}
+    wrong = {
+        "present": "maybe",
+        "version": "one",
+        "birth_date": "5 April",
+        "occurred_at": "21/11/2026",
+        "reported_at": "",
+    }
     (number, problem), (_, other) = read(ROW | wrong, ROW)
     assert isinstance(problem, RowProblem) and isinstance(other, RowProblem)
-    assert (number, problem.field, other.field) == (2, "present", "incident_id")
-    told = [each.split()[0] for each in problem.advice.split("; ")]
-    assert told == ["must", "occurred_at", "reported_at", "version"]
-    unclear = read(ROW | wrong | {"withdrawn": "perhaps"})[0][1]
-    assert isinstance(unclear, RowProblem)
-    assert (unclear.field, unclear.advice) == ("withdrawn", "must be yes or no")
+    assert (number, other.field) == (2, "incident_id")
+    assert columns_of(problem) == ["present", "occurred_at", "reported_at", "version", "birth_date"]
+
+
+def test_a_row_of_which_nobody_knows_whether_it_withdraws_is_told_of_its_other_columns_too() -> None:
+    wrong = {"withdrawn": "perhaps", "version": "0", "birth_date": "5 April", "reported_at": ""}
+    reporting = ROW | wrong | {"school_source": "neighbour"}
+    withdrawing = {name: ROW[name] for name in ("incident_id", "force")} | {"withdrawn": "ja", "version": "2"}
+    told = [
+        columns_of(problem)
+        for _, problem in read(reporting, withdrawing | {"withdrawn_at": "soon"}, ROW | {"withdrawn": "perhaps"})
+    ]
+    assert told == [
+        ["withdrawn", "reported_at", "version", "birth_date", "school_source"],
+        ["withdrawn", "withdrawn_at", "withdrawn_reason"],
+        ["withdrawn"],
+    ]
+
+
+def test_what_another_row_of_the_incident_may_say_is_not_told_as_missing() -> None:
+    """An adult takes a row of its own, which has neither a child nor what changed."""
+    adult = dict.fromkeys(ROW, "") | {name: ROW[name] for name in ("incident_id", "force", "reported_at")}
+    rows = [ROW | {"version": "2", "change": "update"}, adult | {"version": "2", "occurred_at": "x"}]
+    assert columns_of(read(*rows)[1][1]) == ["occurred_at"]
 
 
 def test_rows_that_say_different_things_of_one_incident_or_child_are_refused() -> None:
