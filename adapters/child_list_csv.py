@@ -61,6 +61,8 @@ _MIDNIGHT: Final = re.compile(r"[T ]00?:00(?::00(?:\.0+)?)?$")
 _ROUNDED: Final = re.compile(r"[0-9](?:[.,][0-9]+)?[Ee]\+?[0-9]+")
 _OLD_STYLE_NUMBER: Final = re.compile(r"[A-Za-z]{2,5}[ /-]?[0-9][0-9 /.-]{0,10}")
 """NHS numbers before 1996: letters and figures that told the register and the entry."""
+OLD_STYLE_ADVICE: Final = "is a number of the old style: give the NHS number of ten digits"
+NUMBER_ADVICE: Final = "must be a valid NHS number of ten digits; please check it"
 
 
 class ChildRowProblem(RowProblem, frozen=True, kw_only=True):
@@ -133,7 +135,7 @@ class _ChildFields(Fields):
         text = self.required(name)
         number = parse_nhs_number(text)
         if number is None:
-            self.is_old_style = _OLD_STYLE_NUMBER.fullmatch(text) is not None
+            self.is_old_style = is_old_style_number(text)
             self.refuse(name, _advise_on_number(text))
         return number or NhsNumber("")
 
@@ -262,16 +264,21 @@ def _advise_on_day(text: str) -> str:
     return "must be a date like 2026-01-31 or 31/01/2026"
 
 
+def is_old_style_number(text: str) -> bool:
+    """Whether this is written like an NHS number from before 1996, which is answered with a code of its own."""
+    return _OLD_STYLE_NUMBER.fullmatch(text) is not None
+
+
 def _advise_on_number(text: str) -> str:
     """Why this is no NHS number."""
     digits = "".join(text.split())
-    if _OLD_STYLE_NUMBER.fullmatch(text):
-        return "is a number of the old style: give the NHS number of ten digits"
+    if is_old_style_number(text):
+        return OLD_STYLE_ADVICE
     if _ROUNDED.fullmatch(digits):
         return "was rounded by a spreadsheet: format the column as text and enter it again"
     if digits.isascii() and digits.isdigit() and len(digits) == 9:
         return "has nine digits: a spreadsheet may have dropped a 0 in front; format the column as text"
-    return "must be a valid NHS number of ten digits; please check it"
+    return NUMBER_ADVICE
 
 
 def _child(fields: _ChildFields) -> ChildListEntry:

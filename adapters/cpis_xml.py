@@ -16,10 +16,12 @@ from xml.parsers import expat
 
 import msgspec
 
-from adapters.child_list_csv import FIELD_CHARACTERS_MAX, MalformedFile, RowProblem, Rows
+from adapters.child_list_csv import NUMBER_ADVICE, OLD_STYLE_ADVICE, ChildRowProblem, is_old_style_number
+from adapters.csv_rows import FIELD_CHARACTERS_MAX, MalformedFile, Rows, tell_problems
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, PlanType
 from schemas.identifiers import NhsNumber, parse_nhs_number, parse_ods_code
+from schemas.upload import RecordCode
 
 _PIECE_BYTES: Final = 65_536
 """Fed to the parser at once: so much XML is held as elements."""
@@ -29,6 +31,8 @@ _PLANS: Final = {
     "COCT_TP146101GB01.CPPInformation": ("cPP", PlanType.CHILD_PROTECTION),
     "COCT_TP146102GB01.UCPInformation": ("uCP", PlanType.UNBORN),
 }
+Problems = dict[str, str]
+"""How to mend each field that is not as it must be, in the order in which they were read."""
 
 
 class UploadLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,15 +85,10 @@ class _Element:
         return None
 
 
-class _FieldProblem(Exception):
-    def __init__(self, field: str, advice: str) -> None:
-        super().__init__(field)
-        self.field = field
-        self.advice = advice
-
-
 def read_upload(chunks: Iterable[bytes], limits: UploadLimits | None = None) -> tuple[UploadHead, Rows[ChildListEntry]]:
-    """The head, and one entry or problem per plan, with the number of its record: the first is 1.
+    """The head, and one entry or ChildRowProblem per plan, with the number of its record: the first is 1.
+
+    A problem tells all that is to be mended of its entry: of the person and of the plan.
 
     The entries are read while they are taken, so that a large file needs little memory. Raises MalformedFile, at once
     or on the way; also at the end, when there are more or fewer records than the head says.
@@ -131,33 +130,46 @@ def _read_records(parts: Iterable[_Element], head: UploadHead) -> Rows[ChildList
 
 
 def _read_record(number: int, record: _Element) -> Rows[ChildListEntry]:
-    try:
-        content = record.first("CP-ISRecord")
-        if content is None:
-            raise _FieldProblem("record", "must hold a CP-ISRecord")
-        person = _read_subject(content)
-        plans = [plan for link in content.all("pertinentInformation") for plan in link.children if plan.name in _PLANS]
-        if not plans:
-            raise _FieldProblem("plan_type", "is missing: the record has no plan")
-    except _FieldProblem as problem:
-        yield number, RowProblem(row=number, field=problem.field, advice=problem.advice)
+    content = record.first("CP-ISRecord")
+    if content is None:
+        yield number, ChildRowProblem(row=number, field="record", advice="must hold a CP-ISRecord")
         return
+    person = _read_subject(content)
+    plans = [plan for link in content.all("pertinentInformation") for plan in link.children if plan.name in _PLANS]
+    if not plans:
+        problems = person.problems | {"plan_type": "is missing: the record has no plan"}
+        yield number, _refuse_entry(number, person, problems)
     for plan in plans:
-        try:
-            yield number, _read_plan(person, plan)
-        except _FieldProblem as problem:
-            yield number, RowProblem(row=number, field=problem.field, advice=problem.advice)
+        problems = dict(person.problems)
+        entry = _read_plan(person, plan, problems)
+        yield number, _refuse_entry(number, person, problems) if problems else entry
 
 
 class _Subject(msgspec.Struct, frozen=True, kw_only=True):
-    local_id: str
-    nhs_number: NhsNumber
-    name: PersonName
-    birth_date: date
+    """The child, or the mother of an unborn one: what is not as it must be has a stand-in, and is in ``problems``."""
+
+    problems: Problems
+    local_id: str = ""
+    nhs_number: NhsNumber = NhsNumber("")
+    name: PersonName = PersonName(family="")
+    birth_date: date = date.min
+    is_old_style: bool = False
+    """Whether the NHS number is one from before 1996."""
+
+
+def _refuse_entry(number: int, person: _Subject, problems: Problems) -> ChildRowProblem:
+    told = tell_problems(number, problems)
+    return ChildRowProblem(
+        row=number,
+        field=told.field,
+        advice=told.advice,
+        code=RecordCode.OLD_STYLE_NUMBER if person.is_old_style else RecordCode.NOT_LOADED,
+        local_id=person.local_id or None,
+    )
 
 
 def _read_subject(content: _Element) -> _Subject:
-    """The child, or the mother of an unborn one. A local id is optional: the NHS number stands for one left out."""
+    """A local id is optional: the NHS number stands for one left out."""
     child = content.first("subject", "COCT_TP145101GB01.Child")
     mother = content.first("subject", "COCT_TP145100GB01.UnbornChild", "parentMotherPerson")
     if child is not None:
@@ -166,43 +178,48 @@ def _read_subject(content: _Element) -> _Subject:
         role = mother.first("playedMother")
         ids, person = list(role.all("id")) if role is not None else [], mother
     else:
-        raise _FieldProblem("record", "must name a child, or the mother of an unborn child")
-    number, local_id = _read_ids(ids)
+        return _Subject(problems={"record": "must name a child, or the mother of an unborn child"})
+    problems: Problems = {}
+    written, others = _find_ids(ids)
+    is_old_style = is_old_style_number(written)
+    number = parse_nhs_number(written)
+    if number is None:
+        problems["nhs_number"] = OLD_STYLE_ADVICE if is_old_style else NUMBER_ADVICE
+    local_id = _plain(_attribute(others[0], "extension"), "local_id", problems) if others else None
     return _Subject(
-        local_id=local_id or number,
-        nhs_number=number,
-        name=_read_name(person),
-        birth_date=_read_day(person.first("birthTime") if person is not None else None, "birth_date"),
+        problems=problems,
+        local_id=local_id or number or "",
+        nhs_number=number or NhsNumber(""),
+        name=_read_name(person, problems),
+        birth_date=_read_day(person.first("birthTime") if person is not None else None, "birth_date", problems),
+        is_old_style=is_old_style,
     )
 
 
-def _read_ids(ids: list[_Element]) -> tuple[NhsNumber, str | None]:
-    """By their roots; where those are left out, the NHS number is the first."""
+def _find_ids(ids: list[_Element]) -> tuple[str, list[_Element]]:
+    """What is written as NHS number, and the other ids: by their roots; where those are left out, it is the first."""
     numbered = [each for each in ids if each.attributes.get("root") == _NHS_NUMBER_ROOT]
     if not numbered:
         numbered = [each for each in ids[:1] if "root" not in each.attributes]
-    number = parse_nhs_number(_attribute(numbered[0], "extension") or "") if numbered else None
-    if number is None:
-        raise _FieldProblem("nhs_number", "must be a valid NHS number of ten digits; please check it")
-    others = [each for each in ids if each is not numbered[0]]
-    return number, _plain(_attribute(others[0], "extension"), "local_id") if others else None
+    others = [each for each in ids if each not in numbered[:1]]
+    return (_attribute(numbered[0], "extension") or "") if numbered else "", others
 
 
-def _read_name(person: _Element | None) -> PersonName:
+def _read_name(person: _Element | None, problems: Problems) -> PersonName:
     name = person.first("name") if person is not None else None
-    family = _plain(_text(name.first("family")), "family_name") if name is not None else None
+    family = _plain(_text(name.first("family")), "family_name", problems) if name is not None else None
     if name is None or family is None:
-        raise _FieldProblem("family_name", "is missing")
-    given = " ".join(filter(None, (_text(each) for each in name.all("given"))))
-    return PersonName(family=family, given=_plain(given, "given_name") or "")
+        problems.setdefault("family_name", "is missing")
+    given = " ".join(filter(None, (_text(each) for each in name.all("given")))) if name is not None else ""
+    return PersonName(family=family or "", given=_plain(given, "given_name", problems) or "")
 
 
-def _read_plan(person: _Subject, plan: _Element) -> ChildListEntry:
+def _read_plan(person: _Subject, plan: _Element, problems: Problems) -> ChildListEntry:
     prefix, plan_type = _PLANS[plan.name]
-    start_on = _read_day(_value_of(plan, f"{prefix}StartDate"), "start_date")
-    end_on = _read_optional_day(_value_of(plan, f"{prefix}EndDate"), "end_date")
-    if end_on is not None and end_on < start_on:
-        raise _FieldProblem("end_date", "must not be before the start date")
+    start_on = _read_day(_value_of(plan, f"{prefix}StartDate"), "start_date", problems)
+    end_on = _read_optional_day(_value_of(plan, f"{prefix}EndDate"), "end_date", problems)
+    if end_on is not None and end_on < start_on and "start_date" not in problems:
+        problems["end_date"] = "must not be before the start date"
     return ChildListEntry(
         local_id=person.local_id,
         nhs_number=person.nhs_number,
@@ -211,7 +228,7 @@ def _read_plan(person: _Subject, plan: _Element) -> ChildListEntry:
         plan_type=plan_type,
         start_on=start_on,
         end_on=end_on,
-        deleted_on=_read_optional_day(_value_of(plan, f"{prefix}DeleteDate"), "delete_date"),
+        deleted_on=_read_optional_day(_value_of(plan, f"{prefix}DeleteDate"), "delete_date", problems),
     )
 
 
@@ -223,14 +240,14 @@ def _value_of(plan: _Element, name: str) -> _Element | None:
     return found.first("value") if found is not None else None
 
 
-def _read_day(element: _Element | None, field: str) -> date:
-    day = _read_optional_day(element, field)
+def _read_day(element: _Element | None, field: str, problems: Problems) -> date:
+    day = _read_optional_day(element, field, problems)
     if day is None:
-        raise _FieldProblem(field, "is missing")
-    return day
+        problems.setdefault(field, "is missing")
+    return day or date.min
 
 
-def _read_optional_day(element: _Element | None, field: str) -> date | None:
+def _read_optional_day(element: _Element | None, field: str, problems: Problems) -> date | None:
     """The day of a time stamp (HL7 v3 TS), which may go on with a time: 20260131 or 20260131120000+0000."""
     text = _attribute(element, "value")
     if text is None:
@@ -241,7 +258,8 @@ def _read_optional_day(element: _Element | None, field: str) -> date | None:
             raise ValueError
         return date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
     except ValueError:
-        raise _FieldProblem(field, "must be a date like 20260131") from None
+        problems[field] = "must be a date like 20260131"
+        return None
 
 
 def _attribute(element: _Element | None, name: str) -> str | None:
@@ -252,9 +270,10 @@ def _text(element: _Element | None) -> str | None:
     return (" ".join(element.text.split()) or None) if element is not None else None
 
 
-def _plain(text: str | None, field: str) -> str | None:
+def _plain(text: str | None, field: str, problems: Problems) -> str | None:
     if text is not None and len(text) > FIELD_CHARACTERS_MAX:
-        raise _FieldProblem(field, f"must be plain text of at most {FIELD_CHARACTERS_MAX} characters")
+        problems[field] = f"must be plain text of at most {FIELD_CHARACTERS_MAX} characters"
+        return None
     return text or None
 
 

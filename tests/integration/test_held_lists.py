@@ -507,6 +507,26 @@ async def test_a_file_of_a_case_system_is_held_and_confirmed_like_every_other(wo
     assert (confirmed.state, confirmed.ends) == (UploadState.LOADED, 4)
 
 
+async def test_who_stands_in_a_bad_record_of_a_case_system_is_not_missing_from_its_full_list(world: World) -> None:
+    await send(world, [row(number) for number in range(1, 3)])
+    named = [record(child(make_nhs_number(9), "L1"), plan("cPP"), plan("lAC"))]
+    bad = record(child("ABC 12 345", "L2", family=" "), plan("cPP"))
+    report = await upload_children(
+        world.database,
+        world.keyring,
+        world.clock,
+        authority="706",
+        file=upload(*named, bad),
+        uploaded_by=OFFICER,
+        kind=UploadKind.FULL,
+        form=UploadFormat.XML,
+    )
+    assert (report.file_code, report.loaded, report.left_out) == (FileCode.SOME_LOADED, 2, 0)
+    [refused] = report.refused
+    assert (refused.row, refused.field, refused.code) == (2, "nhs_number", RecordCode.OLD_STYLE_NUMBER)
+    assert "family_name is missing" in refused.advice
+
+
 async def test_a_full_list_that_was_held_does_not_ask_about_who_was_listed_since(world: World) -> None:
     await send(world, [row(number) for number in range(1, 7)])
     world.clock.advance(timedelta(minutes=5))

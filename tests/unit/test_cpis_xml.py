@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.child_list_csv import MalformedFile, RowProblem
+from adapters.child_list_csv import ChildRowProblem, MalformedFile, RowProblem
 from adapters.cpis_xml import UploadHead, UploadLimits, read_upload
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, PlanType
+from schemas.upload import RecordCode
 from tests.factories import make_nhs_number
 
 CHILD, MOTHER, OTHER = (make_nhs_number(serial) for serial in (1, 2, 3))
@@ -134,7 +135,7 @@ def test_one_record_may_hold_three_plans_and_one_of_them_may_be_wrong() -> None:
     assert [number for number, _ in found] == [1, 1, 1]
     first, second, third = (row for _, row in found)
     assert first == ENTRY
-    assert second == RowProblem(row=1, field="start_date", advice="must be a date like 20260131")
+    assert second == ChildRowProblem(row=1, field="start_date", advice="must be a date like 20260131", local_id="C1")
     assert isinstance(third, ChildListEntry)
     assert (third.plan_type, third.deleted_on) == (PlanType.UNBORN, date(2026, 7, 14))
 
@@ -181,6 +182,36 @@ def test_a_bad_record_never_loses_the_good_ones_and_is_told_without_its_values(b
     assert isinstance(problem, RowProblem)
     assert (number, problem.row, problem.field) == (2, 2, field)
     assert not [value for value in ("9990000019", "ABC", "soon", "xxx", CHILD) if value in problem.advice]
+
+
+def test_all_that_is_wrong_with_an_entry_is_told_at_once_and_who_it_is_of() -> None:
+    """The person's own faults with each plan: every entry is mended by itself, as every row of a CSV file is."""
+    bad = record(
+        child(number="9990000019", family=" ", born="soon"),
+        plan("cPP", start="", end="20261399", delete="never"),
+        plan("lAC", start="20260131", end="20260130"),
+    )
+    found = [problem for _, problem in read(upload(bad)) if isinstance(problem, ChildRowProblem)]
+    told = [[each.field, *(other.split()[0] for other in each.advice.split("; ")[1:])] for each in found]
+    person = ["nhs_number", "family_name", "birth_date"]
+    # "please check it" ends the advice on a number.
+    told = [[name for name in names if name != "please"] for names in told]
+    assert told == [[*person, "start_date", "end_date", "delete_date"], [*person, "end_date"]]
+    assert [(each.code, each.local_id) for each in found] == [(RecordCode.NOT_LOADED, "C1")] * 2
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [("ABC 12 345", RecordCode.OLD_STYLE_NUMBER), ("9990000019", RecordCode.NOT_LOADED), ("", RecordCode.NOT_LOADED)],
+)
+def test_a_number_of_the_old_style_is_answered_by_its_own_code_whatever_else_is_wrong(
+    number: str, code: RecordCode
+) -> None:
+    for born in ("20150302", "2015"):
+        ((_, problem),) = read(upload(record(child(number=number, local_id=None, born=born), plan("cPP"))))
+        assert isinstance(problem, ChildRowProblem)
+        assert (problem.field, problem.code, problem.local_id) == ("nhs_number", code, None)
+        assert ("birth_date" in problem.advice) is (born == "2015")
 
 
 BILLION = b'<!DOCTYPE File [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><File><record>&b;</record></File>'
