@@ -35,7 +35,8 @@ def planted_values(system: System) -> set[bytes]:
     found |= {worker.password for worker in system.town.workers if worker.password}
     found |= {site.credential for site in system.town.sites}
     found |= {authority.webhook_secret for authority in system.town.authorities}
-    return {value.encode() for value in found if len(value) > 4}
+    # A shorter one turns up by chance among megabytes of ciphertext once in ten thousand runs.
+    return {value.encode() for value in found if len(value) > 5}
 
 
 def find_planted(values: set[bytes], haystacks: Mapping[str, bytes]) -> dict[str, list[bytes]]:

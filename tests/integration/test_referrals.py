@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
@@ -437,5 +438,7 @@ async def test_what_the_police_say_never_reaches_a_department(hub: Hub) -> None:
             read.append(outbox._open(world.keyring, row).content.decode())
     everything = "\n".join(read).lower()
     assert "child protection plan" in everything
-    for fact in ("planted", "zf1", "police", "encompass", "domestic", "mill lane", "incident", "900001", "notice of"):
+    for fact in ("planted", "zf1", "police", "encompass", "domestic", "mill lane", "incident", "notice of"):
         assert fact not in everything, fact
+    # The school's number, but not by chance among the digits of an id.
+    assert not re.search(r"\b900001\b", everything)
