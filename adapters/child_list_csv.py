@@ -19,13 +19,13 @@ from adapters.csv_rows import (
     SURPLUS_ADVICE,
     CsvRow,
     Fields,
-    MalformedFile,
     RowProblem,
     Rows,
     read_csv,
     read_table,
     tell_problems,
 )
+from adapters.errors import MalformedFile
 from schemas.attendance import Event, PersonName
 from schemas.child_list import ChildListEntry, LegalBasis, PlanType
 from schemas.directory import Authority, CareSetting, KeptAnswer, Reach, Role, Site, Worker
@@ -39,7 +39,6 @@ __all__ = [
     "ChildRowProblem",
     "ClinicianLine",
     "DateOrder",
-    "MalformedFile",
     "RowProblem",
     "Rows",
     "SiteLine",

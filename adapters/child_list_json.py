@@ -10,7 +10,8 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from adapters.child_list_csv import ChildRowProblem, DateOrder, MalformedFile, Rows, compose_child
+from adapters.child_list_csv import ChildRowProblem, DateOrder, Rows, compose_child
+from adapters.errors import MalformedFile
 from schemas.child_list import ChildListEntry
 
 VERSION: Final = 1

@@ -17,7 +17,8 @@ from xml.parsers import expat
 import msgspec
 
 from adapters.child_list_csv import NUMBER_ADVICE, OLD_STYLE_ADVICE, ChildRowProblem, is_old_style_number
-from adapters.csv_rows import FIELD_CHARACTERS_MAX, MalformedFile, Rows, tell_problems
+from adapters.csv_rows import FIELD_CHARACTERS_MAX, Rows, tell_problems
+from adapters.errors import MalformedFile
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, PlanType
 from schemas.identifiers import NhsNumber, parse_nhs_number, parse_ods_code

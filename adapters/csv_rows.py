@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from adapters.errors import MalformedFile
 from schemas.identifiers import SchoolUrn, parse_ods_code, parse_school_urn
 
 Row = TypeVar("Row")
@@ -51,10 +52,6 @@ class RowProblem(msgspec.Struct, frozen=True, kw_only=True):
     row: int
     field: str
     advice: str
-
-
-class MalformedFile(Exception):
-    """The file as a whole cannot be read: nothing was taken from it."""
 
 
 class Fields:

@@ -4,6 +4,7 @@
     - Unreadable          bytes that cannot be understood; ``reason`` is a closed word
         - NotHl7          not an HL7 v2 message at all
         - NotAnAttendance understood, and of no concern to the broker
+    - MalformedFile       a file that cannot be read as a whole; its text says why
     - MailboxUnavailable  a mailbox did not do what it was asked; ``code`` is a closed word
     - ReceiptsUnavailable what became of a message could not be asked; ``code`` is a closed word
     - LogError
@@ -38,6 +39,10 @@ class NotHl7(Unreadable):
 
 class NotAnAttendance(Unreadable):
     """A message of a type or event the broker does not act on; its reason is ``not_an_attendance``."""
+
+
+class MalformedFile(AdapterError):
+    """The file as a whole cannot be read: nothing was taken from it. Says why, without anything of its contents."""
 
 
 class MailboxUnavailable(AdapterError):

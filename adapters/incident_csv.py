@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from adapters.csv_rows import Fields, MalformedFile, RowProblem, Rows, read_csv, tell_problems
+from adapters.csv_rows import Fields, RowProblem, Rows, read_csv, tell_problems
 from adapters.er7 import LONDON
+from adapters.errors import MalformedFile
 from adapters.incident_json import IncidentLimits, IncidentRefused, take_incident
 from schemas.encompass import PoliceMessage
 

@@ -15,8 +15,8 @@ from typing import Final
 
 import msgspec
 
-from adapters.csv_rows import MalformedFile, RowProblem
-from adapters.errors import NotDurable
+from adapters.csv_rows import RowProblem
+from adapters.errors import MalformedFile, NotDurable
 from adapters.incident_csv import IncidentFileLimits, read_incidents
 from adapters.incident_json import FieldAdvice, IncidentLimits, IncidentRefused, read_incident
 from broker.envelope import INCIDENT_JSON, INCIDENT_TYPE, enclose

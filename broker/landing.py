@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from adapters.child_list_csv import MalformedFile
-from broker.keyring import Keyring, KeyringError
+from adapters.errors import MalformedFile
+from broker.keyring import KeyringError
 from broker.list_comparison import UnknownAuthority, UploadOptions
 from broker.ports import Clock
 from broker.spool import SpoolFull
-from broker.storage import child_lists, jobs, landings
-from broker.storage.child_lists import SealedEntry
+from broker.storage import child_lists, landings
 from broker.storage.database import Database, is_database_outage
-from broker.storage.jobs import LOOK_BACK, derive_job_id
 from broker.storage.landings import Landing
 from broker.telemetry import LISTS_BLOCKED, LogEvent, innermost_line, log
-from schemas.identifiers import authority_owner
 
 _POLL_S: Final = 0.25
 _SLICE_ROWS_MIN: Final = 20
@@ -31,22 +26,6 @@ Finish = Callable[[Landing], Awaitable[None]]
 
 class ListBlocked(Exception):
     """A file that was sent before has landed in part, and the rest cannot: others for that list wait. Says why."""
-
-
-async def write_part(
-    connection: AsyncConnection,
-    keyring: Keyring,
-    authority: str,
-    upload_id: str,
-    entries: Sequence[SealedEntry],
-    *,
-    now: datetime,
-) -> None:
-    """Entries as a file or a person wants them, each with its look-back: both or neither."""
-    await child_lists.write_entries(connection, keyring, authority, upload_id, entries, now=now)
-    owner = authority_owner(authority)
-    work = [(derive_job_id(keyring, LOOK_BACK, each.id), owner, each.id) for each in entries]
-    await jobs.add_jobs(connection, LOOK_BACK, work, now)
 
 
 async def resume_all(database: Database, clock: Clock, lease: timedelta, finish: Finish) -> int:
@@ -96,6 +75,20 @@ async def _resume(database: Database, clock: Clock, landing: Landing, lease: tim
             await landings.note_failure(connection, landing.upload_id, problem, clock.now())
         raise ListBlocked(_tell_blocked(problem)) from error
     return True
+
+
+async def measure_lists(database: Database) -> None:
+    """Let the database learn how long the lists are, now that a long one stands.
+
+    It stands also when the database is away just now.
+    """
+    try:
+        async with database.writing() as connection:
+            await child_lists.analyse_lists(connection)
+    except Exception as error:
+        if not is_database_outage(error):
+            raise
+        log(LogEvent.JOB_FAILED, kind="analyse", error=type(error).__name__)
 
 
 def _explain_failure(error: Exception) -> str:

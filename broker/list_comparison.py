@@ -18,9 +18,10 @@ from typing import Final, NamedTuple
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters.child_list_csv import ChildRowProblem, MalformedFile, RowProblem, Rows, read_children
+from adapters.child_list_csv import ChildRowProblem, RowProblem, Rows, read_children
 from adapters.child_list_json import read_children_json
 from adapters.cpis_xml import read_upload
+from adapters.errors import MalformedFile
 from broker.domain.decision import Candidate
 from broker.domain.visibility import Standing, Windows, standing_on
 from broker.domain.visits import london_day
@@ -157,6 +158,11 @@ class Comparison:
     """The ``local_id`` of rows that were refused: who has a bad row is not missing."""
     repeated: list[bytes] = field(default_factory=list)
     """Entries that the file repeats as they stand."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether anything of the file counts: not where every row was refused. An empty one says what it says."""
+        return bool(self.rows_good) or not self.refused_count
 
     @property
     def taken(self) -> int:

@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
-from broker.landing import write_part
 from broker.list_comparison import end_entry
+from broker.list_writing import write_part
 from broker.ports import Clock
 from broker.storage import audit, child_lists, held_uploads, landings, list_differences
 from broker.storage.audit import Act

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -23,25 +23,19 @@ from typing import Final
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters.child_list_csv import MalformedFile
-from adapters.child_list_json import VersionNotSupported
 from broker.keyring import Keyring
-from broker.landing import ListBlocked, Pace, resume_all, wait_for_landing, write_part
+from broker.landing import Pace, measure_lists, resume_all, wait_for_landing
+from broker.list_answer import report_comparison, report_held
 from broker.list_comparison import PART_ROWS, Comparer, Comparison, Connect, UnknownAuthority, UploadOptions
 from broker.list_decision import NothingToDecide, load_hold
+from broker.list_file import Confirmed, SentFile, as_it_was_sent
+from broker.list_writing import conclude_upload, repeated_parts, write_part
 from broker.ports import Clock
 from broker.spool import SealedSpool
-from broker.storage import audit, child_lists, held_uploads, landings, list_differences
-from broker.storage.audit import Act
-from broker.storage.child_lists import Upload
-from broker.storage.database import Database, is_database_outage
-from broker.storage.held_uploads import NewHold, StoredHold
+from broker.storage import audit, child_lists, held_uploads, landings
+from broker.storage.database import Database
 from broker.storage.landings import Landing
-from broker.telemetry import LogEvent, log
-from schemas.identifiers import authority_owner
-from schemas.upload import FileCode, UploadFormat, UploadKind, UploadReport, UploadState
-
-__all__ = ["MalformedFile"]  # for those who catch it, and need know no codec
+from schemas.upload import UploadFormat, UploadKind, UploadReport, UploadState
 
 _FREE_TURNS: Final = 2
 """How often a file is compared with the list while others may change it."""
@@ -49,7 +43,6 @@ _LANDING_TURNS: Final = 20
 """... of which a part has landed."""
 _BREATH_S: Final = 0.01
 """Between slices: a file lock goes to whoever asks first, and whoever waits must have the time to ask."""
-_PART_IDS: Final = 500
 Progress = Callable[[int, int], None]
 """Called with how much was done, of how much."""
 
@@ -79,11 +72,9 @@ async def upload_children(
         keyring=keyring,
         clock=clock,
         options=options or UploadOptions(),
-        authority=authority,
-        kind=kind,
-        form=form,
-        uploaded_by=uploaded_by,
-        sent_at=sent_at or clock.now(),
+        sent=SentFile(
+            authority=authority, kind=kind, form=form, uploaded_by=uploaded_by, sent_at=sent_at or clock.now()
+        ),
         on_progress=on_progress,
     )
     if isinstance(file, SealedSpool):
@@ -91,30 +82,6 @@ async def upload_children(
     with SealedSpool(keyring, bytes_max=len(file)) as spool:
         spool.write(file)
         return await work.take(spool, dry_run=dry_run)
-
-
-def report_blocked(authority: str, kind: UploadKind, error: ListBlocked) -> UploadReport:
-    """The answer for a file that cannot be loaded because of another."""
-    return UploadReport(
-        authority=authority,
-        kind=kind,
-        state=UploadState.REFUSED,
-        file_code=FileCode.NONE_LOADED,
-        problem=f"{error}; nothing was loaded",
-    )
-
-
-def report_malformed(authority: str, kind: UploadKind, error: MalformedFile) -> UploadReport:
-    """The answer for a file of which nothing could be taken."""
-    is_version = isinstance(error, VersionNotSupported)
-    code = FileCode.VERSION_NOT_SUPPORTED if is_version else FileCode.MALFORMED
-    return UploadReport(
-        authority=authority,
-        kind=kind,
-        state=UploadState.REFUSED,
-        file_code=code,
-        problem=f"{error}; nothing was loaded",
-    )
 
 
 async def confirm_upload(
@@ -133,10 +100,9 @@ async def confirm_upload(
     ``owner``: the authority of whoever decides; None for an operator, who decides for all.
     """
     held = await load_hold(database, upload_id, owner)
-    confirmed = _Confirmed(held=held, by=by, reason=reason)
+    sent = as_it_was_sent(held, Confirmed(held_id=held.id, by=by, reason=reason))
     load_part = partial(held_uploads.load_part, keyring=keyring, upload_id=upload_id)
-    options = options or UploadOptions()
-    return await _take_kept(database, keyring, clock, held, load_part, options=options, confirmed=confirmed)
+    return await _take_kept(database, keyring, clock, options or UploadOptions(), sent, load_part=load_part)
 
 
 async def resume_landings(database: Database, keyring: Keyring, clock: Clock, options: UploadOptions) -> int:
@@ -149,34 +115,21 @@ async def _finish_landing(
     database: Database, keyring: Keyring, clock: Clock, options: UploadOptions, begun: Landing
 ) -> None:
     load_part = partial(landings.load_part, keyring=keyring, upload_id=begun.upload_id)
-    await _take_kept(database, keyring, clock, begun, load_part, options=options, landing=begun)
+    await _take_kept(database, keyring, clock, options, as_it_was_sent(begun), load_part=load_part, landing=begun)
 
 
 async def _take_kept(
     database: Database,
     keyring: Keyring,
     clock: Clock,
-    kept: StoredHold | Landing,
-    load_part: Callable[..., Awaitable[bytes | None]],
-    *,
     options: UploadOptions,
-    confirmed: _Confirmed | None = None,
+    sent: SentFile,
+    *,
+    load_part: Callable[..., Awaitable[bytes | None]],
     landing: Landing | None = None,
 ) -> UploadReport:
     """Load a file that was kept here: one that was held, or of which a part has landed."""
-    work = _Upload(
-        database=database,
-        keyring=keyring,
-        clock=clock,
-        options=options,
-        authority=kept.authority,
-        kind=kept.kind,
-        form=kept.format,
-        uploaded_by=kept.uploaded_by,
-        sent_at=kept.uploaded_at,
-        confirmed=confirmed,
-        landing=landing,
-    )
+    work = _Upload(database=database, keyring=keyring, clock=clock, options=options, sent=sent, landing=landing)
     with SealedSpool(keyring, bytes_max=options.bytes_max) as spool:
         await _load_file(database, spool, load_part)
         return await work.take(spool)
@@ -190,26 +143,9 @@ async def _load_file(database: Database, spool: SealedSpool, load_part: Callable
             number += 1
 
 
-def _tell_doubles(found: Comparison) -> str:
-    if not found.doubles:
-        return ""
-    return f" and list {found.doubles} people a second time, under another local_id"
-
-
-def _parts_of(entry_ids: Sequence[bytes]) -> Iterator[list[str]]:
-    for start in range(0, len(entry_ids), _PART_IDS):
-        yield [entry_id.hex() for entry_id in entry_ids[start : start + _PART_IDS]]
-
-
 @asynccontextmanager
 async def _lend(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
     yield connection
-
-
-class _Confirmed(msgspec.Struct, frozen=True, kw_only=True):
-    held: StoredHold
-    by: str
-    reason: str
 
 
 class _Upload(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,12 +155,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
     keyring: Keyring
     clock: Clock
     options: UploadOptions
-    authority: str
-    kind: UploadKind
-    form: UploadFormat
-    uploaded_by: str
-    sent_at: datetime
-    confirmed: _Confirmed | None = None
+    sent: SentFile
     landing: Landing | None = None
     """Set when a part of the file has landed, and the rest is to follow."""
     on_progress: Progress | None = None
@@ -233,7 +164,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         """Compare, then load, hold or refuse."""
         report = await self._take(spool, dry_run=dry_run)
         if report.state is UploadState.LOADED and spool.size_bytes > self.options.short_bytes_max:
-            await self._analyse()
+            await measure_lists(self.database)
         return report
 
     async def _take(self, spool: SealedSpool, *, dry_run: bool) -> UploadReport:
@@ -248,7 +179,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         await self._wait_for_others()
         # A short file, or others keep changing the list: they wait until it was compared.
         async with self.database.writing() as connection:
-            await child_lists.lock_list(connection, self.authority)
+            await child_lists.lock_list(connection, self.sent.authority)
             locked = partial(_lend, connection)
             report = await self._try(spool, locked, locked, dry_run=dry_run, in_slices=False)
         assert report is not None, "nobody else can have changed the list"
@@ -258,7 +189,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         """Until no other file lands on this list. Raises ListBlocked."""
         if self.landing is None:
             finish = partial(_finish_landing, self.database, self.keyring, self.clock, self.options)
-            await wait_for_landing(self.database, self.clock, self.authority, self.options.landing_lease, finish)
+            await wait_for_landing(self.database, self.clock, self.sent.authority, self.options.landing_lease, finish)
 
     async def _try(
         self, spool: SealedSpool, reading: Connect, writing: Connect, *, dry_run: bool, in_slices: bool
@@ -267,8 +198,8 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         found = await self._compare(spool, reading)
         try:
             async with reading() as connection:
-                was_known = await child_lists.file_is_known(connection, self.authority, spool.digest)
-            report = self._describe(found, was_known=was_known)
+                was_known = await child_lists.file_is_known(connection, self.sent.authority, spool.digest)
+            report = report_comparison(found, self.sent.authority, self.sent.kind, was_known=was_known)
             if self.landing is not None:
                 return report if await self._go_on(found, self.landing, writing) else None
             if dry_run:
@@ -283,22 +214,22 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _compare(self, spool: SealedSpool, reading: Connect) -> Comparison:
         async with reading() as connection:
-            version = await child_lists.find_list_version(connection, self.authority)
+            version = await child_lists.find_list_version(connection, self.sent.authority)
         if version is None:
-            raise UnknownAuthority(self.authority)
+            raise UnknownAuthority(self.sent.authority)
         comparer = Comparer(
             reading,
             self.keyring,
-            self.authority,
+            self.sent.authority,
             self.options,
-            sent_at=self.sent_at,
+            sent_at=self.sent.sent_at,
             now=self.clock.now(),
             on_read=lambda rows: self._tell(rows, 2 * max(spool.lines, rows)),
         )
-        return await comparer.compare(spool, self.form, self.kind, version)
+        return await comparer.compare(spool, self.sent.form, self.sent.kind, version)
 
     def _must_wait(self, found: Comparison) -> bool:
-        if self.confirmed is not None or found.current is None or not found.taken:
+        if self.sent.confirmed is not None or found.current is None or not found.taken:
             return False
         share = (found.current + found.before) * self.options.hold_percent / 100
         return found.taken_today > max(self.options.hold_entries, share)
@@ -308,47 +239,38 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
     ) -> UploadReport | None:
         """Write everything, or nothing; None when somebody else changed the list meanwhile."""
         now = self.clock.now()
-        upload_id = self._derive_upload_id(spool, now)
+        upload_id = self.sent.derive_upload_id(self.keyring, spool.digest, now)
         async with writing() as connection:
-            if not await child_lists.take_turn(connection, self.authority, found.version):
+            if not await child_lists.take_turn(connection, self.sent.authority, found.version):
                 return None
-            is_usable = bool(found.rows_good) or not found.refused_count
-            if is_usable:
-                await child_lists.record_upload(connection, self._describe_upload(upload_id, found, spool))
+            if found.is_usable:
+                await child_lists.record_upload(connection, self.sent.describe_upload(upload_id, found, spool.digest))
                 written = 0
                 for entries in found.changes.take(lambda: PART_ROWS):
-                    await write_part(connection, self.keyring, self.authority, upload_id, entries, now=now)
+                    await write_part(connection, self.keyring, self.sent.authority, upload_id, entries, now=now)
                     written += len(entries)
                     self._tell_written(found, written)
-                for part in _parts_of(found.repeated):
-                    await child_lists.note_repeated(connection, part, self.sent_at)
+                for part in repeated_parts(found):
+                    await child_lists.note_repeated(connection, part, self.sent.sent_at)
                 await self._conclude(connection, upload_id, found, now)
             await self._settle_hold(connection, now)
-            await audit.record_acts(connection, self._find_acts(upload_id, is_usable), now)
-        return msgspec.structs.replace(report, upload_id=upload_id if is_usable else None)
+            await audit.record_acts(connection, self.sent.acts_of_upload(upload_id, is_usable=found.is_usable), now)
+        return msgspec.structs.replace(report, upload_id=upload_id if found.is_usable else None)
 
     async def _land(self, found: Comparison, spool: SealedSpool, report: UploadReport) -> UploadReport | None:
         """Write everything, slice by slice; None when somebody else changed the list before it began."""
         now = self.clock.now()
-        upload_id = self._derive_upload_id(spool, now)
-        landing = Landing(
-            upload_id=upload_id,
-            authority=self.authority,
-            kind=self.kind,
-            format=self.form,
-            uploaded_by=self.uploaded_by,
-            uploaded_at=self.sent_at,
-            leased_until=now + self.options.landing_lease,
-        )
+        upload_id = self.sent.derive_upload_id(self.keyring, spool.digest, now)
+        landing = self.sent.describe_landing(upload_id, now + self.options.landing_lease)
         async with self.database.writing() as connection:
-            if not await child_lists.take_turn(connection, self.authority, found.version):
+            if not await child_lists.take_turn(connection, self.sent.authority, found.version):
                 return None
-            await child_lists.record_upload(connection, self._describe_upload(upload_id, found, spool))
+            await child_lists.record_upload(connection, self.sent.describe_upload(upload_id, found, spool.digest))
             await landings.begin_landing(connection, self.keyring, landing, spool.chunks())
             await self._settle_hold(connection, now)
-            await audit.record_acts(connection, self._find_acts(upload_id, is_usable=True)[:-1], now)
+            await audit.record_acts(connection, self.sent.acts_of_upload(upload_id, is_usable=True)[:-1], now)
         found.version += 1
-        rest = msgspec.structs.replace(self, landing=landing, confirmed=None)
+        rest = msgspec.structs.replace(self, landing=landing, sent=msgspec.structs.replace(self.sent, confirmed=None))
         if not await rest._go_on(found, landing, self.database.writing):
             await rest.take(spool)
         return msgspec.structs.replace(report, upload_id=upload_id)
@@ -361,38 +283,28 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
                 began_at = time.monotonic()
                 if not await self._prolong(connection, landing):
                     return True
-                if not await child_lists.take_turn(connection, self.authority, version):
+                if not await child_lists.take_turn(connection, self.sent.authority, version):
                     return False
                 await write_part(
-                    connection, self.keyring, self.authority, landing.upload_id, entries, now=self.clock.now()
+                    connection, self.keyring, self.sent.authority, landing.upload_id, entries, now=self.clock.now()
                 )
             pace.note(len(entries), time.monotonic() - began_at)
             version, written = version + 1, written + len(entries)
             self._tell_written(found, written)
             await asyncio.sleep(_BREATH_S)
-        for part in _parts_of(found.repeated):
+        for part in repeated_parts(found):
             async with writing() as connection:
-                await child_lists.note_repeated(connection, part, self.sent_at)
+                await child_lists.note_repeated(connection, part, self.sent.sent_at)
                 await self._prolong(connection, landing)
             self._tell(found.rows_read, found.rows_read)
         async with writing() as connection:
-            if not await child_lists.take_turn(connection, self.authority, version):
+            if not await child_lists.take_turn(connection, self.sent.authority, version):
                 return False
             if await landings.end_landing(connection, landing.upload_id):
                 now = self.clock.now()
                 await self._conclude(connection, landing.upload_id, found, now)
-                await audit.record_acts(connection, self._find_acts(landing.upload_id, is_usable=True), now)
+                await audit.record_acts(connection, self.sent.acts_of_upload(landing.upload_id, is_usable=True), now)
         return True
-
-    async def _analyse(self) -> None:
-        """The list stands: a database that is away just now is no reason to say that it does not."""
-        try:
-            async with self.database.writing() as connection:
-                await child_lists.analyse_lists(connection)
-        except Exception as error:
-            if not is_database_outage(error):
-                raise
-            log(LogEvent.JOB_FAILED, kind="analyse", error=type(error).__name__)
 
     async def _prolong(self, connection: AsyncConnection, landing: Landing) -> bool:
         return await landings.prolong_landing(
@@ -400,109 +312,33 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     async def _settle_hold(self, connection: AsyncConnection, now: datetime) -> None:
-        if self.confirmed is not None and not await held_uploads.settle_upload(
-            connection, self.confirmed.held.id, decision="confirmed", by=self.confirmed.by, now=now
+        confirmed = self.sent.confirmed
+        if confirmed is not None and not await held_uploads.settle_upload(
+            connection, confirmed.held_id, decision="confirmed", by=confirmed.by, now=now
         ):
-            raise NothingToDecide(self.confirmed.held.id)
+            raise NothingToDecide(confirmed.held_id)
 
     async def _conclude(self, connection: AsyncConnection, upload_id: str, found: Comparison, now: datetime) -> None:
-        """Everything stands: say so, and ask about who was left out."""
-        await child_lists.confirm_list(connection, self.keyring, self.authority, sent_at=self.sent_at, now=now)
-        owner = authority_owner(self.authority)
-        asked = await list_differences.list_open_entries(connection, owner)
-        again = [entry_id for entry_id in asked if found.has(entry_id)]
-        for start in range(0, len(again), _PART_IDS):
-            await list_differences.close_listed(connection, again[start : start + _PART_IDS], now)
-        left_out = [(self.keyring.derive_id("difference", entry_id), entry_id) for entry_id in found.left_out]
-        due_by = now + self.options.difference_limit
-        await list_differences.open_differences(connection, self.authority, upload_id, left_out, now=now, due_by=due_by)
+        await conclude_upload(
+            connection,
+            self.keyring,
+            self.sent.authority,
+            upload_id,
+            found,
+            sent_at=self.sent.sent_at,
+            now=now,
+            limit=self.options.difference_limit,
+        )
 
     async def _hold(
         self, found: Comparison, spool: SealedSpool, report: UploadReport, writing: Connect
     ) -> UploadReport:
         now = self.clock.now()
-        held = NewHold(
-            id=self.keyring.derive_id("held", self.authority, spool.digest, self.kind, self.form),
-            authority=self.authority,
-            kind=self.kind,
-            format=self.form,
-            file_hash=spool.digest,
-            uploaded_by=self.uploaded_by,
-            uploaded_at=self.sent_at,
-            rows_good=found.rows_good,
-            rows_refused=found.refused_count,
-            ends=found.ends,
-            deletes=found.deletes,
-            doubles=found.doubles,
-            current=found.current or 0,
-            due_by=now + self.options.hold_limit,
-        )
+        held = self.sent.describe_hold(self.keyring, found, spool.digest, now + self.options.hold_limit)
         async with writing() as connection:
             await held_uploads.hold_upload(connection, self.keyring, held, spool.chunks())
-            act = Act(
-                owner=authority_owner(self.authority), actor=self.uploaded_by, action="list.held", subject=held.id
-            )
-            await audit.record_acts(connection, [act], now)
-        problem = (
-            f"it would end, take back or renumber {found.ends + found.deletes} of {found.current} current entries"
-            f"{_tell_doubles(found)}, "
-            f"after {found.before} that other files took off the list today: "
-            "a list officer must confirm or reject it; until then nothing of it counts"
-        )
-        return msgspec.structs.replace(
-            report, state=UploadState.HELD, file_code=None, upload_id=held.id, loaded=0, changed=0, problem=problem
-        )
-
-    def _describe(self, found: Comparison, *, was_known: bool) -> UploadReport:
-        is_usable = bool(found.rows_good) or not found.refused_count
-        code = FileCode.SOME_LOADED if found.refused_count else FileCode.ALL_LOADED
-        return UploadReport(
-            authority=self.authority,
-            kind=self.kind,
-            state=UploadState.LOADED if is_usable else UploadState.REFUSED,
-            file_code=code if is_usable else FileCode.NONE_LOADED,
-            loaded=found.rows_good,
-            changed=found.changes.count,
-            ends=found.ends,
-            deletes=found.deletes,
-            doubles=found.doubles,
-            left_out=len(found.left_out),
-            refused_count=found.refused_count,
-            refused=tuple(sorted(found.refused, key=lambda answer: answer.row)),
-            was_known=was_known,
-        )
-
-    def _describe_upload(self, upload_id: str, found: Comparison, spool: SealedSpool) -> Upload:
-        return Upload(
-            id=upload_id,
-            authority=self.authority,
-            file_hash=spool.digest,
-            kind=self.kind,
-            uploaded_by=self.uploaded_by,
-            uploaded_at=self.sent_at,
-            rows_loaded=found.rows_good,
-            rows_refused=found.refused_count,
-            entries_taken=found.taken,
-            confirmed_by=self.confirmed.by if self.confirmed else None,
-        )
-
-    def _find_acts(self, upload_id: str, is_usable: bool) -> list[Act]:
-        owner = authority_owner(self.authority)
-        action = "list.uploaded" if is_usable else "list.refused"
-        acts = [Act(owner=owner, actor=self.uploaded_by, action=action, subject=upload_id)]
-        if self.confirmed is None:
-            return acts
-        confirmed = Act(
-            owner=owner,
-            actor=self.confirmed.by,
-            action="list.confirmed",
-            subject=self.confirmed.held.id,
-            reason=self.confirmed.reason,
-        )
-        return [confirmed, *acts]
-
-    def _derive_upload_id(self, spool: SealedSpool, now: datetime) -> str:
-        return self.keyring.derive_id("upload", self.authority, spool.digest, self.kind, now.isoformat())
+            await audit.record_acts(connection, [self.sent.act("list.held", held.id)], now)
+        return report_held(report, found, held.id)
 
     def _tell_written(self, found: Comparison, written: int) -> None:
         self._tell(found.rows_read + found.rows_read * written // found.changes.count, 2 * found.rows_read)

@@ -13,15 +13,16 @@ from typing import Final
 
 import msgspec
 
-from adapters.child_list_csv import MalformedFile
+from adapters.errors import MalformedFile
 from broker.bootstrap.engines import open_database
 from broker.bootstrap.safety import ConfigurationError, load_keyring
 from broker.bootstrap.tracing import open_tracer
 from broker.clock import SystemClock
 from broker.jobs.mesh_inbox import LoadList, MeshInbox, MeshInboxOptions
 from broker.keyring import Keyring
+from broker.list_answer import report_malformed
 from broker.list_comparison import UnknownAuthority, UploadOptions, upload_options_of
-from broker.list_upload import report_malformed, upload_children
+from broker.list_upload import upload_children
 from broker.ports import Clock, Tracer
 from broker.settings import Settings
 from broker.storage.database import Database

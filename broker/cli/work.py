@@ -47,8 +47,7 @@ def _explain(error: Exception) -> str | None:
     """What is told of an error that has to be reckoned with; None: it is none of these."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from adapters.child_list_csv import MalformedFile
-    from adapters.errors import LogError, NotDurable
+    from adapters.errors import LogError, MalformedFile, NotDurable
     from broker.landing import ListBlocked
     from broker.list_comparison import UnknownAuthority
     from broker.list_decision import NothingToDecide, StillLanding

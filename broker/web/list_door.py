@@ -20,10 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from adapters.errors import MalformedFile
 from broker.attempts import Attempts
 from broker.landing import ListBlocked
+from broker.list_answer import report_blocked, report_malformed
 from broker.list_comparison import UnknownAuthority, upload_options_of
-from broker.list_upload import MalformedFile, report_blocked, report_malformed, upload_children
+from broker.list_upload import upload_children
 from broker.senders import digest_credential
 from broker.spool import SealedSpool, SpoolFull
 from broker.storage import directory

@@ -12,10 +12,12 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
+from adapters.errors import MalformedFile
 from broker.landing import ListBlocked
+from broker.list_answer import report_blocked, report_malformed
 from broker.list_comparison import upload_options_of
 from broker.list_decision import NothingToDecide, decide_difference, reject_upload
-from broker.list_upload import MalformedFile, confirm_upload, report_blocked, report_malformed, upload_children
+from broker.list_upload import confirm_upload, upload_children
 from broker.spool import SealedSpool, SpoolFull
 from broker.storage import audit, child_lists, directory, held_uploads, landings, list_differences
 from broker.storage.audit import Act

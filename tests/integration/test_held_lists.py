@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, text
 from structlog.testing import capture_logs
 
-from adapters.child_list_csv import MalformedFile
+from adapters.errors import MalformedFile
 from broker.domain.visits import london_day
 from broker.jobs.runner import JobOptions, JobRunner
 from broker.list_comparison import HOLD_WINDOW, UploadOptions

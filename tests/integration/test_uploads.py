@@ -12,7 +12,7 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy import func, select
 
-from adapters.child_list_csv import MalformedFile
+from adapters.errors import MalformedFile
 from broker.directory_upload import DirectoryUpload, ImportReport, make_operator
 from broker.domain.replies import summarise_lists
 from broker.list_comparison import UnknownAuthority

@@ -15,7 +15,6 @@ from adapters.child_list_csv import (
     AuthorityLine,
     ChildRowProblem,
     ClinicianLine,
-    MalformedFile,
     RowProblem,
     SiteLine,
     WorkerLine,
@@ -26,6 +25,7 @@ from adapters.child_list_csv import (
     read_workers,
 )
 from adapters.child_list_json import VersionNotSupported, read_children_json
+from adapters.errors import MalformedFile
 from adapters.force_csv import read_encompass_people, read_forces
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, LegalBasis, PlanType

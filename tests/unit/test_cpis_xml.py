@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.child_list_csv import ChildRowProblem, MalformedFile, RowProblem
+from adapters.child_list_csv import ChildRowProblem, RowProblem
 from adapters.cpis_xml import UploadHead, UploadLimits, read_upload
+from adapters.errors import MalformedFile
 from schemas.attendance import PersonName
 from schemas.child_list import ChildListEntry, PlanType
 from schemas.upload import RecordCode

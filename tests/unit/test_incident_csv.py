@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.csv_rows import MalformedFile, RowProblem
+from adapters.csv_rows import RowProblem
+from adapters.errors import MalformedFile
 from adapters.incident_csv import IncidentFileLimits, read_incidents
 from schemas.encompass import IncidentWithdrawal, PoliceIncident, PoliceMessage, SuppressionReason
 

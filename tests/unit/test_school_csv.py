@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.csv_rows import MalformedFile, RowProblem
+from adapters.csv_rows import RowProblem
+from adapters.errors import MalformedFile
 from adapters.school_csv import read_pupils, read_safeguarding_contacts, read_schools, read_term_dates
 from schemas.encompass import (
     CalendarDays,
