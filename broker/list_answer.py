@@ -39,6 +39,15 @@ def report_held(report: UploadReport, found: Comparison, held_id: str) -> Upload
     )
 
 
+def report_tried(report: UploadReport, found: Comparison, *, must_wait: bool) -> UploadReport:
+    """The answer for a dry run; ``must_wait``: sent in earnest, the file would be held."""
+    report = msgspec.structs.replace(report, state=UploadState.TRIED)
+    if not must_wait:
+        return report
+    problem = f"the file would be held: {_tell_hold(found)}"
+    return msgspec.structs.replace(report, file_code=None, loaded=0, changed=0, problem=problem)
+
+
 def _tell_hold(found: Comparison) -> str:
     doubles = f" and list {found.doubles} people a second time, under another local_id" if found.doubles else ""
     return (

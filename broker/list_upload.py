@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.keyring import Keyring
 from broker.landing import Pace, measure_lists, resume_all, wait_for_landing
-from broker.list_answer import report_comparison, report_held
+from broker.list_answer import report_comparison, report_held, report_tried
 from broker.list_comparison import PART_ROWS, Comparer, Comparison, Connect, UnknownAuthority, UploadOptions
 from broker.list_decision import NothingToDecide, load_hold
 from broker.list_file import Confirmed, SentFile, as_it_was_sent
@@ -203,7 +203,7 @@ class _Upload(msgspec.Struct, frozen=True, kw_only=True):
             if self.landing is not None:
                 return report if await self._go_on(found, self.landing, writing) else None
             if dry_run:
-                return msgspec.structs.replace(report, state=UploadState.TRIED)
+                return report_tried(report, found, must_wait=self._must_wait(found))
             if self._must_wait(found):
                 return await self._hold(found, spool, report, writing)
             if in_slices and found.changes.count + len(found.repeated) > self.options.slice_rows:

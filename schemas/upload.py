@@ -82,7 +82,7 @@ class UploadReport(msgspec.Struct, frozen=True, kw_only=True):
     kind: UploadKind
     state: UploadState
     file_code: FileCode | None
-    """None while the file is held."""
+    """None while the file is held; in a dry run, if it would be."""
     upload_id: str | None = None
     """Of the upload, or of the held one; None when nothing was kept."""
     loaded: int = 0

@@ -294,11 +294,14 @@ def _tell_report(report: Any, *, dry_run: bool, as_json: bool) -> None:
             f"{report.refused_count} refused" + tell_dry(dry_run) + again
         )
         if report.problem:
-            console.print(f"{report.state} as {report.upload_id}: {report.problem}", soft_wrap=True)
+            kept = f" as {report.upload_id}" if report.upload_id else ""
+            console.print(f"{report.state}{kept}: {report.problem}", soft_wrap=True)
         if report.left_out:
             console.print(f"{report.left_out} current entries are not in the file: a list officer is asked about each")
         print_refused(report.refused)
-    end_import(taken=report.loaded, refused=report.refused_count, is_held=report.state == "held")
+    # What is tried may be held, too; without a word about the file as a whole it would count.
+    is_held = report.state != "refused" and bool(report.problem)
+    end_import(taken=report.loaded, refused=report.refused_count, is_held=is_held)
 
 
 def _print_loaded(report: ImportReport, what: DirectoryFile, *, dry_run: bool) -> None:

@@ -52,7 +52,7 @@ def print_refused(problems: Iterable[RowProblem | RowAnswer]) -> None:
 
 def end_import(*, taken: int, refused: int, is_held: bool = False) -> None:
     """End so that a script notices what does not count: of a file nothing, or a part, or nothing yet."""
-    if refused and not taken:
+    if refused and not taken and not is_held:
         # Most likely it is not the file that was meant.
         raise typer.Exit(EXIT_NOT_WELL)
     if refused or is_held:

@@ -101,7 +101,10 @@ async def test_a_file_that_would_end_too_much_is_held_and_nothing_of_it_counts(w
 @pytest.mark.parametrize("how", [{"end": "2026-02-20"}, {"delete": "2026-02-14"}, {"start": "2026-03-01"}])
 async def test_ends_to_come_taking_back_and_hiding_count_alike(world: World, how: dict[str, str]) -> None:
     await send(world, [row(number) for number in range(1, 6)])
-    assert (await send(world, [row(n, **how) for n in range(1, 3)], dry_run=True)).state is UploadState.TRIED
+    tried = [await send(world, [row(n, **how) for n in range(1, last)], dry_run=True) for last in (3, 4)]
+    assert [report.state for report in tried] == [UploadState.TRIED] * 2
+    assert [(report.loaded, report.problem[:22]) for report in tried] == [(2, ""), (0, "the file would be held")]
+    assert await count_parts(world) == 0
     assert (await send(world, [row(n, **how) for n in range(1, 4)])).state is UploadState.HELD
 
 

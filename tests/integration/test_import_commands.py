@@ -66,12 +66,18 @@ async def test_a_file_that_is_held_ends_with_3_for_nothing_of_it_counts_yet(tmp_
     file = tmp_path / "list.csv"
     codes = []
     async with open_world(f"sqlite+aiosqlite:///{tmp_path / 'broker.sqlite'}", tmp_path) as world:
-        for rows in (listed, [row.replace(",,W1", ",2026-02-13,W1") for row in listed]):
+        over = [*(row.replace(",,W1", ",2026-02-13,W1") for row in listed), REFUSED_CHILD]
+        for rows, options in ((listed, ()), (over, ("--dry-run",)), (over, ("--dry-run", "--json")), (over, ())):
             file.write_text("\n".join((CHILDREN_COLUMNS, *rows)) + "\n")
-            ended = await run(world, "children", "import", str(file), "--authority", "706")
+            ended = await run(world, "children", "import", str(file), "--authority", "706", *options)
             codes.append(ended.exit_code)
-    assert codes == [0, 3], ended.output
-    assert "a list officer must confirm or reject it" in ended.output
+            if "--json" in options:
+                tried = json.loads(ended.stdout)
+                assert (tried["state"], tried["file_code"], tried["loaded"]) == ("tried", None, 0)
+                assert tried["problem"].startswith("the file would be held: ")
+            elif rows is over:
+                assert "a list officer must confirm or reject it" in ended.output and "row 14, " in ended.output
+    assert codes == [0, 3, 3, 3], ended.output
 
 
 async def test_lines_are_left_whole_and_words_as_they_were_written(tmp_path: Path) -> None:
