@@ -8,6 +8,8 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from adapters.errors import MalformedFile
 from broker.keyring import KeyringError
 from broker.list_comparison import UnknownAuthority, UploadOptions
@@ -80,14 +82,12 @@ async def _resume(database: Database, clock: Clock, landing: Landing, lease: tim
 async def measure_lists(database: Database) -> None:
     """Let the database learn how long the lists are, now that a long one stands.
 
-    It stands also when the database is away just now.
+    It stands whatever becomes of this: the database may be away just now, or not be able to.
     """
     try:
         async with database.writing() as connection:
             await child_lists.analyse_lists(connection)
-    except Exception as error:
-        if not is_database_outage(error):
-            raise
+    except (SQLAlchemyError, OSError) as error:
         log(LogEvent.JOB_FAILED, kind="analyse", error=type(error).__name__)
 
 

@@ -323,23 +323,26 @@ async def test_a_list_has_landed_also_while_somebody_tidies_its_table(postgres_u
         assert report.changed == 3
 
 
-async def test_a_list_has_landed_also_when_the_database_goes_away_just_after_it(
+async def test_a_list_has_landed_also_when_the_database_cannot_measure_it_just_after(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    """An index that PostgreSQL cannot measure, by an error that it has when it is shut down."""
+    """An index that PostgreSQL cannot measure: by an error that it has when it is shut down, and by one of the data."""
+    fails = (
+        "CREATE OR REPLACE FUNCTION cannot_be_measured(id text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN "
+        "IF current_query() LIKE 'ANALYZE%' THEN RAISE EXCEPTION 'gone' USING ERRCODE = '{code}'; END IF; "
+        "RETURN id; END $$"
+    )
     async with open_world(postgres_url, tmp_path) as world:
-        async with world.database.writing() as connection:
-            for statement in (
-                "CREATE FUNCTION shut_down(id text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN "
-                "IF current_query() LIKE 'ANALYZE%' THEN RAISE EXCEPTION 'gone' USING ERRCODE = '57P01'; END IF; "
-                "RETURN id; END $$",
-                "CREATE INDEX measured ON list_entries (shut_down(id))",
-            ):
-                await connection.execute(text(statement))
-        with capture_logs() as logged:
-            report = await land(world, [row(n) for n in range(1, 4)], lambda done, total: None)
-        assert report.changed == 3 and (await entry_of(world, 3)).local_id == "L3"
-        assert [each["kind"] for each in logged if each["event"] == "job_failed"] == ["analyse"]
+        for last, code in ((4, "57P01"), (7, "22P02")):
+            async with world.database.writing() as connection:
+                await connection.execute(text(fails.format(code=code)))
+                await connection.execute(
+                    text("CREATE INDEX IF NOT EXISTS measured ON list_entries (cannot_be_measured(id))")
+                )
+            with capture_logs() as logged:
+                report = await land(world, [row(n) for n in range(1, last)], lambda done, total: None)
+            assert report.changed == 3 and (await entry_of(world, last - 1)).local_id == f"L{last - 1}"
+            assert [each["kind"] for each in logged if each["event"] == "job_failed"] == ["analyse"]
 
 
 async def test_a_file_that_cannot_be_landed_keeps_no_other_list_waiting(world: World) -> None:
