@@ -77,7 +77,7 @@ class PersonName(msgspec.Struct, frozen=True):
     given: str = ""
 
 
-class Attendance(msgspec.Struct, frozen=True, kw_only=True):
+class Attendance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one message says of one visit. None means: the message does not say.
 
     Instants are aware UTC. ``birth_date`` is None unless the day is known.

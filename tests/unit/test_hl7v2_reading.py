@@ -6,6 +6,7 @@ import dataclasses
 import random
 from datetime import UTC, date, datetime
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,6 +93,15 @@ SAMPLE = (
     b"PV1|1|E|ED^MAJ3^1^RXX01||||||||||||||||V778812^^^VISITID|||||||||||||||||||||||||20260114200700\r"
     b"PV2|||^Fall from height|||||||||||||||||||||||||||||||||||A\r"
 )
+
+
+def test_what_a_message_does_not_say_takes_no_room_and_what_was_kept_with_it_is_read_alike() -> None:
+    said = read_attendance(SAMPLE)
+    kept = msgspec.json.decode(msgspec.json.encode(said))
+    assert {name for name in Attendance.__struct_fields__ if getattr(said, name)} == kept.keys()
+    kept_in_full = msgspec.json.encode(msgspec.structs.asdict(said))
+    assert msgspec.json.decode(kept_in_full, type=Attendance) == said
+    assert msgspec.convert(kept, Attendance) == said
 
 
 def test_the_handbooks_sample_is_read_whole() -> None:
