@@ -22,7 +22,7 @@ from broker.domain.encompass import (
     LookUpReason,
     plan_incident,
 )
-from broker.domain.pupils import LikelyPupil, PupilFinding, child_blocks, find_pupil
+from broker.domain.pupils import PupilFinding
 from broker.domain.safeguarding import SkipReason, choose_recipients, find_disclosed
 from broker.domain.school_calendar import NoticeTiming
 from broker.domain.school_notices import (
@@ -37,6 +37,7 @@ from broker.domain.school_notices import (
 from broker.domain.visits import london_day
 from broker.keyring import Keyring
 from broker.nudges import NudgeRules, forget_nudges, nudge_school
+from broker.schooling import describe_candidate, place_children, weigh_pupils
 from broker.storage import establishments, incidents, sendings
 from broker.storage.audit import Act
 from broker.storage.directory import ensure_owners, find_authority
@@ -44,8 +45,6 @@ from broker.storage.incidents import (
     AUTHORITY_OFFICER,
     COORDINATOR,
     HUB,
-    Candidate,
-    Found,
     Matter,
     StoredIncident,
     StoredNotice,
@@ -58,16 +57,12 @@ from schemas.encompass import (
     Change,
     EncompassPolicy,
     Establishment,
-    EstablishmentStatus,
     Force,
     IncidentChild,
     MinimalChild,
-    NamedEstablishment,
     NoticeState,
     PoliceIncident,
-    Pupil,
     Release,
-    SchoolSource,
     SuppressedScope,
     Suppression,
     TaskKind,
@@ -175,8 +170,15 @@ async def replan(
     plan: IncidentPlan | None = None
     excluded: Mapping[SchoolUrn, Sequence[str]] = {}
     if isinstance(incident.message, PoliceIncident):
-        findings = await weigh_pupils(connection, keyring, incident.message.children, rules)
-        said = await _complete(connection, keyring, incident, incident.message, findings)
+        findings = await weigh_pupils(
+            connection,
+            keyring,
+            incident.message.children,
+            bits_min=rules.pupil_bits_min,
+            pupils_max=rules.pupils_max,
+        )
+        children = await place_children(connection, incident.message.children, findings, incident.found)
+        said = _complete(incident, incident.message, children)
         urns = {each.urn for child in said.children for each in child.establishments if each.urn is not None}
         directory = await establishments.load_encompass_directory(connection, keyring, urns | known.keys())
         excluded = {urn: _find_excluded(directory, urn, said, force, now) for urn in known}
@@ -224,103 +226,17 @@ def _speak_for(authority: Authority, incident: StoredIncident, rules: NoticeRule
     return Force(code=incident.force, name=authority.name, policy=policy)
 
 
-# What the incident says, with what people and the authorities' lists say of the children
-
-
-async def _complete(
-    connection: AsyncConnection,
-    keyring: Keyring,
-    incident: StoredIncident,
-    said: PoliceIncident,
-    findings: Mapping[str, PupilFinding],
-) -> PoliceIncident:
+def _complete(incident: StoredIncident, said: PoliceIncident, children: tuple[IncidentChild, ...]) -> PoliceIncident:
+    """What the police say with what people have decided of it."""
     if incident.released_at is not None:
         # The school's clock starts with the decision: when the child attended is nobody's business there.
         said = msgspec.structs.replace(said, occurred_at=incident.released_at, reported_at=incident.released_at)
-    children = said.children
-    pupils = {child_id: finding.sure for child_id, finding in findings.items()}
-    named = {each.urn for child in children for each in child.establishments if each.urn is not None}
-    named |= {found.urn for found in incident.found if found.urn is not None}
-    known = await establishments.find_establishments(connection, named)
-    children = tuple(_place(child, pupils.get(child.child_id), incident.found, known) for child in children)
     suppress = said.suppress
     if incident.suppressed_by is not None and incident.suppressed_reason is not None:
         suppress = Suppression(
             scope=SuppressedScope.NOTICE, reason=incident.suppressed_reason, authoriser=incident.suppressed_by
         )
     return msgspec.structs.replace(said, children=children, suppress=suppress)
-
-
-async def weigh_pupils(
-    connection: AsyncConnection, keyring: Keyring, children: Iterable[IncidentChild], rules: NoticeRules
-) -> dict[str, PupilFinding]:
-    """Which pupil each child is, or may be, of whom nobody said at which establishment."""
-    blocks = {
-        child.child_id: (child, child_blocks(child))
-        for child in children
-        if not child.establishments and not child.home_educated
-    }
-    wanted = {block for _, own in blocks.values() for block in own}
-    if not wanted:
-        return {}
-    found = await establishments.find_pupils(connection, keyring, wanted, rows_max=rules.pupils_max)
-    findings = {}
-    for child_id, (child, own) in blocks.items():
-        pupils = {(each.authority, each.pupil_id): each for block in own for each in found.get(block, ())}
-        findings[child_id] = find_pupil(child, list(pupils.values()), rules.pupil_bits_min)
-    return findings
-
-
-def _describe(likely: LikelyPupil) -> Candidate:
-    pupil, likeness = likely.pupil, likely.likeness
-    return Candidate(
-        family_name=pupil.family_name,
-        given_name=pupil.given_name,
-        birth_date=pupil.birth_date,
-        authority=pupil.authority,
-        urns=pupil.urns,
-        home_educated=pupil.home_educated,
-        weight=likeness.weight,
-        reasons_for=tuple(reason.wording for reason in likeness.reasons_for),
-        reasons_against=tuple(reason.wording for reason in likeness.reasons_against),
-    )
-
-
-def _place(
-    child: IncidentChild,
-    pupil: Pupil | None,
-    found: Sequence[Found],
-    known: Mapping[SchoolUrn, Establishment],
-) -> IncidentChild:
-    """The child with the establishments that count: the authority's list, then what people said, the last word last."""
-    if pupil is not None:
-        listed = tuple(NamedEstablishment(source=SchoolSource.AUTHORITY, urn=urn) for urn in pupil.urns)
-        authority = child.authority or pupil.authority
-        child = msgspec.structs.replace(
-            child, establishments=listed, home_educated=pupil.home_educated, authority=authority
-        )
-    own = [each for each in found if each.child_id == child.child_id]
-    if own and own[-1].home_educated_in is not None:
-        return msgspec.structs.replace(child, establishments=(), home_educated=True, authority=own[-1].home_educated_in)
-    last = {each.urn: each.is_there for each in own if each.urn is not None}
-    if not last:
-        return child
-    there = [urn for urn, is_there in last.items() if is_there]
-    named = [
-        msgspec.structs.replace(each, urn=None) if each.urn is not None and last.get(each.urn) is False else each
-        for each in child.establishments
-    ]
-    if there:
-        # Somebody looked: what could not be told is answered by what was found.
-        named = [each for each in named if each.urn is not None and _is_open(known.get(each.urn))]
-    elif not child.establishments:
-        named = [NamedEstablishment(source=SchoolSource.OFFICER)]
-    added = [NamedEstablishment(source=SchoolSource.OFFICER, urn=urn) for urn in there]
-    return msgspec.structs.replace(child, establishments=(*named, *added))
-
-
-def _is_open(establishment: Establishment | None) -> bool:
-    return establishment is not None and establishment.status is EstablishmentStatus.OPEN
 
 
 # Notices
@@ -527,7 +443,7 @@ def _ask_for_children(
             occurred_at=said.occurred_at,
             reason=LookUpReason.PROBABLE if is_probable else each.reason,
             suggested=each.suggested,
-            candidates=tuple(map(_describe, likely)) if each.fate is Fate.LOOK_UP else (),
+            candidates=tuple(map(describe_candidate, likely)) if each.fate is Fate.LOOK_UP else (),
         )
         due_by = plan.clock.due_by
         if each.fate is Fate.LOOK_UP:

@@ -20,8 +20,9 @@ from broker.consumers.loop import Batch
 from broker.consumers.reading import ReadMessage, leave_unread, read_record
 from broker.domain.visits import age_on, london_day
 from broker.keyring import Keyring
-from broker.notices import NoticeRules, replan, weigh_pupils
+from broker.notices import NoticeRules, replan
 from broker.ports import Clock
+from broker.schooling import weigh_pupils
 from broker.storage import audit, incidents, quarantine
 from broker.storage.audit import Act
 from broker.storage.child_lists import index_nhs_number
@@ -145,7 +146,14 @@ class ReferralConsumer:
 
     async def _find_hub(self, connection: AsyncConnection, said: Attendance, nearby: tuple[str, ...]) -> OwnerId:
         """The authority on whose list of pupils exactly one such child is, else the one where the department stands."""
-        finding = (await weigh_pupils(connection, self._keyring, [_child(said, None)], self._rules)).get(_CHILD)
+        findings = await weigh_pupils(
+            connection,
+            self._keyring,
+            [_child(said, None)],
+            bits_min=self._rules.pupil_bits_min,
+            pupils_max=self._rules.pupils_max,
+        )
+        finding = findings.get(_CHILD)
         listed = (finding.sure.authority,) if finding is not None and finding.sure is not None else ()
         for code in (*listed, *nearby):
             if await find_authority(connection, code) is not None:
