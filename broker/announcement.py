@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Final
-from uuid import UUID
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters.fhir_writer import FHIR_JSON, build_reply_bundle
-from adapters.hl7v2 import build_reply
+from broker.deliveries import authority_channels, deliver_alert, deliver_reply, deliver_update, deliver_withdrawal
 from broker.domain.alerts import (
     DUTY_DESK,
     Correction,
@@ -19,7 +17,6 @@ from broker.domain.alerts import (
     compose_alert,
     compose_look_up_alert,
     describe_attendance,
-    withhold_place,
 )
 from broker.domain.care_settings import Notice
 from broker.domain.course import Quiet
@@ -68,15 +65,6 @@ from schemas.child_list import ChildListEntry
 from schemas.delivery import ChannelName
 from schemas.directory import Site
 from schemas.identifiers import authority_owner, organisation_owner
-
-ALERT_RAISED = "uk.cpis-broker.alert.raised.v1"
-ALERT_UPDATED = "uk.cpis-broker.alert.updated.v1"
-ALERT_WITHDRAWN = "uk.cpis-broker.alert.withdrawn.v1"
-REPLY_GIVEN = "uk.cpis-broker.reply.given.v1"
-JSON = "application/json"
-HL7V2 = "application/hl7-v2+er7"
-BROKER_APPLICATION = "CPIS-BROKER"
-BROKER_FACILITY = "CPIS"
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,7 +163,7 @@ def announce(
     for authority in decision.to_alert:
         alert = _compose_alert(occasion, thread, facts, decision, authority=authority, late=late, correction=correction)
         told.alerts.append(alert)
-        told.deliveries.extend(_alert_deliveries(occasion, alert))
+        told.deliveries.extend(_deliver(occasion, alert))
         cause = f"identity_corrected {correction.event}" if correction is not None else ""
         told.acts.append(act_of_broker(authority_owner(authority), "alert.raised", alert.alert.alert_id, cause))
     for doubt in decision.doubts:
@@ -186,7 +174,15 @@ def announce(
         reply = _compose_reply(occasion, thread, facts, decision, decision.reply, correction=correction)
         told.replies.append(NewReply(reply=reply, visit_id=thread.visit_id))
         told.replied.append((thread.visit_id, decision.reply, thread.corrections))
-        told.deliveries.extend(_reply_deliveries(occasion, reply, facts))
+        told.deliveries.extend(
+            deliver_reply(
+                occasion.keyring,
+                reply,
+                occasion.directory.sites.get(reply.organisation),
+                is_fhir=facts.is_fhir,
+                topics_enabled=occasion.rules.topics_enabled,
+            )
+        )
         told.acts.append(act_of_broker(organisation_owner(facts.sender), "reply.given", reply.reply_id))
     told.accesses = _note_accesses(occasion, thread, facts, decision)
     told.settled = [
@@ -254,7 +250,7 @@ def replace_alert(occasion: Occasion, told: Announcement, alert: NewAlert) -> No
     """Raise this alert in place of the one with the same id."""
     alert_id = alert.alert.alert_id
     told.alerts = [alert if each.alert.alert_id == alert_id else each for each in told.alerts]
-    said_anew = {each.id: each for each in _alert_deliveries(occasion, alert)}
+    said_anew = {each.id: each for each in _deliver(occasion, alert)}
     told.deliveries = [said_anew.get(each.id, each) for each in told.deliveries]
 
 
@@ -283,7 +279,7 @@ def announce_look_up(occasion: Occasion, visit_id: str, site: Site, found: Seque
             is_restricted=any(each.is_restricted for each in found),
         )
         told.alerts.append(alert)
-        told.deliveries.extend(_alert_deliveries(occasion, alert))
+        told.deliveries.extend(_deliver(occasion, alert))
         told.acts.append(act_of_broker(authority_owner(authority), "alert.raised", alert.alert.alert_id))
     return told
 
@@ -308,20 +304,8 @@ def announce_withdrawal(occasion: Occasion, authority: str, alert_id: str, rule:
         withdrawn_at=occasion.now,
         reason=WITHDRAWN_BECAUSE[rule],
     )
-    content = msgspec.json.encode(withdrawn)
     return Announcement(
-        deliveries=[
-            NewDelivery(
-                id=occasion.keyring.derive_id("delivery", channel, alert_id, "withdrawn"),
-                channel=channel,
-                owner=authority_owner(authority),
-                event_type=ALERT_WITHDRAWN,
-                content_type=JSON,
-                content=content,
-                alert_id=alert_id,
-            )
-            for channel in authority_channels(occasion.rules, occasion.directory, authority)
-        ],
+        deliveries=deliver_withdrawal(occasion.keyring, withdrawn, _channels_to(occasion, authority)),
         acts=[act_of_broker(authority_owner(authority), "alert.withdrawn", alert_id)],
     )
 
@@ -377,28 +361,12 @@ def announce_notices(occasion: Occasion, thread: Thread) -> Announcement:
             attendance=describe_attendance(facts, occasion.directory.sites.get(facts.sender)),
         )
         told.notices.append(NewNotice(update=update, told_state=state, due_by=occasion.now + occasion.rules.escalation))
-        told.deliveries += _notice_deliveries(occasion, update, is_restricted=standing.is_restricted)
+        told.deliveries += deliver_update(
+            occasion.keyring, update, _channels_to(occasion, authority), is_restricted=standing.is_restricted
+        )
         act = act_of_broker(authority_owner(authority), "alert.updated", standing.alert_id, rule.kind.value)
         told.acts.append(act)
     return told
-
-
-def _notice_deliveries(occasion: Occasion, update: AlertUpdated, *, is_restricted: bool) -> list[NewDelivery]:
-    if is_restricted:
-        update = msgspec.structs.replace(update, attendance=withhold_place(update.attendance))
-    content = msgspec.json.encode(update)
-    return [
-        NewDelivery(
-            id=occasion.keyring.derive_id("delivery", channel, update.notice_id),
-            channel=channel,
-            owner=authority_owner(update.authority),
-            event_type=ALERT_UPDATED,
-            content_type=JSON,
-            content=content,
-            alert_id=update.alert_id,
-        )
-        for channel in authority_channels(occasion.rules, occasion.directory, update.authority)
-    ]
 
 
 def _compose_alert(
@@ -542,79 +510,13 @@ def _summarise_lists(occasion: Occasion, sender: str) -> ListsSearched:
     return occasion.lists[sender]
 
 
-def _alert_deliveries(occasion: Occasion, alert: NewAlert) -> list[NewDelivery]:
-    said, authority = alert.alert, alert.alert.authority
-    if alert.is_restricted:
-        said = msgspec.structs.replace(said, attendance=withhold_place(said.attendance))
-    content = msgspec.json.encode(said)
-    return [
-        NewDelivery(
-            id=occasion.keyring.derive_id("delivery", channel, alert.alert.alert_id),
-            channel=channel,
-            owner=authority_owner(authority),
-            event_type=ALERT_RAISED,
-            content_type=JSON,
-            content=content,
-            alert_id=alert.alert.alert_id,
-        )
-        for channel in authority_channels(occasion.rules, occasion.directory, authority)
-    ]
+def _channels_to(occasion: Occasion, authority: str) -> list[ChannelName]:
+    return authority_channels(occasion.directory, authority, topics_enabled=occasion.rules.topics_enabled)
 
 
-def authority_channels(rules: Rules, directory: Directory, authority: str) -> list[ChannelName]:
-    """The ways on which an authority's systems are told."""
-    channels = [ChannelName.TOPIC] if rules.topics_enabled else []
-    if directory.authorities[authority].webhook_url:
-        channels.append(ChannelName.WEBHOOK)
-    return channels
-
-
-def _reply_deliveries(occasion: Occasion, reply: ClinicianReply, facts: Attendance) -> list[NewDelivery]:
-    """A department is answered in kind, as its last message of the visit came, if it takes replies that way."""
-    contents = [(ChannelName.TOPIC, JSON, msgspec.json.encode(reply))] if occasion.rules.topics_enabled else []
-    site = occasion.directory.sites.get(reply.organisation)
-    if site is not None and site.reply_url and (facts.is_fhir or not site.reply_host):
-        contents.append((ChannelName.FHIR_REPLY, FHIR_JSON, _write_bundle(occasion, reply, site.reply_url)))
-    elif site is not None and site.reply_host:
-        contents.append((ChannelName.HL7V2_REPLY, HL7V2, _write_oru(occasion, reply)))
-    return [
-        NewDelivery(
-            id=occasion.keyring.derive_id("delivery", channel, reply.reply_id),
-            channel=channel,
-            owner=organisation_owner(reply.organisation),
-            event_type=REPLY_GIVEN,
-            content_type=content_type,
-            content=content,
-            reply_id=reply.reply_id,
-        )
-        for channel, content_type, content in contents
-    ]
-
-
-def _write_oru(occasion: Occasion, reply: ClinicianReply) -> bytes:
-    control_id = occasion.keyring.derive_id("reply-control-id", reply.reply_id)[:20].upper()
-    return build_reply(
-        reply,
-        sending_application=BROKER_APPLICATION,
-        sending_facility=BROKER_FACILITY,
-        control_id=control_id,
-        at=occasion.now,
-    )
-
-
-def _write_bundle(occasion: Occasion, reply: ClinicianReply, endpoint: str) -> bytes:
-    bundle_id, header_id = (
-        str(UUID(occasion.keyring.derive_id(kind, reply.reply_id), version=5))
-        for kind in ("reply-bundle", "reply-message-header")
-    )
-    return build_reply_bundle(
-        reply,
-        bundle_id=bundle_id,
-        header_id=header_id,
-        application=BROKER_APPLICATION,
-        endpoint=endpoint,
-        at=occasion.now,
-    )
+def _deliver(occasion: Occasion, alert: NewAlert) -> list[NewDelivery]:
+    channels = _channels_to(occasion, alert.alert.authority)
+    return deliver_alert(occasion.keyring, alert.alert, channels, is_restricted=alert.is_restricted)
 
 
 def _first_holder(authority: str, entries: Sequence[ChildListEntry], directory: Directory) -> str:

@@ -8,7 +8,8 @@ from datetime import datetime
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.announcement import JSON, Rules, authority_channels
+from broker.announcement import Rules
+from broker.deliveries import JSON, authority_channels
 from broker.domain.coverage import Identity, advise, assess_entry, can_alert, is_covered, is_late
 from broker.domain.decision import Candidate
 from broker.domain.visibility import Standing, standing_on
@@ -172,7 +173,7 @@ def _notices(
                 content_type=JSON,
                 content=content,
             )
-            for channel in authority_channels(rules, counted.directory, authority)
+            for channel in authority_channels(counted.directory, authority, topics_enabled=rules.topics_enabled)
         ]
     return told
 

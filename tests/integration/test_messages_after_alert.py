@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from broker.announcement import ALERT_UPDATED
+from broker.deliveries import ALERT_UPDATED
 from broker.domain.alerts import DUTY_DESK
 from broker.domain.course import VisitState
 from broker.domain.notices import ALIVE, LEFT_AFTER_ALL, RULES, STILL_HERE
