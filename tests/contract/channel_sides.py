@@ -170,7 +170,7 @@ def ignore_event(name: str, facts: Mapping[str, int | str]) -> None:
 
 
 def open_webhook(**options: object) -> WebhookChannel:
-    values: dict[str, object] = {"allow_plain_http": True, "allow_private_addresses": True, "read_timeout_s": 0.5}
+    values: dict[str, object] = {"allow_plain_http": True, "allow_private_addresses": True, "read_timeout_s": 1.0}
     return WebhookChannel(
         WebhookOptions(**{**values, **options}),  # type: ignore[arg-type]  # options by name
         on_event=ignore_event,
@@ -211,7 +211,7 @@ class Department:
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
-        self.channel: Channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=0.5)))
+        self.channel: Channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=1.0)))
         self._how = "accept"
         self._server = MllpServer(self._take, MllpOptions(), on_event=ignore_event)
 
@@ -244,7 +244,7 @@ def acknowledge(message: bytes, code: str) -> bytes:
 
 
 def open_fhir_reply(**options: object) -> FhirReplyChannel:
-    values: dict[str, object] = {"allow_plain_http": True, "allow_private_addresses": True, "read_timeout_s": 0.5}
+    values: dict[str, object] = {"allow_plain_http": True, "allow_private_addresses": True, "read_timeout_s": 1.0}
     return FhirReplyChannel(
         PostingOptions(**{**values, **options}),  # type: ignore[arg-type]  # options by name
         on_event=ignore_event,
@@ -365,7 +365,7 @@ class School:
 
 def open_email(server: MailServer) -> EmailChannel:
     return EmailChannel(
-        EmailOptions(host=HOST, port=server.port, sender="broker@example.org", tls=MailTls.NONE, timeout_s=0.5)
+        EmailOptions(host=HOST, port=server.port, sender="broker@example.org", tls=MailTls.NONE, timeout_s=1.0)
     )
 
 
@@ -385,7 +385,7 @@ def open_notify(url: str, kind: NotifyKind, **changes: Any) -> NotifyChannel:
         base_url=url,
         allow_loopback=True,
         unasked_s=90,
-        exchange=ExchangeOptions(read_timeout_s=0.5),
+        exchange=ExchangeOptions(read_timeout_s=1.0),
     )
     return NotifyChannel(msgspec.structs.replace(options, **changes), api_key=NOTIFY_KEY, now=lambda: NOW)
 

@@ -30,7 +30,7 @@ async def listening(take: Take) -> AsyncIterator[str]:
 
 
 async def reply_to(address: str, content: bytes = ORU) -> Outcome:
-    channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=0.5)))
+    channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=10.0)))
     try:
         return await channel.send(parcel(address, content, content_type="application/hl7-v2+er7"))
     finally:
@@ -95,7 +95,7 @@ async def test_a_late_acknowledgement_never_settles_the_next_reply() -> None:
 
     server = await asyncio.start_server(handler, HOST, 0)
     address = f"{HOST}:{server.sockets[0].getsockname()[1]}"
-    channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=0.5)))
+    channel = Hl7v2ReplyChannel(MllpClient(MllpClientOptions(answer_timeout_s=1.0)))
     first = await channel.send(parcel(address, ORU))
     assert first == Outcome(outcome=OutcomeClass.AMBIGUOUS, code="answer_timeout")
     assert (await channel.send(parcel(address, second))).code == "wrong_control_id"

@@ -305,7 +305,7 @@ async def test_kafka_that_was_never_there_is_said_so() -> None:
     began_at = time.monotonic()
     with pytest.raises(NotDurable):  # an append waits for a Kafka that may be starting
         await log.append("topic", key=None, value=b"", headers={})
-    assert time.monotonic() - began_at < options.append_timeout_s + 1
+    assert time.monotonic() - began_at < options.append_timeout_s + 10
     began_at = time.monotonic()
     with pytest.raises(LogUnavailable):
         await log.extents("topic")
@@ -313,6 +313,6 @@ async def test_kafka_that_was_never_there_is_said_so() -> None:
         await reader.start(Diary())
     with pytest.raises(LogUnavailable):
         await ensure_topics(options, {"topic": 1}, replication_factor=1)
-    assert time.monotonic() - began_at < 2
+    assert time.monotonic() - began_at < 10
     await log.close()
     await reader.close()

@@ -277,7 +277,7 @@ async def test_a_fault_is_an_answer_and_the_next_question_is_answered(side: Side
 @pytest.mark.parametrize(
     ("fault", "code"), [("pds.slow", "answer_timeout"), ("pds.token.slow", "token_answer_timeout")]
 )
-@pytest.mark.parametrize("limits", [replace(LIMITS, read_timeout_s=0.2), replace(LIMITS, total_timeout_s=0.2)])
+@pytest.mark.parametrize("limits", [replace(LIMITS, read_timeout_s=0.7), replace(LIMITS, total_timeout_s=0.7)])
 async def test_a_slow_answer_is_given_up(tmp_path: Path, fault: str, code: str, limits: ExchangeOptions) -> None:
     async with open_side(tmp_path, limits) as side:
         side.faults.arm_times(fault, 1)

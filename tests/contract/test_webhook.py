@@ -135,7 +135,7 @@ async def test_an_answer_that_drips_is_given_up(server: HttpServer) -> None:
 
     dripper = await asyncio.start_server(drip, HOST, 0)
     address = f"http://{HOST}:{dripper.sockets[0].getsockname()[1]}/"
-    outcome = await post(server, address, total_timeout_s=0.3)
+    outcome = await post(server, address, total_timeout_s=1.0)
     assert dripping.is_set()
     assert outcome == Outcome(outcome=OutcomeClass.AMBIGUOUS, code="answer_timeout")
     await gone.wait()

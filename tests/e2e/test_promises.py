@@ -40,7 +40,7 @@ async def test_scenario_a_one_visit_many_messages_one_alert_one_reply(pair: Pair
         assert books.alerts_received == authorities
         assert books.replies_received == 1
         assert books.handled == {"alerted": 1, "updated": 27}
-        reply = await system.ed.wait_for_reply(first.visit_number, timeout_s=1)
+        reply = await system.ed.wait_for_reply(first.visit_number, timeout_s=20)
         assert reply.outcome == "match"
 
 

@@ -408,7 +408,7 @@ async def test_what_may_have_arrived_is_sent_again_under_the_same_key(world: Wor
 
 async def test_an_attempt_that_takes_too_long_may_have_arrived(world: World, post: PostBox) -> None:
     await add(world, "a1")
-    async with dispatching(world, post, attempt_timeout_s=0.05):
+    async with dispatching(world, post, attempt_timeout_s=0.5):
         with post.holding(NORTHFOLD):
             due_at = await until_backing_off(world)
         assert await states(world) == {"a1": ("waiting", 1, "timeout")}

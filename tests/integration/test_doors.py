@@ -74,7 +74,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
     write_snapshot(path, [Sender(code="RZ1", credential_digest=digest, peers=held), far])
     log, senders = MemoryLog(partitions=2), Senders(path, RING)
     intake = Intake(log, TOPIC, RING, senders, ManualClock(datetime(2026, 2, 14, 3, 12, tzinfo=UTC)))
-    limits = DoorLimits(body_bytes_max=200_000, body_timeout_s=0.5, requests_max=4)
+    limits = DoorLimits(body_bytes_max=200_000, body_timeout_s=1.5, requests_max=4)
     app = join_doors(create_doors(intake, senders, limits), FastAPI(openapi_url=None, docs_url=None, redoc_url=None))
     port = free_port()
     server = _Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False))
@@ -204,7 +204,7 @@ async def test_a_body_that_does_not_arrive_is_given_up(door: Door) -> None:
         f"POST {MESSAGE} HTTP/1.1\r\nhost: door\r\nauthorization: Basic {credential}\r\n"
         "content-type: application/fhir+json\r\ncontent-length: 5000\r\n\r\n{".encode()
     )
-    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
     assert answer.startswith(b"HTTP/1.1 408")
     writer.close()
     assert await door.kept() == []

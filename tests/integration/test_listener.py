@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from broker.bootstrap.web import configure_server
 from tests.factories import make_settings
 
-HEAD_TIMEOUT_S = 0.15
+HEAD_TIMEOUT_S = 0.4
 BEGUN = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 
 async def _answer_late(scope: Scope, receive: Receive, send: Send) -> None:
     body = await Request(scope, receive).body()
-    await asyncio.sleep(2 * HEAD_TIMEOUT_S)
+    await asyncio.sleep(1.5 * HEAD_TIMEOUT_S)
     await PlainTextResponse(b"took " + body)(scope, receive, send)
 
 
@@ -68,7 +68,7 @@ async def test_a_slow_body_a_slow_answer_and_the_next_request_are_not_cut_off(tm
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(2):
             writer.write(BEGUN + b"Content-Length: 4\r\n\r\nbo")
-            await asyncio.sleep(2 * HEAD_TIMEOUT_S)
+            await asyncio.sleep(1.5 * HEAD_TIMEOUT_S)
             writer.write(b"dy")
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200")

@@ -69,8 +69,8 @@ def test_a_part_that_works_is_left_alone_and_its_stop_is_on_record(tmp_path: Pat
     code = run_watched(
         """
         async def part():
-            watch = watched()
-            for _ in range(30):
+            watch = watched(exit_s=1.5)
+            for _ in range(60):
                 Vitals.alive_at = time.monotonic()
                 await asyncio.sleep(0.03)
             watch.__exit__(None, None, None)
@@ -170,7 +170,7 @@ def start_supervisor(directory: Path, *, beat_fd: str) -> tuple[subprocess.Popen
     return supervisor, int(supervisor.stdout.readline())
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], limit_s: float = 30) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -293,5 +293,5 @@ def test_the_status_file_says_part_process_and_ages(tmp_path: Path) -> None:
         said = json.loads((tmp_path / "status" / "web.0.json").read_bytes())
     assert set(said) == {"part", "pid", "state", "written_at", "silent_s", "idle_s"}
     assert said["pid"] == os.getpid()
-    assert said["silent_s"] == pytest.approx(3, abs=2)
-    assert said["idle_s"] == pytest.approx(7, abs=2)
+    assert said["silent_s"] >= 3
+    assert said["idle_s"] - said["silent_s"] == pytest.approx(4, abs=0.5)

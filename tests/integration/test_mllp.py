@@ -328,7 +328,7 @@ async def test_a_slow_frame_closes_though_bytes_keep_coming() -> None:
 async def test_an_idle_connection_closes() -> None:
     happenings = Happenings()
     async with (
-        serving(echo, MllpOptions(idle_timeout_s=0.1), happenings) as server,
+        serving(echo, MllpOptions(idle_timeout_s=0.5), happenings) as server,
         connected(server) as (reader, writer),
     ):
         writer.write(frame(b"1"))
@@ -338,10 +338,10 @@ async def test_an_idle_connection_closes() -> None:
 
 async def test_a_connection_that_waits_for_its_answer_is_not_idle() -> None:
     async def handler(message: bytes, peer: Peer) -> bytes | None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.7)
         return message
 
-    options = MllpOptions(idle_timeout_s=0.1, frame_timeout_s=0.1)
+    options = MllpOptions(idle_timeout_s=0.5, frame_timeout_s=0.5)
     async with serving(handler, options) as server, connected(server) as (reader, writer):
         writer.write(frame(b"1"))
         assert await read_answers(reader, 1) == [b"1"]
@@ -518,11 +518,13 @@ async def test_the_client_keeps_one_connection_for_an_address() -> None:
 
 
 async def test_the_client_connects_anew_when_the_kept_connection_was_closed() -> None:
-    async with serving(echo, MllpOptions(idle_timeout_s=0.05)) as server:
+    happenings = Happenings()
+    async with serving(echo, MllpOptions(idle_timeout_s=0.5), happenings) as server:
         client = MllpClient(MllpClientOptions())
-        for number in range(3):
-            assert await client.send_message(HOST, server.port, b"%d" % number) == b"AA %d" % number
-            await asyncio.sleep(0.15)
+        assert await client.send_message(HOST, server.port, b"1") == b"AA 1"
+        await happenings.wait_for("mllp_idle")
+        await asyncio.sleep(0.1)  # until the end of the connection has come
+        assert await client.send_message(HOST, server.port, b"2") == b"AA 2"
         await client.close()
 
 
@@ -586,7 +588,8 @@ async def test_after_the_message_left_the_client_cannot_know(answer: bytes | Non
             await done.wait()
 
     async with listening(serve) as port:
-        client = MllpClient(MllpClientOptions(answer_timeout_s=0.1, answer_bytes_max=1_000))
+        patience_s = 0.1 if code == "answer_timeout" else PATIENCE_S
+        client = MllpClient(MllpClientOptions(answer_timeout_s=patience_s, answer_bytes_max=1_000))
         with pytest.raises(NoAnswer) as caught:
             await client.send_message(HOST, port, b"1")
         assert caught.value.code == code

@@ -180,7 +180,7 @@ async def sending(record: Path, door: Door, faults: Faults | None = None) -> Asy
             replies=ReplyListenerOptions(site="RZ1"),
             connections=0,
             listens=False,
-            fhir=FhirLinkOptions(base=base, user="RZ1", password="secret", pause_s=0.01, answer_timeout_s=0.3),
+            fhir=FhirLinkOptions(base=base, user="RZ1", password="secret", pause_s=0.01, answer_timeout_s=1.0),
         ),
         record,
         faults,

