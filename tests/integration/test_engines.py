@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -337,6 +338,22 @@ def test_postgres_that_cannot_start_says_why() -> None:
 
 
 # Every engine
+
+
+def test_a_port_that_was_given_is_given_to_no_other_process_and_not_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens there yet, and it is taken: another is drawn until none is left."""
+    given = engines.free_port()
+    only_that = iter((given,))
+    monkeypatch.setattr(random, "randrange", lambda *limits: next(only_that))
+    with pytest.raises(StopIteration):
+        engines.free_port()
+    code = (
+        "import random; from tests.engines import free_port\n"
+        f"only_that = iter(({given},)); random.randrange = lambda *limits: next(only_that)\n"
+        "free_port()"
+    )
+    other = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert other.stderr.splitlines()[-1] == "StopIteration"
 
 
 def test_engines_die_with_the_process_that_started_them() -> None:
