@@ -175,9 +175,9 @@ async def test_scenario_l_the_place_of_a_restricted_child_is_in_one_view_and_now
     assert {name.split()[1].split(".")[3] for name in sent} == {"raised", "updated", "withdrawn"}
     assert find_marks(sent) == []
     async with world.database.reading() as connection:
-        audited = [str(tuple(row)) for row in await connection.execute(select(table(AuditRow)))]
-    acts = [act for act in audited if NORTHFOLD in act]
-    assert find_marks({"audit": " ".join(re.sub(r"b'.*'|datetime[^)]*\)", "", act) for act in acts)}) == []
+        audited = list(await connection.execute(select(table(AuditRow))))
+    acts = [" ".join(value for value in row if isinstance(value, str)) for row in audited]
+    assert find_marks({"audit": "\n".join(act for act in acts if NORTHFOLD in act)}) == []
     written = "".join(capfd.readouterr()) + str(logged) + generate_latest().decode()
     assert [mark for mark in MARKS[:5] if mark in written] == []
 
