@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 import msgspec
@@ -42,15 +42,8 @@ def deliver_alert(
     """An alert as its authority's systems are told; ``is_restricted``: where the person is stays here."""
     if is_restricted:
         alert = msgspec.structs.replace(alert, attendance=withhold_place(alert.attendance))
-    return [
-        _to_authority(
-            keyring.derive_id("delivery", channel, alert.alert_id),
-            channel,
-            ALERT_RAISED,
-            alert,
-        )
-        for channel in channels
-    ]
+    ids = {channel: keyring.derive_id("delivery", channel, alert.alert_id) for channel in channels}
+    return _to_authority(ids, ALERT_RAISED, alert)
 
 
 def deliver_update(
@@ -59,37 +52,34 @@ def deliver_update(
     """What is told after an alert; ``is_restricted``: where the person is stays here."""
     if is_restricted:
         update = msgspec.structs.replace(update, attendance=withhold_place(update.attendance))
-    return [
-        _to_authority(keyring.derive_id("delivery", channel, update.notice_id), channel, ALERT_UPDATED, update)
-        for channel in channels
-    ]
+    ids = {channel: keyring.derive_id("delivery", channel, update.notice_id) for channel in channels}
+    return _to_authority(ids, ALERT_UPDATED, update)
 
 
 def deliver_withdrawal(
     keyring: Keyring, withdrawn: AlertWithdrawn, channels: Iterable[ChannelName]
 ) -> list[NewDelivery]:
     """That an alert does not stand any more."""
-    alert_id = withdrawn.alert_id
-    return [
-        _to_authority(
-            keyring.derive_id("delivery", channel, alert_id, "withdrawn"), channel, ALERT_WITHDRAWN, withdrawn
-        )
-        for channel in channels
-    ]
+    ids = {channel: keyring.derive_id("delivery", channel, withdrawn.alert_id, "withdrawn") for channel in channels}
+    return _to_authority(ids, ALERT_WITHDRAWN, withdrawn)
 
 
 def _to_authority(
-    delivery_id: str, channel: ChannelName, event_type: str, said: SocialCareAlert | AlertUpdated | AlertWithdrawn
-) -> NewDelivery:
-    return NewDelivery(
-        id=delivery_id,
-        channel=channel,
-        owner=authority_owner(said.authority),
-        event_type=event_type,
-        content_type=JSON,
-        content=msgspec.json.encode(said),
-        alert_id=said.alert_id,
-    )
+    ids: Mapping[ChannelName, str], event_type: str, said: SocialCareAlert | AlertUpdated | AlertWithdrawn
+) -> list[NewDelivery]:
+    content = msgspec.json.encode(said)
+    return [
+        NewDelivery(
+            id=delivery_id,
+            channel=channel,
+            owner=authority_owner(said.authority),
+            event_type=event_type,
+            content_type=JSON,
+            content=content,
+            alert_id=said.alert_id,
+        )
+        for channel, delivery_id in ids.items()
+    ]
 
 
 def deliver_reply(
